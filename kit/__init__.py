@@ -1,0 +1,50 @@
+"""Steer a language model and see what it does to it.
+
+Every public name below is loaded when it is first used: ``import kit`` brings in neither torch nor
+anything else that is slow, because thirty kernels that start at once all pay for what it brings.
+"""
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "models": ("load_model", "chat_tokens", "text_tokens", "residual_scale", "fingerprint"),
+    "vectors": ("SteeringVector",),
+    "hooks": ("steer", "Receipt", "hooks_left", "assert_clean"),
+    "generation": ("generate", "stream", "Generation"),
+    "evaluation": ("sweep", "calibrate"),
+    "selftest": ("check",),
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+_MODULES = (
+    "contrast",
+    "data",
+    "doctor",
+    "evaluation",
+    "exercises",
+    "generation",
+    "hooks",
+    "models",
+    "render",
+    "vectors",
+    "widgets",
+)
+
+__all__ = sorted([*_HOME, *_MODULES])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(f"kit.{_HOME[name]}"), name)
+        globals()[name] = value  # the next access is an ordinary one
+        return value
+    if name in _MODULES:
+        return import_module(f"kit.{name}")
+    raise AttributeError(f"module 'kit' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,131 @@
+"""Reading activations of many texts: the one place that captures, whoever needs them."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from kit.hooks import output_of, select
+from kit.models import check_layer, runtime, text_tokens
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Read = str | int | slice
+_READS = "'last', 'mean', an int or a slice of token positions"
+
+
+class _Enough(Exception):
+    """Raised by the last capture: the blocks above are not needed."""
+
+
+def residuals(
+    model: TransformerBridge,
+    texts: Sequence[str | Tensor],
+    layers: Iterable[int],
+    read: Read = "last",
+    *,
+    site: str = "resid",
+    batch_size: int = 16,
+) -> Tensor:
+    """Activations of texts at some layers, read at chosen tokens.
+
+    Args:
+        texts: plain texts, or token tensors ``[n]`` or ``[1, n]`` (a chat, say).
+        layers: block indices; their order is kept.
+        read: ``"last"`` token, ``"mean"`` over all tokens but the first (the attention sink), or
+            an int or slice of token positions in the kit's position language (negative numbers
+            count from a text's end); a slice gives a row for each token.
+        site: ``"resid"``, the residual stream after the block, or ``"z"``, the heads' outputs
+            before they are mixed, flat as ``n_heads * d_head``.
+        batch_size: texts a forward pass.
+
+    Returns:
+        float32 ``[texts, layers, width]``; for a slice ``[tokens of all texts, layers, width]``.
+
+    Raises:
+        ValueError: no texts, a layer that the model lacks, or an unknown ``read`` or ``site``.
+    """
+    layers = list(layers)
+    for layer in layers:
+        check_layer(model, layer)
+    if isinstance(texts, str) or not len(texts):
+        raise ValueError(f"texts={texts!r}: give a list with at least one text")
+    if not (read in ("last", "mean") if isinstance(read, str) else isinstance(read, int | slice)):
+        raise ValueError(f"read={read!r}: use {_READS}")
+    if site not in ("resid", "z"):
+        raise ValueError(f"site={site!r}: use 'resid' or 'z'")
+    tokens = [text_tokens(model, t)[0] if isinstance(t, str) else t.reshape(-1) for t in texts]
+    # texts of like length share a batch, so that little is computed on padding
+    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+    found: dict[int, Tensor] = {}
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch, lengths = _pad([tokens[i] for i in rows])
+        stream = _capture(model, batch, layers, site)
+        chosen = _chosen(read, batch.shape[1], lengths)
+        for row, i in enumerate(rows):
+            picked = stream[row, chosen[row]]
+            if not len(picked):
+                raise ValueError(
+                    f"read={read!r}: text {i} has {lengths[row].item()} tokens, none is read"
+                )
+            found[i] = picked if isinstance(read, slice) else picked.mean(dim=0, keepdim=True)
+    return torch.cat([found[i] for i in range(len(tokens))])
+
+
+def _chosen(read: Read, width: int, lengths: Tensor) -> Tensor:
+    index = torch.arange(width).expand(len(lengths), width)
+    index = torch.where(index < lengths[:, None], index, -1)
+    if read == "mean":
+        # one lone token is its own mean; else the sink at the front is left out
+        return select("prompt", index, lengths[:, None]) & ((index > 0) | (lengths[:, None] == 1))
+    return select(-1 if read == "last" else read, index, lengths[:, None])
+
+
+def _pad(tokens: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Right padding needs no mask: in a causal model it cannot reach the tokens before it."""
+    return (
+        nn.utils.rnn.pad_sequence(tokens, batch_first=True),
+        torch.tensor([len(t) for t in tokens]),
+    )
+
+
+@torch.no_grad()
+def _capture(
+    model: TransformerBridge, batch: Tensor, layers: Sequence[int], site: str
+) -> Tensor:
+    state = runtime(model)
+    kept: dict[int, Tensor] = {}
+    last = max(layers)
+
+    def keep(layer: int, activation: Tensor) -> None:
+        kept[layer] = activation.detach().to("cpu", torch.float32)
+        if layer == last:
+            raise _Enough
+
+    handles = []
+    with state.lock:
+        try:
+            for layer in set(layers):
+                if site == "resid":
+                    handles.append(
+                        state.block(layer).register_forward_hook(
+                            lambda _m, _i, out, layer=layer: keep(layer, output_of(out))
+                        )
+                    )
+                else:
+                    handles.append(
+                        state.head_mixer(layer).register_forward_pre_hook(
+                            lambda _m, args, layer=layer: keep(layer, args[0])
+                        )
+                    )
+            state.decoder(input_ids=batch, use_cache=False)
+        except _Enough:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+    return torch.stack([kept[layer] for layer in layers], dim=2)

@@ -1,0 +1,93 @@
+"""GGUF control vectors: the file format that llama.cpp and repeng share.
+
+llama.cpp adds ``direction.{n}`` to the residual stream at the end of block n (counted from 0) and
+has no ``direction.0`` (``common_control_vector_load``, ``llama_adapter_cvec``); repeng numbers its
+layers the same way. So the kit's ``layer`` is the file's number, and layer 0 cannot be exported.
+The file holds activations: exports are multiplied by the residual scale, so that
+``--control-vector-scaled file.gguf 0.5`` means the kit's coefficient 0.5.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from kit.models import check_layer, fingerprint, residual_scale
+from kit.vectors import SteeringVector, must_exist
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+_ARCHITECTURE = "controlvector"
+
+
+def save(
+    path: str | Path, vectors: Sequence[SteeringVector], model: TransformerBridge
+) -> Path:
+    """Write vectors of different layers as one control vector, then read the file back.
+
+    Raises:
+        ValueError: no vectors, two of one layer, layer 0, or a layer that the model lacks.
+    """
+    from gguf import GGUFWriter
+
+    layers = [v.layer for v in vectors]
+    if not layers or len(set(layers)) < len(layers):
+        raise ValueError(f"vectors are at layers {layers}: give at least one, one for each layer")
+    if 0 in layers:
+        raise ValueError("layer 0 cannot be exported: llama.cpp's control vectors start at layer 1")
+    for layer in layers:
+        check_layer(model, layer)
+    writer = GGUFWriter(str(path), _ARCHITECTURE)
+    writer.add_string(f"{_ARCHITECTURE}.model_hint", model.original_model.config.model_type)
+    writer.add_uint32(f"{_ARCHITECTURE}.layer_count", len(vectors))
+    for v in vectors:
+        step = v.norm * residual_scale(model, v.layer) * v.direction
+        writer.add_tensor(f"direction.{v.layer}", step.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for before, after in zip(vectors, load(path, model), strict=True):
+        if not torch.allclose(before.direction, after.direction, atol=1e-6):
+            raise OSError(f"{path} does not read back as it was written")
+    return Path(path)
+
+
+def load(path: str | Path, model: TransformerBridge) -> list[SteeringVector]:
+    """Read a control vector of llama.cpp or repeng: one vector for each layer in the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a GGUF control vector, or of another width than the model.
+    """
+    from gguf import GGUFReader
+
+    must_exist(path)
+    try:
+        reader = GGUFReader(str(path))
+        kind = reader.fields["general.architecture"].contents()
+    except (ValueError, KeyError, IndexError, OSError) as error:
+        raise ValueError(f"{path} is damaged or no GGUF file: {error}") from error
+    if kind != _ARCHITECTURE:
+        raise ValueError(f"{path} holds a {kind!r} model, not a {_ARCHITECTURE!r}")
+    found = []
+    for tensor in reader.tensors:
+        word, _, number = tensor.name.partition(".")
+        if word != "direction" or not number.isdigit():
+            raise ValueError(f"{path} has a tensor {tensor.name!r}; expected direction.<layer>")
+        layer = int(number)
+        check_layer(model, layer)
+        step = torch.tensor(tensor.data, dtype=torch.float32)
+        if step.numel() != model.cfg.d_model:
+            raise ValueError(
+                f"{path} has width {step.numel()}, this model has d_model={model.cfg.d_model}"
+            )
+        norm = float(step.norm()) / residual_scale(model, layer)
+        found.append(
+            SteeringVector(step, layer, f"{Path(path).stem} @{layer}", "imported", norm,
+                           fingerprint(model), {"imported from": Path(path).name})
+        )
+    return found

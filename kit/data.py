@@ -1,0 +1,71 @@
+"""What the kit ships: contrast sets, vectors, neutral text. Plain files, read on demand."""
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kit.vectors import SteeringVector
+
+
+def path(*parts: str) -> Path:
+    """The path of a shipped file.
+
+    Raises:
+        FileNotFoundError: no such file; the text lists what its folder holds.
+    """
+    here = Path(__file__).parent
+    root = here / "_data" if (here / "_data").is_dir() else here.parent / "data"
+    found = root.joinpath(*parts)
+    if not found.exists():
+        folder = found.parent
+        names = sorted(p.name for p in folder.glob("*")) if folder.is_dir() else []
+        listing = f"it holds {', '.join(names)}" if names else "that folder is missing"
+        raise FileNotFoundError(f"no shipped file {'/'.join(parts)!r}; {listing}")
+    return found
+
+
+@cache
+def _read(*parts: str) -> Any:
+    return json.loads(path(*parts).read_text(encoding="utf-8"))
+
+
+def contrast_names() -> list[str]:
+    """Names of the shipped contrast sets."""
+    return sorted(p.stem for p in path("contrast").glob("*.json"))
+
+
+def contrast(name: str) -> dict[str, Any]:
+    """A contrast set: ``pairs`` (positive, negative), ``probes``, ``chat_prompts`` and titles.
+
+    Raises:
+        ValueError: no set of that name.
+    """
+    if name not in contrast_names():
+        raise ValueError(f"name={name!r}: the contrast sets are {', '.join(contrast_names())}")
+    return _read("contrast", f"{name}.json")
+
+
+def neutral_texts() -> list[str]:
+    """Paragraphs of plain prose on which norms and side effects are measured."""
+    return _read("neutral.json")["texts"]
+
+
+def vector_names() -> list[str]:
+    """Names of the shipped steering vectors."""
+    return sorted(p.stem for p in path("vectors").glob("*.safetensors"))
+
+
+def vector(name: str) -> SteeringVector:
+    """A shipped steering vector, fitted on the embedded model (see ``data/vectors/README.md``).
+
+    Raises:
+        ValueError: no vector of that name.
+    """
+    from kit.vectors import SteeringVector
+
+    if name not in vector_names():
+        raise ValueError(f"name={name!r}: the shipped vectors are {', '.join(vector_names())}")
+    return SteeringVector.load(path("vectors", f"{name}.safetensors"))

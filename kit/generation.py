@@ -1,0 +1,405 @@
+"""The one decode loop: rows are coefficients, cached, streamed, stoppable, measured.
+
+All rows of a ladder run as one batch with a coefficient of their own. Hooks exist only while a
+forward pass runs, under the model's lock, so a stream that is stopped, abandoned or garbage
+collected leaves nothing behind.
+
+Rows that differ only in their steering share what is alike: one row is computed up to the first
+steered block and position, then it forks into all of them.
+"""
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kit.decoder import Decoder
+from kit.hooks import Intervention, Op, Positions, Receipt, Session, hooks_left
+from kit.models import chat_tokens, runtime, text_tokens
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Coefficients = Sequence[float | Sequence[float] | None]
+
+
+@dataclass(frozen=True)
+class TokenMeasure:
+    """What one steered token cost, against the unsteered model on the same text so far.
+
+    Attributes:
+        kl: KL(steered || unsteered) of the next-token distributions, in nats.
+        nll: -log p of the token under the unsteered model, in nats.
+        before: the five likeliest tokens of the unsteered model, with probabilities.
+        after: the same of the steered model.
+    """
+
+    kl: float
+    nll: float
+    before: list[tuple[str, float]]
+    after: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One decode step: for every row a token, the text it completes, and what it cost."""
+
+    index: int
+    tokens: list[int]
+    pieces: list[str]
+    done: list[bool]
+    measures: list[TokenMeasure | None]
+    receipt: Receipt
+
+
+@dataclass
+class Row:
+    """One rung of a ladder. ``coefficients`` is None for an unsteered row."""
+
+    coefficients: tuple[float, ...] | None
+    receipt: Receipt
+    tokens: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    measures: list[TokenMeasure] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    @property
+    def kl(self) -> float | None:
+        """Mean KL to the unsteered model in nats a token; None unless measured."""
+        return _mean([m.kl for m in self.measures])
+
+    @property
+    def perplexity(self) -> float | None:
+        """Perplexity of the text under the unsteered model; None unless measured."""
+        nll = _mean([m.nll for m in self.measures])
+        return None if nll is None else math.exp(min(nll, 700))
+
+    @property
+    def distinct_2(self) -> float:
+        """Different token pairs over all token pairs: 1 is no repetition, 0 is one token."""
+        pairs = list(zip(self.tokens, self.tokens[1:], strict=False))
+        return len(set(pairs)) / len(pairs) if pairs else 1.0
+
+
+@dataclass
+class Generation:
+    """The rows of a finished (or stopped) run, in the order of its coefficients."""
+
+    rows: list[Row]
+    names: list[str]
+    receipt: Receipt
+
+    @property
+    def texts(self) -> list[str]:
+        return [row.text for row in self.rows]
+
+    def __str__(self) -> str:
+        return "\n\n".join(f"[{label(row.coefficients)}] {row.text}" for row in self.rows)
+
+    def _repr_html_(self) -> str:
+        from kit.render import ladder
+
+        return ladder(self)
+
+
+def label(coefficients: tuple[float, ...] | None) -> str:
+    """How a row is called on screen: ``unsteered``, ``+0.30``, ``+0.30, -0.10``."""
+    if coefficients is None:
+        return "unsteered"
+    same = len(set(coefficients)) == 1
+    return ", ".join(f"{c:+.2f}" for c in (coefficients[:1] if same else coefficients))
+
+
+def generate(*args: Any, **options: Any) -> Generation:
+    """Run :func:`stream` to its end; same arguments, same errors."""
+    return collect(stream(*args, **options))
+
+
+@dataclass
+class Stream:
+    """An iterator of :class:`Step`, with what is known before the first one."""
+
+    steps: Iterator[Step]
+    rows: list[Row]
+    names: list[str]
+    receipt: Receipt
+
+    def __iter__(self) -> Iterator[Step]:
+        return self.steps
+
+    def __next__(self) -> Step:
+        return next(self.steps)
+
+
+def collect(run: Stream) -> Generation:
+    """Exhaust a stream and return its rows."""
+    for _ in run:
+        pass
+    return Generation(run.rows, run.names, run.receipt)
+
+
+def stream(
+    model: TransformerBridge,
+    prompt: str | Tensor,
+    vectors: Intervention | Sequence[Intervention] = (),
+    coefficients: Coefficients | float | None = None,
+    *,
+    positions: Positions = "all",
+    op: Op = "add",
+    max_new_tokens: int = 40,
+    temperature: float = 0.0,
+    seed: int = 0,
+    measure: bool = False,
+    stop_event: threading.Event | None = None,
+) -> Stream:
+    """Decode a ladder of steered rows from one batched, cached loop.
+
+    Args:
+        prompt: a user message (put into the chat template; plain text for a model without one), or
+            tokens ``[n]`` or ``[1, n]`` as :func:`kit.chat_tokens` and :func:`kit.text_tokens`
+            make them.
+        vectors: one intervention or several.
+        coefficients: the rows. Each is None (unsteered), a number for all vectors, or a sequence
+            with one number for each vector. Default: one row at 1, or an unsteered one.
+        positions, op: as in :func:`kit.steer`.
+        max_new_tokens: at most so many tokens a row; a row ends early at the model's end token.
+        temperature: 0 is greedy. Otherwise each row samples with its own generator of the same
+            ``seed``: a row's text does not depend on what else is in the ladder.
+        measure: add, for each steered row, an unsteered shadow that is fed the row's tokens, and
+            report per token what steering cost (:class:`TokenMeasure`).
+        stop_event: when set, the stream ends before the next forward pass.
+
+    Returns:
+        A :class:`Stream`; nothing has run yet, but every argument has been checked.
+
+    Raises:
+        ValueError: an empty prompt, one longer than the context, or an argument that makes no
+            sense; TypeError: ``model`` is no ``TransformerBridge``.
+
+    A hook that stands on the bridge (yours, or an enclosing :func:`kit.steer`) acts here too: the
+    loop then runs through the bridge, more slowly, and the receipt names it.
+    """
+    runtime(model)  # refuses what is no bridge
+    tokens = prompt_tokens(model, prompt)
+    room = model.cfg.n_ctx - tokens.shape[1]
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens!r}: give a whole number from 1 on")
+    if max_new_tokens > room:
+        raise ValueError(
+            f"prompt of {tokens.shape[1]} tokens and max_new_tokens={max_new_tokens} exceed this "
+            f"model's context of {model.cfg.n_ctx}"
+        )
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature={temperature!r}: give 0 (greedy) or a positive number")
+    vectors = list(vectors) if isinstance(vectors, Sequence) else [vectors]
+    table = rows_of(vectors, coefficients)
+    shadow_of = [i for i, row in enumerate(table) if row is not None] if measure else []
+    session = session_of(model, vectors, [*table, *[None] * len(shadow_of)], positions, op)
+    session.receipt.other_hooks = hooks_left(model)
+    rows = [Row(row, session.receipt.row(i)) for i, row in enumerate(table)]
+
+    def steps() -> Iterator[Step]:
+        pick = _Sampler(len(table), temperature, seed)
+        text = [_Pieces(model.tokenizer) for _ in table]
+        ends = _end_tokens(model)
+        done = [False] * len(table)
+        decoder = Decoder(model, session, tokens, [*table, *[None] * len(shadow_of)])
+        for index in range(max_new_tokens):
+            if stop_event is not None and stop_event.is_set():
+                return
+            logits = decoder.step()
+            with torch.inference_mode():
+                chosen = pick(logits[: len(table)])
+                measures = _measure(model, logits, chosen, shadow_of) if measure else {}
+            pieces = []
+            for i, token in enumerate(chosen.tolist()):
+                piece = ""
+                if not done[i]:
+                    done[i] = token in ends
+                    piece = "" if done[i] else text[i].add(token)
+                    if not done[i]:
+                        rows[i].tokens.append(token)
+                        rows[i].pieces.append(piece)
+                        if i in measures:
+                            rows[i].measures.append(measures[i])
+                pieces.append(piece)
+                rows[i].receipt = session.receipt.row(i)
+            decoder.feed(torch.cat([chosen, chosen[shadow_of]]))
+            yield Step(index, chosen.tolist(), pieces, list(done),
+                       [measures.get(i) for i in range(len(table))], session.receipt)
+            if all(done):
+                return
+
+    return Stream(steps(), rows, [v.name for v in vectors], session.receipt)
+
+
+def logits(
+    model: TransformerBridge,
+    tokens: Tensor,
+    vectors: Intervention | Sequence[Intervention] = (),
+    coefficients: Coefficients | float | None = None,
+    *,
+    positions: Positions = "all",
+    op: Op = "add",
+    prompt_length: int | None = None,
+    keep: int = 0,
+) -> Tensor:
+    """Logits of a given text for every row of a ladder, in one pass.
+
+    Args:
+        tokens: LongTensor ``[n]`` or ``[1, n]``.
+        vectors, coefficients, positions, op: as in :func:`stream`.
+        prompt_length: where the prompt ends within ``tokens`` (default: at their end).
+        keep: only the last so many positions (0: all).
+
+    Returns:
+        float tensor ``[rows, n or keep, d_vocab]``.
+    """
+    tokens = prompt_tokens(model, tokens)
+    vectors = list(vectors) if isinstance(vectors, Sequence) else [vectors]
+    table = rows_of(vectors, coefficients)
+    session = session_of(model, vectors, table, positions, op)
+    return Decoder(model, session, tokens, table, prompt_length).step(keep=keep)
+
+
+def prompt_tokens(model: TransformerBridge, prompt: str | Tensor) -> Tensor:
+    """A prompt as LongTensor ``[1, n]``: a chat message, plain text, or tokens as they are.
+
+    Raises:
+        ValueError: it is empty, has several rows, or holds anything but token ids of this model.
+    """
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise ValueError("prompt='': the prompt is empty")
+        return (chat_tokens if model.tokenizer.chat_template else text_tokens)(model, prompt)
+    if not isinstance(prompt, Tensor):
+        raise ValueError(f"prompt is a {type(prompt).__name__}: give a string or token tensor")
+    ids = prompt.reshape(1, -1) if prompt.dim() == 1 else prompt
+    if ids.dim() != 2 or len(ids) != 1 or ids.is_floating_point() or not ids.numel():
+        raise ValueError(f"prompt is {prompt.dtype} {list(prompt.shape)}: give tokens [n] or [1, n]")
+    if int(ids.min()) < 0 or int(ids.max()) >= model.cfg.d_vocab:
+        raise ValueError(f"prompt holds token ids outside 0 to {model.cfg.d_vocab - 1}")
+    if ids.shape[1] > model.cfg.n_ctx:
+        raise ValueError(
+            f"prompt has {ids.shape[1]} tokens, this model's context is {model.cfg.n_ctx}"
+        )
+    return ids.to(model.cfg.device)
+
+
+def rows_of(
+    vectors: Sequence[Intervention], coefficients: Coefficients | float | None
+) -> list[tuple[float, ...] | None]:
+    """Coefficients as a table: for each row None, or one number for each vector.
+
+    Raises:
+        ValueError: no rows, or a row that does not fit the vectors.
+    """
+    if coefficients is None:
+        coefficients = [1.0] if vectors else [None]
+    if isinstance(coefficients, int | float):
+        coefficients = [coefficients]
+    table: list[tuple[float, ...] | None] = []
+    for row in coefficients:
+        if row is None:
+            table.append(None)
+            continue
+        numbers = [row] * len(vectors) if isinstance(row, int | float) else list(row)
+        if not vectors or len(numbers) != len(vectors):
+            raise ValueError(
+                f"coefficients has a row {row!r} for {len(vectors)} vectors: a row is None, a "
+                "number, or one number for each vector"
+            )
+        if not all(math.isfinite(n) for n in numbers):
+            raise ValueError(f"coefficients has a row {row!r}: numbers must be finite")
+        table.append(tuple(float(n) for n in numbers))
+    if not table:
+        raise ValueError("coefficients=[]: give at least one row")
+    return table
+
+
+def session_of(
+    model: TransformerBridge,
+    vectors: Sequence[Intervention],
+    table: Sequence[tuple[float, ...] | None],
+    positions: Positions,
+    op: Op,
+) -> Session:
+    """One :class:`kit.hooks.Session` for a table of coefficients; None rows are switched off."""
+    off = (math.nan,) * len(vectors)
+    columns = torch.tensor([off if row is None else row for row in table], dtype=torch.float32)
+    return Session(model, {v: columns[:, i] for i, v in enumerate(vectors)}, positions, op)
+
+
+class _Sampler:
+    """Greedy, or a generator for each row, all seeded alike, so that rows stay independent."""
+
+    def __init__(self, rows: int, temperature: float, seed: int) -> None:
+        self.temperature = temperature
+        self.generators = [torch.Generator().manual_seed(seed) for _ in range(rows)]
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        logits = logits.float().nan_to_num()  # float16 overflows under absurd coefficients
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        p = (logits / self.temperature).softmax(-1).cpu()
+        drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(p, self.generators,
+                                                                         strict=True)]
+        return torch.cat(drawn).to(logits.device)
+
+
+class _Pieces:
+    """Text that each token completes; half a character waits for the token that ends it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.tokens, self.shown = tokenizer, [], 0
+
+    def add(self, token: int) -> str:
+        self.tokens.append(token)
+        text = self.tokenizer.decode(self.tokens)
+        if text.endswith("\ufffd"):
+            return ""
+        piece, self.shown = text[self.shown :], len(text)
+        return piece
+
+
+def _measure(
+    model: TransformerBridge, logits: Tensor, chosen: Tensor, shadow_of: Sequence[int]
+) -> dict[int, TokenMeasure]:
+    """A :class:`TokenMeasure` for each row; a row without a shadow is its own baseline."""
+    n = len(chosen)
+    log_p = logits.float().log_softmax(-1).nan_to_num(neginf=-1e4)
+    baseline = torch.arange(n)
+    baseline[list(shadow_of)] = torch.arange(n, len(logits))
+    before = log_p[baseline]
+    after = log_p[:n]
+    kl = (after.exp() * (after - before)).sum(-1).clamp(min=0).tolist()
+    nll = (-before.gather(-1, chosen[:, None])[:, 0]).tolist()
+    tops = [_top(model, before), _top(model, after)]
+    return {i: TokenMeasure(kl[i], nll[i], tops[0][i], tops[1][i]) for i in range(n)}
+
+
+def _top(model: TransformerBridge, log_p: Tensor) -> list[list[tuple[str, float]]]:
+    p, ids = log_p.exp().topk(5, dim=-1)
+    return [
+        [(model.tokenizer.decode([t]), q) for t, q in zip(*pair, strict=True)]
+        for pair in zip(ids.tolist(), p.tolist(), strict=True)
+    ]
+
+
+def _end_tokens(model: TransformerBridge) -> set[int]:
+    config = getattr(model.original_model, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None)
+    found = ends if isinstance(ends, list) else [ends]
+    return {t for t in [*found, model.tokenizer.eos_token_id] if t is not None}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

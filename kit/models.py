@@ -1,0 +1,271 @@
+"""A model, a chat as tokens, and the few facts about a model that steering needs.
+
+The only module that touches ``transformer_lens`` (imported when a model is loaded). A loaded model
+is a ``TransformerBridge``; beside it lives a *decoder*, the plain ``transformers`` module tree over
+the same weight storage, which the decode loop runs because it costs about a third less a token.
+"""
+from __future__ import annotations
+
+import copy
+import hashlib
+import threading
+import weakref
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from kit import data, weights
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+@dataclass
+class Runtime:
+    """What the kit keeps beside a bridge: one per model, found by :func:`runtime`."""
+
+    decoder: nn.Module
+    blocks: str
+    o_proj: str | None
+    shares_weights: bool
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    cache: dict[Any, Any] = field(default_factory=dict)
+
+    def block(self, layer: int) -> nn.Module:
+        return self.decoder.get_submodule(f"{self.blocks}.{layer}")
+
+    def head_mixer(self, layer: int) -> nn.Module:
+        """The attention output projection of a layer; its input is the heads' outputs, flat."""
+        if self.o_proj is None:
+            raise ValueError("this architecture has no separate attention output projection")
+        return self.decoder.get_submodule(f"{self.blocks}.{layer}.{self.o_proj}")
+
+
+_RUNTIMES: weakref.WeakKeyDictionary[Any, Runtime] = weakref.WeakKeyDictionary()
+
+
+def load_model(
+    name: str = weights.EMBEDDED,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str = "auto",
+    device_map: str | dict[str, Any] | None = None,
+) -> TransformerBridge:
+    """Load a causal language model as a ``TransformerBridge``, ready to steer.
+
+    Args:
+        name: the embedded model (fetched and converted on first use), a local folder in the
+            transformers format, or a hub id (``"gpt2"``, ``"Qwen/Qwen2.5-0.5B-Instruct"``, ...).
+        dtype: ``"auto"`` (see :func:`choose_dtype`), a torch dtype or its name.
+        device: ``"auto"`` (CUDA when there is one, else CPU) or a torch device.
+        device_map: passed to transformers for several GPUs; then ``device`` must stay ``"auto"``.
+
+    Returns:
+        The bridge with raw weights (no folding, no second copy), gradients off, in eval mode.
+
+    Raises:
+        OSError: the model is not here and cannot be fetched; the text names what is available.
+        ValueError: an unknown dtype, or ``device`` together with ``device_map``.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    if device_map is not None and device != "auto":
+        raise ValueError(f"device={device!r} and device_map={device_map!r}: give one of the two")
+    where = torch.device(_auto_device() if device == "auto" else device)
+    kind = choose_dtype(where)[0] if dtype == "auto" else _as_dtype(dtype)
+    source = weights.locate(name, str(kind).removeprefix("torch."))
+    options: dict[str, Any] = {"dtype": kind} | ({"device_map": device_map} if device_map else {})
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # half a second of work; bars would be saved into notebooks
+    try:
+        hf = weights.from_hub_or_disk(AutoModelForCausalLM.from_pretrained, source, **options)
+        tokenizer = weights.from_hub_or_disk(AutoTokenizer.from_pretrained, source)
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    hf = hf.eval().requires_grad_(False)
+    if device_map is None:
+        hf = hf.to(where)
+    # dispatched modules carry forwards bound to the original, which a copy would keep calling
+    decoder = None if device_map else _same_weights(hf)
+    boot_device = None if device_map else where
+    bridge = TransformerBridge.boot_transformers(
+        name, hf_model=hf, tokenizer=tokenizer, device=boot_device, dtype=kind
+    )
+    _RUNTIMES[bridge] = _make_runtime(bridge, decoder)
+    return bridge
+
+
+def runtime(model: TransformerBridge) -> Runtime:
+    """The :class:`Runtime` of a bridge; made on first sight for bridges booted elsewhere.
+
+    Raises:
+        TypeError: ``model`` is not a ``TransformerBridge``.
+    """
+    if not (hasattr(model, "original_model") and hasattr(model, "hook_dict")):
+        raise TypeError(
+            f"model is a {type(model).__name__}; pass the TransformerBridge that "
+            "kit.load_model returns"
+        )
+    if model not in _RUNTIMES:
+        _RUNTIMES[model] = _make_runtime(model, None)
+    return _RUNTIMES[model]
+
+
+def _make_runtime(bridge: TransformerBridge, decoder: nn.Module | None) -> Runtime:
+    blocks = bridge.adapter.component_mapping["blocks"]
+    attention = blocks.submodules.get("attn")
+    mixer = attention and attention.submodules.get("o")
+    path = f"{attention.name}.{mixer.name}" if mixer else None
+    return Runtime(decoder or bridge.original_model, blocks.name, path, decoder is not None)
+
+
+def _same_weights(hf: nn.Module) -> nn.Module:
+    """A second module tree over the same parameters and buffers: no weight is copied."""
+    shared = {id(t): t for t in [*hf.parameters(), *hf.buffers()]}
+    twin = copy.deepcopy(hf, shared)
+    for module in twin.modules():
+        weight = getattr(module, "weight", None)
+        if type(module) is nn.Linear and _onednn_is_faster(weight):
+            module.forward = partial(_onednn_linear, module)  # type: ignore[method-assign]
+    return twin
+
+
+def _onednn_is_faster(weight: Tensor) -> bool:
+    # For one to sixteen rows oneDNN streams a large float32 matrix up to twice as fast as MKL
+    # (`make bench` measures the decode loop); below this size its call overhead eats the gain.
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and weight.numel() > 300_000
+    )
+
+
+def _onednn_linear(module: nn.Linear, x: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and x.requires_grad:  # the fused operator has no derivative
+        return nn.functional.linear(x, module.weight, module.bias)
+    return torch.ops.mkldnn._linear_pointwise(x, module.weight, module.bias, "none", [], "")
+
+
+def _auto_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not (isinstance(kind, torch.dtype) and kind.is_floating_point):
+        raise ValueError(f"dtype={dtype!r}: use 'auto', 'float32', 'bfloat16' or 'float16'")
+    return kind
+
+
+def choose_dtype(device: torch.device | str) -> tuple[torch.dtype, str]:
+    """The dtype that ``"auto"`` means on a device, and why."""
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16, "a GPU computes in bfloat16"
+    try:
+        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    except (AttributeError, RuntimeError):
+        has_bf16 = False
+    if has_bf16:
+        return torch.bfloat16, "this CPU has bfloat16 instructions (AVX512-BF16 or AMX)"
+    return torch.float32, "this CPU has no bfloat16 instructions"
+
+
+def chat_tokens(model: TransformerBridge, user: str, system: str | None = None) -> Tensor:
+    """A user message in the model's chat template, up to where the answer starts.
+
+    Args:
+        user: the user's message.
+        system: a system message; None leaves it to the template.
+
+    Returns:
+        LongTensor ``[1, n]`` with exactly the special tokens of the template: pass it on as
+        tokens, since a template *string* would be given a second BOS.
+
+    Raises:
+        ValueError: an empty message, or a tokenizer without a chat template.
+    """
+    if not user.strip():
+        raise ValueError("user='': the chat message is empty")
+    tokenizer = model.tokenizer
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"{model.cfg.model_name!r} has no chat template; use kit.text_tokens(model, text)"
+        )
+    messages = [{"role": "user", "content": user}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    ids = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=False
+    )
+    return ids.to(model.cfg.device)
+
+
+def text_tokens(model: TransformerBridge, text: str) -> Tensor:
+    """Plain text as LongTensor ``[1, n]``, with one BOS where the model was trained with one.
+
+    Raises:
+        ValueError: the text holds no token.
+    """
+    ids = model.tokenizer(text, add_special_tokens=False).input_ids
+    if not ids:
+        raise ValueError(f"text={text!r}: it holds no token")
+    bos = model.tokenizer.bos_token_id
+    if model.cfg.default_prepend_bos and bos is not None and ids[0] != bos:
+        ids = [bos, *ids]
+    return torch.tensor([ids], device=model.cfg.device)
+
+
+def fingerprint(model: TransformerBridge) -> str:
+    """Sixteen hex digits that tell models apart, the same in float32 and bfloat16.
+
+    Hashes the architecture and a sample of every weight matrix, rounded to bfloat16. A vector
+    file carries it, so that a vector is never applied to a model whose space it does not know.
+    """
+    state = runtime(model)
+    if "fingerprint" not in state.cache:
+        cfg = model.cfg
+        digest = hashlib.sha256(f"{cfg.n_layers} {cfg.d_model} {cfg.d_vocab}".encode())
+        for weight in state.decoder.parameters():
+            sample = weight.detach().flatten()[:: max(1, weight.numel() // 16)][:16]
+            digest.update(sample.to("cpu", torch.bfloat16).view(torch.uint8).numpy().tobytes())
+        state.cache["fingerprint"] = digest.hexdigest()[:16]
+    return state.cache["fingerprint"]
+
+
+def check_layer(model: TransformerBridge, layer: int) -> None:
+    """Raise a ValueError that gives the model's range unless ``layer`` is one of its blocks."""
+    n = model.cfg.n_layers
+    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n:
+        raise ValueError(f"layer={layer!r}: this model has layers 0 to {n - 1}")
+
+
+def residual_scale(model: TransformerBridge, layer: int) -> float:
+    """Median norm of the residual stream after block ``layer`` on neutral text: the unit.
+
+    The median over all positions but the first, since the first (BOS or whatever stands there)
+    is an attention sink: on the embedded model its norm is about 150 times the rest, and a mean
+    would measure that one position. Measured once per model, for every layer in one pass.
+
+    Raises:
+        ValueError: ``layer`` is not a layer of this model.
+    """
+    from kit.activations import residuals
+
+    check_layer(model, layer)
+    state = runtime(model)
+    if "scales" not in state.cache:
+        texts = data.neutral_texts()[:6]
+        stream = residuals(model, texts, range(model.cfg.n_layers), read=slice(1, None))
+        state.cache["scales"] = stream.norm(dim=-1).median(dim=0).values.tolist()
+    scale = state.cache["scales"][layer]
+    if not scale > 0 or scale == float("inf"):
+        raise ValueError(f"the residual stream after layer {layer} has median norm {scale}")
+    return scale
