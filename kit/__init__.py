@@ -33,7 +33,7 @@ _MODULES = (
     "widgets",
 )
 
-__all__ = sorted([*_HOME, *_MODULES])
+__all__ = [*_HOME, *_MODULES]  # noqa: PLE0604 (the keys are names)
 
 
 def __getattr__(name: str) -> Any:

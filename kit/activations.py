@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from kit.hooks import output_of, select
+from kit.hooks import output_of
 from kit.models import check_layer, runtime, text_tokens
+from kit.positions import select
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

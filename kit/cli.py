@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _lab(rest) if args.command == "lab" else _app(rest)
     except KeyboardInterrupt:
         return 130
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (a user gets one line, not a traceback)
         reason = " ".join(str(error).split()) or type(error).__name__
         sys.stderr.write(f"kit {args.command}: {reason}\n")
         return 1
@@ -90,7 +90,7 @@ def _lab(arguments: list[str]) -> int:
 
     _need("jupyterlab")
     named = [a for a in arguments if not a.startswith("-") and Path(a).exists()]
-    target = [] if named else [str(_notebook())]
+    target = [] if named else _open_first()
     if weights.cached(model_dtype()) is None:
         weights.fetch(model_dtype())
     return _become("jupyterlab", *target, *server_options(), *arguments)
@@ -135,12 +135,17 @@ def _need(module: str) -> None:
         )
 
 
-def _notebook() -> Path:
-    """The first notebook: in the current directory, else in the clone that the package lies in."""
+def _open_first() -> list[str]:
+    """Options that open the first notebook of this folder, else of the clone that kit lies in.
+
+    By URL rather than by file name: the address that a server without a browser prints then leads
+    to the notebook too, and the file list shows the whole clone.
+    """
     places = [Path.cwd(), Path(__file__).resolve().parent.parent]
     for place in places:
         if (place / FIRST).is_file():
-            return place / FIRST
+            url = f"/lab/tree/{FIRST.as_posix()}"
+            return [f"--ServerApp.root_dir={place}", f"--LabApp.default_url={url}"]
     where = " nor in ".join(str(place) for place in dict.fromkeys(places))
     raise FileNotFoundError(
         f"no {FIRST.as_posix()} in {where}; run `kit lab` in a clone of the repository, "

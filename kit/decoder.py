@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kit.hooks import Session, hooks_left, select
+from kit.hooks import Session, hooks_left
 from kit.models import runtime
+from kit.positions import select
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -31,7 +32,7 @@ class Decoder:
         model: TransformerBridge,
         session: Session,
         tokens: Tensor,
-        table: Sequence[tuple[float, ...] | None],
+        table: Sequence[tuple[float | None, ...] | None],
         prompt_length: int | None = None,
     ) -> None:
         """Prepare a run; computes nothing.
@@ -148,9 +149,8 @@ class Decoder:
         if shared == 0 or n == 1:
             return self._run(tokens.expand(n, -1), keep, rows)
         with ExitStack() as stack:
-            if shared < len(self.cache.layers):
-                block = self.state.block(shared - 1)
-                stack.callback(block.register_forward_hook(_widen(n)).remove)
+            block = self.state.block(shared - 1)
+            stack.callback(block.register_forward_hook(_widen(n)).remove)
             logits = self._run(tokens, keep, rows)
         self._fill(_pairs(self.cache), n)
         return logits.expand(n, -1, -1)

@@ -8,7 +8,6 @@ was not tried, so that one fault is one FAIL.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,8 @@ from html import escape
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+
+from kit.pins import interpreter, pins, pip_install, reinstall
 
 # The packages that kit imports itself: pyproject.toml's dependencies.
 DIRECT = (
@@ -38,7 +39,6 @@ DIRECT = (
     "platformdirs",
     "psutil",
 )
-CPU_TORCH = "https://download.pytorch.org/whl/cpu"
 _GB = 2**30
 _COLOURS = {"ok": "#1a7f37", "warn": "#9a6700", "FAIL": "#cf222e"}
 
@@ -116,22 +116,25 @@ def run(quick: bool = False, *, show: Callable[[Check], None] | None = None) -> 
 
 
 def _checks(quick: bool) -> Iterator[Check]:
-    lab = _pip("jupyterlab", "ipywidgets")
+    lab = pip_install("jupyterlab", "ipywidgets")
     # name, what it looks at, modules it cannot do without, the command to try when it raises
     table: list[tuple[str, Callable[[], Check], tuple[str, ...], str]] = [
         ("Python", _python_version, (), "make clean && make lab PYTHON=python3.12"),
-        *((name, partial(_package, name), (), _pip(name)) for name in DIRECT),
-        ("other packages", _other_packages, ("packaging",), "pip install -c constraints.txt -e ."),
-        ("memory", _memory, ("psutil",), _pip("psutil")),
+        *(
+            (name, partial(_package, name), _version_needs(name), pip_install(name))
+            for name in DIRECT
+        ),
+        ("other packages", _other_packages, ("packaging",), reinstall()),
+        ("memory", _memory, ("psutil",), pip_install("psutil")),
         ("cores", _cores, (), "unset OMP_NUM_THREADS"),
-        ("dtype", _dtype, ("torch",), _pip("torch")),
-        ("model", _model, ("platformdirs",), f"{_interpreter()} -m kit fetch"),
+        ("dtype", _dtype, ("torch",), pip_install("torch")),
+        ("model", _model, ("platformdirs",), f"{interpreter()} -m kit fetch"),
         ("widgets", _widgets, ("ipywidgets", "jupyterlab"), lab),
     ]
     if not quick:
         table += [
             ("JupyterLab starts", _lab_starts, ("jupyterlab",), lab),
-            ("steered token", _steered_token, ("torch", "transformer_lens"), _pip("torch")),
+            ("steered token", _steered_token, ("torch", "transformer_lens"), pip_install("torch")),
         ]
     broken: set[str] = set()
     for name, look, needs, fix in table:
@@ -151,26 +154,9 @@ def _guarded(
         return Check(name, None, f"not tried: needs {', '.join(absent)}")
     try:
         return look()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (whatever it is belongs in the table)
         text = " ".join(str(error).split())[:300]
         return Check(name, False, f"{type(error).__name__}: {text}", fix)
-
-
-def pins() -> dict[str, str]:
-    """Pinned version by package name, from constraints.txt, for this Python and system."""
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
-
-    here = Path(__file__).resolve().parent
-    shipped = here / "_data" / "constraints.txt"
-    source = shipped if shipped.is_file() else here.parent / "constraints.txt"
-    found = {}
-    for line in source.read_text(encoding="utf-8").splitlines():
-        if line and not line.startswith("#"):
-            pin = Requirement(line)
-            if pin.marker is None or pin.marker.evaluate():
-                found[canonicalize_name(pin.name)] = str(pin.specifier).removeprefix("==")
-    return found
 
 
 def model_dtype() -> str:
@@ -194,28 +180,13 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _interpreter() -> str:
-    """This Python as one types it here."""
-    try:
-        return str(Path(sys.executable).relative_to(Path.cwd()))
-    except ValueError:
-        return sys.executable
-
-
-def _pip(*names: str) -> str:
-    try:
-        known = pins()
-    except (ImportError, OSError):
-        known = {}
-    wanted = " ".join(f"{name}=={known[name]}" if name in known else name for name in names)
-    lean = "torch" in names and sys.platform == "linux" and not shutil.which("nvidia-smi")
-    index = f" --extra-index-url {CPU_TORCH}" if lean else ""
-    return f"{_interpreter()} -m pip install {wanted}{index}"
+def _version_needs(name: str) -> tuple[str, ...]:
+    return () if name == "packaging" else ("packaging",)  # it reads the pins
 
 
 def _python_version() -> Check:
     version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 (a clone may be run by any Python)
         fix = "make clean && make lab PYTHON=python3.12"
         return Check("Python", False, f"{version}; the kit needs 3.10 or newer", fix)
     isolated = sys.prefix != sys.base_prefix or "CONDA_PREFIX" in os.environ
@@ -225,12 +196,12 @@ def _python_version() -> Check:
 def _package(name: str) -> Check:
     version = _installed(name)
     if version is None:
-        return Check(name, False, "not installed", _pip(name))
+        return Check(name, False, "not installed", pip_install(name))
     pin = pins().get(name)
     if pin is None:
         return Check(name, None, f"{version}; constraints.txt pins no version")
     if version.split("+")[0] != pin:  # +cpu and +cu130 are builds of one version
-        return Check(name, False, f"{version}; the kit is tested with {pin}", _pip(name))
+        return Check(name, False, f"{version}; the kit is tested with {pin}", pip_install(name))
     return Check(name, True, version)
 
 
@@ -241,8 +212,8 @@ def _other_packages() -> Check:
     if not other:
         return Check("other packages", True, f"{len(found)} at their pinned versions")
     more = f" and {len(other) - 4} more" if len(other) > 4 else ""
-    fix = f"{_interpreter()} -m pip install -c constraints.txt -e ."
-    return Check("other packages", None, f"not as pinned: {', '.join(other[:4])}{more}", fix)
+    other[4:] = []
+    return Check("other packages", None, f"not as pinned: {', '.join(other)}{more}", reinstall())
 
 
 def _memory() -> Check:
@@ -262,22 +233,20 @@ def _memory() -> Check:
 
 
 def _cores() -> Check:
-    usable = getattr(os, "sched_getaffinity", None)
-    cores = len(usable(0)) if usable else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     if find_spec("torch") is None:
-        return Check("cores", True, f"{cores}")
+        return Check("cores", True, str(cores))
     import torch
 
     threads = torch.get_num_threads()
-    detail = f"{cores}; torch uses {threads} thread{'s' * (threads != 1)}"
-    if threads > cores:
-        return Check("cores", None, f"{detail}, which compete", f"export OMP_NUM_THREADS={cores}")
-    return Check("cores", True, detail)
+    detail = f"{cores}; torch uses {threads}"
+    fix = f"export OMP_NUM_THREADS={cores}" if threads > cores else ""
+    return Check("cores", None if fix else True, detail, fix)
 
 
 def _dtype() -> Check:
-    device, _, reason = _device_dtype()
-    return Check("dtype", True, f"{model_dtype()} on {device}: {reason}")
+    device, dtype, reason = _device_dtype()
+    return Check("dtype", True, f"{dtype} on {device}: {reason}".removeprefix("torch."))
 
 
 def _model() -> Check:
@@ -285,7 +254,7 @@ def _model() -> Check:
 
     dtype = model_dtype() if find_spec("torch") else "bfloat16"
     status = weights.status(dtype)
-    fix = f"{_interpreter()} -m kit fetch"
+    fix = f"{interpreter()} -m kit fetch"
     if not status["present"]:
         return Check("model", False, f"{weights.EMBEDDED} is not here yet ({dtype})", fix)
     digest = status["sha256"][:12]
@@ -298,7 +267,7 @@ def _widgets() -> Check:
     from kit import labcheck
 
     ok, detail = labcheck.widgets()
-    fix = _pip("ipywidgets", "jupyterlab-widgets")
+    fix = pip_install("ipywidgets", "jupyterlab-widgets")
     return Check("widgets", ok, detail, "" if ok else fix)
 
 
@@ -309,9 +278,8 @@ def _lab_starts() -> Check:
         quiet = lab.asks_nobody()
         detail = f"in {lab.seconds:.1f} s"
     if quiet:
-        return Check("JupyterLab starts", True, f"{detail}; news and update checks are off")
-    fix = f"{_interpreter()} -m pip install -c constraints.txt -e ."
-    return Check("JupyterLab starts", None, f"{detail}; news or update checks are on", fix)
+        return Check("JupyterLab starts", True, f"{detail}; it asks for no news and no updates")
+    return Check("JupyterLab starts", None, f"{detail}; it asks for news or updates", reinstall())
 
 
 def _steered_token() -> Check:
@@ -328,5 +296,5 @@ def _steered_token() -> Check:
     end = time.perf_counter()
     if left := kit.hooks_left(model):
         raise RuntimeError(f"hooks left on the model after generating: {', '.join(left)}")
-    took = f"model loaded in {loaded - start:.1f} s, one token in {end - loaded:.2f} s"
+    took = f"libraries and model {loaded - start:.1f} s, first token {end - loaded:.1f} s"
     return Check("steered token", True, f"{run.rows[0].text!r}; {took}; model clean again")

@@ -19,30 +19,16 @@ import torch
 from torch import Tensor
 
 from kit.decoder import Decoder
-from kit.hooks import Intervention, Op, Positions, Receipt, Session, hooks_left
+from kit.hooks import Intervention, Op, Session, hooks_left
 from kit.models import chat_tokens, runtime, text_tokens
+from kit.positions import Positions
+from kit.receipts import Receipt
+from kit.sampling import Pieces, Sampler, TokenMeasure, end_tokens, measure_tokens
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Coefficients = Sequence[float | Sequence[float] | None]
-
-
-@dataclass(frozen=True)
-class TokenMeasure:
-    """What one steered token cost, against the unsteered model on the same text so far.
-
-    Attributes:
-        kl: KL(steered || unsteered) of the next-token distributions, in nats.
-        nll: -log p of the token under the unsteered model, in nats.
-        before: the five likeliest tokens of the unsteered model, with probabilities.
-        after: the same of the steered model.
-    """
-
-    kl: float
-    nll: float
-    before: list[tuple[str, float]]
-    after: list[tuple[str, float]]
+Coefficients = Sequence[float | Sequence[float | None] | None]
 
 
 @dataclass(frozen=True)
@@ -61,7 +47,7 @@ class Step:
 class Row:
     """One rung of a ladder. ``coefficients`` is None for an unsteered row."""
 
-    coefficients: tuple[float, ...] | None
+    coefficients: tuple[float | None, ...] | None
     receipt: Receipt
     tokens: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
@@ -110,12 +96,13 @@ class Generation:
         return ladder(self)
 
 
-def label(coefficients: tuple[float, ...] | None) -> str:
-    """How a row is called on screen: ``unsteered``, ``+0.30``, ``+0.30, -0.10``."""
+def label(coefficients: tuple[float | None, ...] | None) -> str:
+    """How a row is called on screen: ``unsteered``, ``+0.30``, ``+0.30, off``."""
     if coefficients is None:
         return "unsteered"
     same = len(set(coefficients)) == 1
-    return ", ".join(f"{c:+.2f}" for c in (coefficients[:1] if same else coefficients))
+    shown = coefficients[:1] if same else coefficients
+    return ", ".join("off" if c is None else f"{c:+.2f}" for c in shown)
 
 
 def generate(*args: Any, **options: Any) -> Generation:
@@ -168,7 +155,8 @@ def stream(
             make them.
         vectors: one intervention or several.
         coefficients: the rows. Each is None (unsteered), a number for all vectors, or a sequence
-            with one number for each vector. Default: one row at 1, or an unsteered one.
+            with one number for each vector (None: off, which a number 0 is not when clamping).
+            Default: one row at 1, or an unsteered one.
         positions, op: as in :func:`kit.steer`.
         max_new_tokens: at most so many tokens a row; a row ends early at the model's end token.
         temperature: 0 is greedy. Otherwise each row samples with its own generator of the same
@@ -207,9 +195,9 @@ def stream(
     rows = [Row(row, session.receipt.row(i)) for i, row in enumerate(table)]
 
     def steps() -> Iterator[Step]:
-        pick = _Sampler(len(table), temperature, seed)
-        text = [_Pieces(model.tokenizer) for _ in table]
-        ends = _end_tokens(model)
+        pick = Sampler(len(table), temperature, seed)
+        text = [Pieces(model.tokenizer) for _ in table]
+        ends = end_tokens(model)
         done = [False] * len(table)
         decoder = Decoder(model, session, tokens, [*table, *[None] * len(shadow_of)])
         for index in range(max_new_tokens):
@@ -218,11 +206,12 @@ def stream(
             logits = decoder.step()
             with torch.inference_mode():
                 chosen = pick(logits[: len(table)])
-                measures = _measure(model, logits, chosen, shadow_of) if measure else {}
+                measures = measure_tokens(model, logits, chosen, shadow_of) if measure else {}
             pieces = []
             for i, token in enumerate(chosen.tolist()):
                 piece = ""
                 if not done[i]:
+                    rows[i].receipt = session.receipt.row(i)
                     done[i] = token in ends
                     piece = "" if done[i] else text[i].add(token)
                     if not done[i]:
@@ -231,7 +220,6 @@ def stream(
                         if i in measures:
                             rows[i].measures.append(measures[i])
                 pieces.append(piece)
-                rows[i].receipt = session.receipt.row(i)
             decoder.feed(torch.cat([chosen, chosen[shadow_of]]))
             yield Step(index, chosen.tolist(), pieces, list(done),
                        [measures.get(i) for i in range(len(table))], session.receipt)
@@ -284,7 +272,9 @@ def prompt_tokens(model: TransformerBridge, prompt: str | Tensor) -> Tensor:
         raise ValueError(f"prompt is a {type(prompt).__name__}: give a string or token tensor")
     ids = prompt.reshape(1, -1) if prompt.dim() == 1 else prompt
     if ids.dim() != 2 or len(ids) != 1 or ids.is_floating_point() or not ids.numel():
-        raise ValueError(f"prompt is {prompt.dtype} {list(prompt.shape)}: give tokens [n] or [1, n]")
+        raise ValueError(
+            f"prompt is {prompt.dtype} {list(prompt.shape)}: give tokens [n] or [1, n]"
+        )
     if int(ids.min()) < 0 or int(ids.max()) >= model.cfg.d_vocab:
         raise ValueError(f"prompt holds token ids outside 0 to {model.cfg.d_vocab - 1}")
     if ids.shape[1] > model.cfg.n_ctx:
@@ -296,8 +286,8 @@ def prompt_tokens(model: TransformerBridge, prompt: str | Tensor) -> Tensor:
 
 def rows_of(
     vectors: Sequence[Intervention], coefficients: Coefficients | float | None
-) -> list[tuple[float, ...] | None]:
-    """Coefficients as a table: for each row None, or one number for each vector.
+) -> list[tuple[float | None, ...] | None]:
+    """Coefficients as a table: for each row None, or one number or None for each vector.
 
     Raises:
         ValueError: no rows, or a row that does not fit the vectors.
@@ -306,7 +296,7 @@ def rows_of(
         coefficients = [1.0] if vectors else [None]
     if isinstance(coefficients, int | float):
         coefficients = [coefficients]
-    table: list[tuple[float, ...] | None] = []
+    table: list[tuple[float | None, ...] | None] = []
     for row in coefficients:
         if row is None:
             table.append(None)
@@ -317,9 +307,9 @@ def rows_of(
                 f"coefficients has a row {row!r} for {len(vectors)} vectors: a row is None, a "
                 "number, or one number for each vector"
             )
-        if not all(math.isfinite(n) for n in numbers):
+        if not all(n is None or math.isfinite(n) for n in numbers):
             raise ValueError(f"coefficients has a row {row!r}: numbers must be finite")
-        table.append(tuple(float(n) for n in numbers))
+        table.append(tuple(None if n is None else float(n) for n in numbers))
     if not table:
         raise ValueError("coefficients=[]: give at least one row")
     return table
@@ -328,77 +318,16 @@ def rows_of(
 def session_of(
     model: TransformerBridge,
     vectors: Sequence[Intervention],
-    table: Sequence[tuple[float, ...] | None],
+    table: Sequence[tuple[float | None, ...] | None],
     positions: Positions,
     op: Op,
 ) -> Session:
-    """One :class:`kit.hooks.Session` for a table of coefficients; None rows are switched off."""
-    off = (math.nan,) * len(vectors)
-    columns = torch.tensor([off if row is None else row for row in table], dtype=torch.float32)
+    """One :class:`kit.hooks.Session` for a table of coefficients; what is None is switched off."""
+    columns = torch.tensor([
+        [math.nan if row is None or c is None else c for c in (row or [None] * len(vectors))]
+        for row in table
+    ])
     return Session(model, {v: columns[:, i] for i, v in enumerate(vectors)}, positions, op)
-
-
-class _Sampler:
-    """Greedy, or a generator for each row, all seeded alike, so that rows stay independent."""
-
-    def __init__(self, rows: int, temperature: float, seed: int) -> None:
-        self.temperature = temperature
-        self.generators = [torch.Generator().manual_seed(seed) for _ in range(rows)]
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        logits = logits.float().nan_to_num()  # float16 overflows under absurd coefficients
-        if self.temperature == 0:
-            return logits.argmax(-1)
-        p = (logits / self.temperature).softmax(-1).cpu()
-        drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(p, self.generators,
-                                                                         strict=True)]
-        return torch.cat(drawn).to(logits.device)
-
-
-class _Pieces:
-    """Text that each token completes; half a character waits for the token that ends it."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer, self.tokens, self.shown = tokenizer, [], 0
-
-    def add(self, token: int) -> str:
-        self.tokens.append(token)
-        text = self.tokenizer.decode(self.tokens)
-        if text.endswith("\ufffd"):
-            return ""
-        piece, self.shown = text[self.shown :], len(text)
-        return piece
-
-
-def _measure(
-    model: TransformerBridge, logits: Tensor, chosen: Tensor, shadow_of: Sequence[int]
-) -> dict[int, TokenMeasure]:
-    """A :class:`TokenMeasure` for each row; a row without a shadow is its own baseline."""
-    n = len(chosen)
-    log_p = logits.float().log_softmax(-1).nan_to_num(neginf=-1e4)
-    baseline = torch.arange(n)
-    baseline[list(shadow_of)] = torch.arange(n, len(logits))
-    before = log_p[baseline]
-    after = log_p[:n]
-    kl = (after.exp() * (after - before)).sum(-1).clamp(min=0).tolist()
-    nll = (-before.gather(-1, chosen[:, None])[:, 0]).tolist()
-    tops = [_top(model, before), _top(model, after)]
-    return {i: TokenMeasure(kl[i], nll[i], tops[0][i], tops[1][i]) for i in range(n)}
-
-
-def _top(model: TransformerBridge, log_p: Tensor) -> list[list[tuple[str, float]]]:
-    p, ids = log_p.exp().topk(5, dim=-1)
-    return [
-        [(model.tokenizer.decode([t]), q) for t, q in zip(*pair, strict=True)]
-        for pair in zip(ids.tolist(), p.tolist(), strict=True)
-    ]
-
-
-def _end_tokens(model: TransformerBridge) -> set[int]:
-    config = getattr(model.original_model, "generation_config", None)
-    ends = getattr(config, "eos_token_id", None)
-    found = ends if isinstance(ends, list) else [ends]
-    return {t for t in [*found, model.tokenizer.eos_token_id] if t is not None}
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -1,4 +1,4 @@
-"""The one intervention path and the one token-position language.
+"""The one intervention path.
 
 An *intervention* is anything with ``name``, ``fingerprint`` and ``parts(model)``; a steering vector
 has one :class:`Part`, a set of attention heads has several. Everything that steers (the ``with``
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from kit.models import check_layer, fingerprint, runtime
+from kit.positions import Positions, check_positions, select
+from kit.receipts import Entry, Receipt
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Op = Literal["add", "ablate", "clamp"]
-Positions = str | int | slice | Tensor
-_NAMED = ("all", "prompt", "last_prompt", "generated")
 _OPS = ("add", "ablate", "clamp")
 
 
@@ -58,134 +58,6 @@ class Intervention(Protocol):
 
     def parts(self, model: TransformerBridge) -> Sequence[Part]:
         """Where it acts on this model, in activation units; raises ValueError if it cannot."""
-
-
-def check_positions(positions: Positions) -> None:
-    """Raise a ValueError that states the position language unless ``positions`` is in it."""
-    if isinstance(positions, Tensor):
-        good = positions.dtype == torch.bool and positions.dim() in (1, 2)
-    elif isinstance(positions, str):
-        good = positions in _NAMED
-    elif isinstance(positions, slice):
-        good = positions.step is None or positions.step > 0
-    else:
-        good = isinstance(positions, int) and not isinstance(positions, bool)
-    if not good:
-        raise ValueError(
-            f"positions={positions!r}: use {', '.join(map(repr, _NAMED))}, an int, a slice with a "
-            "positive step (negative numbers count from the prompt's end), or a boolean mask "
-            "[prompt] or [rows, prompt]"
-        )
-
-
-def select(positions: Positions, index: Tensor, prompt: int | Tensor) -> Tensor:
-    """Which absolute positions are meant: the kit's one position language.
-
-    Always relative to the whole sequence, never to the part that a KV cache lets through.
-
-    Args:
-        positions: ``"all"``; ``"prompt"``; ``"last_prompt"``; ``"generated"``, which starts AT the
-            last prompt token, since that token produces the first generated one; an int; a slice;
-            or a boolean mask over the sequence (beyond its end nothing is selected). Negative
-            numbers count from the end of the prompt, so ``slice(-3, None)`` is the last three
-            prompt tokens and all that follows.
-        index: LongTensor ``[..., pos]`` of absolute positions, -1 where there is padding.
-        prompt: length of the prompt, or LongTensor ``[rows, 1]`` of lengths.
-
-    Returns:
-        BoolTensor of the shape of ``index``.
-
-    >>> select(slice(-2, None), torch.arange(6), 4).int().tolist()
-    [0, 0, 1, 1, 1, 1]
-    >>> select("generated", torch.arange(6), 4).int().tolist()
-    [0, 0, 0, 1, 1, 1]
-    """
-    check_positions(positions)
-    real = index >= 0
-    if isinstance(positions, Tensor):
-        mask = positions.to(index.device).expand(*index.shape[:-1], -1)
-        inside = real & (index < mask.shape[-1])
-        return inside & mask.gather(-1, index.clamp(0, mask.shape[-1] - 1))
-    if isinstance(positions, str):
-        named = {
-            "all": real,
-            "prompt": index < prompt,
-            "last_prompt": index == prompt - 1,
-            "generated": index >= prompt - 1,
-        }
-        return real & named[positions]
-
-    def absolute(n: int) -> int | Tensor:
-        return n if n >= 0 else prompt + n
-
-    if isinstance(positions, int):
-        return real & (index == absolute(positions))
-    first = absolute(positions.start or 0)
-    if isinstance(first, Tensor):
-        first = first.clamp(min=0)
-    else:
-        first = max(first, 0)
-    chosen = real & (index >= first) & ((index - first) % (positions.step or 1) == 0)
-    return chosen if positions.stop is None else chosen & (index < absolute(positions.stop))
-
-
-@dataclass
-class Entry:
-    """What one intervention did, counted inside the hook: per row, positions and sizes."""
-
-    name: str
-    layers: list[int]
-    op: Op
-    prompt_steered: list[int]
-    decode_steered: list[int]
-    ratios: list[list[float]]
-
-
-@dataclass
-class Receipt:
-    """What a run really steered. ``str(receipt)`` is what the panel shows.
-
-    Attributes:
-        entries: one for each intervention.
-        prompt_positions: tokens of the prompt (of the first row).
-        decode_steps: forward passes after the prompt's. n new tokens need n - 1 of them, since the
-            prompt's own pass produces the first.
-        other_hooks: names of hooks on the model that the kit did not set.
-    """
-
-    entries: list[Entry] = field(default_factory=list)
-    prompt_positions: int = 0
-    decode_steps: int = 0
-    other_hooks: list[str] = field(default_factory=list)
-
-    def row(self, row: int) -> Receipt:
-        """The same receipt with the numbers of one batch row."""
-        entries = [
-            Entry(e.name, e.layers, e.op, [e.prompt_steered[i]], [e.decode_steered[i]],
-                  [e.ratios[i]])
-            for e in self.entries
-            for i in [min(row, len(e.ratios) - 1)]
-        ]
-        return Receipt(entries, self.prompt_positions, self.decode_steps, self.other_hooks)
-
-    def __str__(self) -> str:
-        lines = []
-        for e in self.entries:
-            layers = ", ".join(map(str, sorted(set(e.layers))))
-            sizes = [sorted(r)[len(r) // 2] for r in e.ratios if r]
-            size = " to ".join(f"{s:.2f}" for s in sorted({round(min(sizes), 2),
-                                                          round(max(sizes), 2)})) if sizes else "0"
-            lines.append(
-                f"{e.name} · layer{'s' * (', ' in layers)} {layers} · {e.op} · "
-                f"{max(e.prompt_steered)}/{self.prompt_positions} prompt positions · "
-                f"{max(e.decode_steered)}/{self.decode_steps} decode steps · |cv|/|h| = {size}"
-            )
-        if not lines:
-            lines.append(f"nothing steered · {self.prompt_positions} prompt positions · "
-                         f"{self.decode_steps} decode steps")
-        if self.other_hooks:
-            lines.append(f"also hooked: {', '.join(self.other_hooks)}")
-        return "\n".join(lines)
 
 
 @dataclass
@@ -243,7 +115,7 @@ class Session:
         index: Tensor,
         prompt: int | Tensor,
         rows: Sequence[int] | None = None,
-        seen: int = 0,
+        seen: int | Tensor = 0,
     ) -> None:
         """Say what the next forward pass computes.
 
@@ -251,16 +123,24 @@ class Session:
             index: its absolute positions, ``[pos]`` or ``[rows, pos]``; -1 is padding.
             prompt: where the prompt ends, a number or ``[rows, 1]``.
             rows: which rows it computes, when not all of them.
-            seen: positions before this one were counted by an earlier pass.
+            seen: positions before this one (``[rows, 1]``: one a row) were counted by an earlier
+                pass.
         """
         self._rows = rows
-        self._mask = select(self.positions, index, prompt)
+        self._mask = select(self._positions_of(rows), index, prompt)
         self._in_prompt = index < prompt
         self._fresh = index >= seen
         first = self._fresh.reshape(-1, index.shape[-1])[0]
         inside = self._in_prompt.reshape(-1, index.shape[-1])[0]
         self.receipt.prompt_positions += int((first & inside).sum())
         self.receipt.decode_steps += int((first & ~inside).sum())
+
+    def _positions_of(self, rows: Sequence[int] | None) -> Positions:
+        """The positions; a mask that tells rows apart is cut to those of this pass."""
+        mask = self.positions
+        if rows is None or not isinstance(mask, Tensor) or mask.dim() == 1 or len(mask) == 1:
+            return mask
+        return mask[list(rows)]
 
     def steer(self, edit: _Edit, activation: Tensor) -> Tensor:
         """The only place where an intervention changes an activation."""
@@ -273,6 +153,10 @@ class Session:
                 "one for each row"
             )
         c = rows.to(h.device, h.dtype)[:, None, None]
+        if self._mask.dim() == 2 and len(self._mask) not in (1, len(h)):
+            raise ValueError(
+                f"positions is a mask of {len(self._mask)} rows for a batch of {len(h)}"
+            )
         mask = self._mask.to(h.device).expand(len(h), h.shape[1])[..., None] & ~c.isnan()
         change = torch.where(mask, edit.part.change(h, c.nan_to_num(), self.op), 0)
         self._count(edit, mask[..., 0], change.detach(), h.detach())
@@ -283,7 +167,12 @@ class Session:
         sizes = change.norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-9)
         in_prompt = self._in_prompt.to(mask.device).expand(mask.shape)
         mask = mask & self._fresh.to(mask.device)
-        for at, i in enumerate(range(len(entry.ratios)) if self._rows is None else self._rows):
+        rows = range(len(mask)) if self._rows is None else self._rows
+        for _ in range(len(entry.ratios), max(rows) + 1):  # one coefficient for a whole batch
+            entry.prompt_steered.append(0)
+            entry.decode_steered.append(0)
+            entry.ratios.append([])
+        for at, i in enumerate(rows):
             entry.ratios[i] += sizes[at][mask[at]].tolist()
             if edit.counts:
                 entry.prompt_steered[i] += int((mask[at] & in_prompt[at]).sum())
@@ -311,6 +200,8 @@ def _parts(model: TransformerBridge, intervention: Intervention) -> Sequence[Par
     widths = {"resid": cfg.d_model, "z": cfg.n_heads * cfg.d_head}
     for part in parts:
         check_layer(model, part.layer)
+        if part.site not in widths:
+            raise ValueError(f"site={part.site!r} of {name!r}: use {', '.join(map(repr, widths))}")
         if part.direction.numel() != widths[part.site]:
             raise ValueError(
                 f"vector {name!r} has width {part.direction.numel()}; this model has "
@@ -407,8 +298,8 @@ def steer(
     Args:
         coefficients: vector -> coefficient in units of :func:`kit.residual_scale`, or one number
             for each batch row.
-        positions: see :func:`select`. The prompt is the first sequence that is run; one token
-            more without a cache, or a pass with a cache, continues it; anything else starts anew.
+        positions: see :func:`kit.positions.select`. The prompt is the first sequence that is run;
+            one token more without a cache, or a pass with one, continues it; all else starts anew.
         op: ``"add"`` c * v; ``"ablate"`` c times the component along v (1 removes it);
             ``"clamp"`` sets the component along v to c.
         prompt_length: where the prompt ends, if not at the end of the first sequence that is run.
@@ -440,7 +331,7 @@ class _Tracker:
     def __init__(self, session: Session, prompt_length: int | None) -> None:
         self.session, self.prompt_length = session, prompt_length
         self.before: Tensor | None = None
-        self.prompt: int | Tensor = 0
+        self.prompt: int | Tensor | None = prompt_length
 
     def __call__(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens = kwargs.get("input_ids", args[0] if args else None)
@@ -456,13 +347,13 @@ class _Tracker:
             lengths: int | Tensor = real.sum(-1, keepdim=True)
         else:
             index, lengths = torch.arange(width, device=tokens.device), width
-        seen = 0
-        if past == 0:
-            if self._continues(tokens):
-                seen = width - 1
-            else:
-                self.prompt = lengths if self.prompt_length is None else self.prompt_length
-            self.before = tokens
+        seen: int | Tensor = 0
+        if past == 0 and self._continues(tokens):
+            seen = lengths - 1
+        elif past == 0 or self.prompt is None:
+            self.prompt = lengths if self.prompt_length is None else self.prompt_length
+        # only a pass without a cache can be passed again, one token longer
+        self.before = tokens if cache is None else None
         self.session.begin(index[..., past:], self.prompt, seen=seen)
 
     def _continues(self, tokens: Tensor) -> bool:

@@ -100,7 +100,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, token: str, log: Path, end
     while True:
         if process.poll() is not None:
             lines = log.read_text(errors="replace").strip().splitlines() or ["it says nothing"]
-            raise RuntimeError(f"it ends at once (status {process.returncode}): {lines[-1]}")
+            raise RuntimeError(f"it ended with status {process.returncode}: {lines[-1]}")
         try:
             _ask(url + "api/status", token)
             return

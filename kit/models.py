@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 import threading
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -98,6 +99,7 @@ def load_model(
     bridge = TransformerBridge.boot_transformers(
         name, hf_model=hf, tokenizer=tokenizer, device=boot_device, dtype=kind
     )
+    bridge.original_model.requires_grad_(False)  # also what the bridge splits or adds
     _RUNTIMES[bridge] = _make_runtime(bridge, decoder)
     return bridge
 
@@ -233,11 +235,21 @@ def fingerprint(model: TransformerBridge) -> str:
     if "fingerprint" not in state.cache:
         cfg = model.cfg
         digest = hashlib.sha256(f"{cfg.n_layers} {cfg.d_model} {cfg.d_vocab}".encode())
-        for weight in state.decoder.parameters():
+        for weight in _own_weights(state.decoder):
             sample = weight.detach().flatten()[:: max(1, weight.numel() // 16)][:16]
-            digest.update(sample.to("cpu", torch.bfloat16).view(torch.uint8).numpy().tobytes())
+            rounded = sample.to("cpu", torch.bfloat16).contiguous()
+            digest.update(rounded.view(torch.uint8).numpy().tobytes())
         state.cache["fingerprint"] = digest.hexdigest()[:16]
     return state.cache["fingerprint"]
+
+
+def _own_weights(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters less those that a bridge adds: split q, k and v beside a joint one, zero biases"""
+    names = dict(module.named_parameters())
+    for name, weight in names.items():
+        joint = re.sub(r"\.[qkv]\.(_original_component\.\w+)$", r".qkv.\1", name)
+        if (joint == name or joint not in names) and (weight.dim() > 1 or bool(weight.any())):
+            yield weight
 
 
 def check_layer(model: TransformerBridge, layer: int) -> None:

@@ -56,15 +56,18 @@ class SteeringVector:
             raise ValueError(f"direction has shape {list(d.shape)}; it must be [d_model]")
         if not d.isfinite().all():
             raise ValueError(f"direction of {self.name!r} holds NaN or infinity")
-        if not d.norm() > 0:
+        if not d.any():
             raise ValueError(f"direction of {self.name!r} is zero: it points nowhere")
         if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 0:
             raise ValueError(f"layer={self.layer!r}: it must be a block index from 0 on")
         if not 0 < self.norm < float("inf"):
             raise ValueError(f"norm={self.norm!r}: it must be positive and finite")
-        # twice: the first quotient of a very long or short vector is only nearly a unit vector
-        d = d / d.abs().max()
-        object.__setattr__(self, "direction", d / d.norm())
+        if abs(float(d.norm()) - 1) < 1e-6:  # so copies and files keep every bit
+            d = d.clone()
+        else:  # by the largest first: the square of a very long or short one has no float32
+            d = d / d.abs().max()
+            d = d / d.norm()
+        object.__setattr__(self, "direction", d)
 
     def parts(self, model: TransformerBridge) -> list[Part]:
         """Where it acts and how long a step of coefficient 1 is (see :class:`kit.hooks.Part`)."""
@@ -197,12 +200,10 @@ class SteeringVector:
         Raises:
             ValueError: the file holds anything but one such tensor.
         """
-        import pickle
-
         must_exist(path)
         try:
             tensor = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        except Exception as error:  # junk makes the unpickler raise anything
             raise ValueError(f"{path} holds no plain tensor: {error}") from error
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{path} holds a {type(tensor).__name__}, expected one tensor")

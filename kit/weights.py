@@ -71,7 +71,9 @@ def fetch(dtype: str = "bfloat16", *, say: Callable[[str], None] = _say) -> Path
     try:
         home.mkdir(parents=True, exist_ok=True)
         with FileLock(home / ".lock"):
-            if "bfloat16" != dtype or not cached("bfloat16"):
+            for stale in home.glob(".*-*"):  # of a process that was killed while it wrote
+                shutil.rmtree(stale, ignore_errors=True)
+            if not cached(dtype):
                 _need_space(home, dtype)
             if not cached("bfloat16"):
                 with tempfile.TemporaryDirectory(dir=home, prefix=".fetch-") as scratch:

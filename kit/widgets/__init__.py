@@ -1,0 +1,29 @@
+"""Views for notebooks: thin widgets over controllers that know no widget.
+
+Loaded one by one, so that the parts without ipywidgets can be used where it is not installed.
+"""
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "SteeringPanel": "panel",
+    "TokenMask": "token_mask",
+    "BlindRating": "rating",
+    "Controller": "controller",
+    "Request": "controller",
+    "Arm": "controller",
+    "Frame": "controller",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'kit.widgets' has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"kit.widgets.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

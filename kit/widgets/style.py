@@ -1,0 +1,41 @@
+"""The panel's style sheet: alignment, and the shaded range on a slider's own track."""
+from __future__ import annotations
+
+PANEL = """<style>
+.kit-panel {border:1px solid var(--jp-border-color2,#ccc); border-radius:8px;
+  padding:10px 14px 12px; box-sizing:border-box; max-width:1500px; overflow:hidden}
+.kit-panel .widget-html, .kit-panel .widget-html-content {line-height:normal; height:auto;
+  margin:0; overflow:visible; min-width:0}
+.kit-panel .widget-checkbox {margin:0 2px}
+.kit-panel .kit-grow, .kit-panel .kit-grow > .widget-html-content {width:100%}
+.kit-panel .kit-column, .kit-panel .kit-column > .widget-html-content {height:100%; width:100%}
+.kit-panel textarea {font-size:14px; line-height:1.45; padding:6px 9px; border-radius:4px;
+  resize:vertical}
+.kit-panel .kit-bar {border-top:1px solid var(--jp-border-color2,#ccc); padding-top:8px;
+  margin-top:8px}
+.kit-panel .widget-readout {font-variant-numeric:tabular-nums; font-weight:600; font-size:13px}
+.kit-panel .kit-slider .noUi-base {overflow:visible}
+.kit-panel .kit-slider .noUi-connects {background:rgba(128,128,128,.3); border-radius:3px}
+.kit-panel .kit-slider .noUi-connect {background:transparent}
+.kit-panel .kit-slider .noUi-handle {z-index:3}
+.kit-panel .kit-slider .noUi-base::after {content:""; position:absolute; left:50%; top:-7px;
+  width:1px; height:18px; background:currentColor; opacity:.55; pointer-events:none}
+.kit-panel button.jupyter-button {border-radius:4px}
+</style>"""
+
+
+def safe_range(name: str, low: float, high: float, ends: tuple[float, float]) -> str:
+    """A style sheet that shades ``low`` to ``high`` on the track of the slider of class ``name``.
+
+    A band of the track's own box, so that it stays aligned however wide the slider is.
+    """
+    start, end = ends
+    width = end - start
+    left = max(0.0, (low - start) / width)
+    right = max(0.0, (end - high) / width)
+    return (
+        f"<style>.kit-panel .{name} .noUi-base::before {{content:''; position:absolute; "
+        f"left:{left:.2%}; right:{right:.2%}; top:-7px; height:18px; border-radius:3px; "
+        "background:rgba(0,114,178,.26); border:solid rgba(0,114,178,.75); "
+        "border-width:0 2px; box-sizing:border-box; pointer-events:none}</style>"
+    )

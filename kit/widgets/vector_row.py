@@ -1,0 +1,115 @@
+"""One vector of a panel: on or off, slider with the safe range shaded, remove."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import ipywidgets as w
+
+from kit.hooks import Intervention
+from kit.render import STRONG
+from kit.widgets import style
+from kit.widgets.arms import signed
+
+
+class VectorRow(w.HBox):
+    """Checkbox, name and layer, slider in residual-scale units, "Find safe range", remove."""
+
+    def __init__(
+        self,
+        vector: Intervention,
+        layers: list[int],
+        coefficient: float,
+        *,
+        on_change: Callable[[], None],
+        on_remove: Callable[[VectorRow], None],
+        on_calibrate: Callable[[VectorRow], None],
+    ) -> None:
+        """Args: ``layers`` where the vector acts; the callbacks get this row."""
+        self.vector, self.layers = vector, layers
+        self.safe: tuple[float, float] | None = None
+        self.on = w.Checkbox(True, indent=False, tooltip="on or off",
+                             layout=w.Layout(width="22px", flex="0 0 auto"))
+        where = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
+        title = w.HTML(
+            f'<div title="{escape(vector.name)}" style="white-space:nowrap;overflow:hidden;'
+            f'text-overflow:ellipsis;font-size:14px"><b>{escape(vector.name)}</b> '
+            f'<span style="opacity:.75;font-size:12px">{where}</span></div>',
+            layout=w.Layout(width="190px", flex="0 1 190px"),
+        )
+        self.slider = w.FloatSlider(
+            value=0.0, min=-1.0, max=1.0, step=0.05, readout_format="+.2f",
+            layout=w.Layout(flex="1 1 240px", min_width="200px"),
+        )
+        self.slider.add_class("kit-slider")
+        self._mark = f"kit-slider-{self.slider.model_id}"
+        self.slider.add_class(self._mark)
+        self._shade = w.HTML(layout=w.Layout(width="0", flex="0 0 0", margin="0"))
+        self._range = w.HTML(layout=w.Layout(width="150px", flex="0 0 150px"))
+        self.find = w.Button(description="Find safe range", layout=w.Layout(width="150px"),
+                             tooltip=f"measure which coefficients cost {STRONG} nats a token")
+        self.remove = w.Button(description="×", tooltip=f"remove {vector.name}",
+                               layout=w.Layout(width="30px", flex="0 0 30px"))
+        super().__init__(
+            [self.on, title, self.slider, self._shade, self._range, self.find, self.remove],
+            layout=w.Layout(align_items="center", width="100%"),
+        )
+        found = getattr(vector, "metadata", {}).get("calibration")
+        self.set_range(found) if usable(found) else self._no_range()
+        self.set(coefficient)
+        self.slider.observe(lambda _change: on_change(), "value")
+        self.on.observe(lambda _change: on_change(), "value")
+        self.remove.on_click(lambda _button: on_remove(self))
+        self.find.on_click(lambda _button: on_calibrate(self))
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The range of the slider."""
+        return self.slider.min, self.slider.max
+
+    def set(self, coefficient: float) -> None:
+        """Move the slider, and widen its range when it ends before.
+
+        Raises:
+            ValueError: not a finite number.
+        """
+        if not math.isfinite(coefficient):
+            raise ValueError(f"coefficient={coefficient!r}: it must be a finite number")
+        if not self.slider.min <= coefficient <= self.slider.max:
+            self._resize(abs(coefficient))
+        self.slider.value = coefficient
+
+    def set_range(self, calibration: Any) -> None:
+        """Shade what a calibration found to be safe, and fit the slider around it."""
+        low, high = float(calibration["low"]), float(calibration["high"])
+        self.safe = (low, high)
+        half = math.ceil(10 * max(2 * abs(low), 2 * abs(high), 0.2)) / 10
+        self._resize(max(half, abs(self.slider.value)))
+        target = calibration.get("target_kl", STRONG)
+        self._range.value = (
+            f'<div style="font-size:12px;opacity:.85;white-space:nowrap" title="range in which the '
+            f'mean KL stays below {target:g} nats a token">safe {signed(low)} to {signed(high)}'
+            "</div>"
+        )
+        self._range.layout.display, self.find.layout.display = "", "none"
+
+    def _resize(self, half: float) -> None:
+        with self.slider.hold_trait_notifications():
+            self.slider.min, self.slider.max = -half, half
+            self.slider.step = 0.05 if half >= 0.8 else 0.02
+        if self.safe:
+            self._shade.value = style.safe_range(self._mark, *self.safe, self.ends)
+
+    def _no_range(self) -> None:
+        self._range.layout.display = "none"
+
+
+def usable(calibration: Any) -> bool:
+    """Whether metadata holds a range with numbers in it."""
+    try:
+        low, high = float(calibration["low"]), float(calibration["high"])
+    except (TypeError, KeyError, ValueError):
+        return False
+    return math.isfinite(low) and math.isfinite(high) and low < high

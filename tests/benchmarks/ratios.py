@@ -1,0 +1,206 @@
+"""The speed table: each row two things run in turn, or one thing run many times."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+import kit
+from kit import weights
+from kit.models import runtime
+
+_TOKENS = 32
+_PROMPT = "Tell me about your favourite day of the week and say why you like it so much."
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table; ``values`` are the pairs' ratios or the single runs."""
+
+    what: str
+    must: str
+    aim: str
+    values: list[float]
+    unit: str = ""
+
+    @property
+    def shown(self) -> str:
+        return f"{median(self.values):.2f}{self.unit}"
+
+    @property
+    def spread(self) -> str:
+        return f"{min(self.values):.2f} to {max(self.values):.2f}"
+
+    @property
+    def held(self) -> bool:
+        sign, bound = self.must.split(" ")
+        value = median(self.values)
+        return value >= float(bound) if sign == ">=" else value <= float(bound)
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def pairs_of(a: Callable[[], Any], b: Callable[[], Any], pairs: int) -> list[float]:
+    """time(a) / time(b), pair by pair, after a warm-up of both; the order alternates."""
+    a(), b()
+    found = []
+    for i in range(pairs):
+        first, second = (a, b) if i % 2 == 0 else (b, a)
+        times = seconds(first), seconds(second)
+        found.append(times[0] / times[1] if i % 2 == 0 else times[1] / times[0])
+    return found
+
+
+def table(model: Any, pairs: int) -> list[Figure]:
+    vector = kit.data.vector("happy-sad")
+    tokens = kit.chat_tokens(model, _PROMPT)
+    ends = torch.cat([tokens] * 1)
+    plain = _plain_transformers(model)
+    step = vector.norm * kit.residual_scale(model, vector.layer) * vector.direction
+
+    def kit_rows(coefficients: list[float]) -> Callable[[], Any]:
+        return lambda: kit.generate(model, tokens, vector, coefficients, max_new_tokens=_TOKENS)
+
+    def transformers() -> None:
+        plain.generate(
+            ends, attention_mask=torch.ones_like(ends), max_new_tokens=_TOKENS,
+            min_new_tokens=_TOKENS, do_sample=False,
+        )
+
+    def bridge() -> None:
+        name = f"blocks.{vector.layer}.hook_out"
+        with model.hooks(fwd_hooks=[(name, lambda x, hook: x + 0.2 * step.to(x))]):
+            model.generate(tokens, max_new_tokens=_TOKENS, do_sample=False, stop_at_eos=False,
+                           verbose=False)
+
+    with _no_end(model):
+        one = kit_rows([0.2])
+        nine = kit_rows([-0.4 + 0.1 * i for i in range(9)])
+        return [
+            Figure("steered decode, one row: speed over transformers generate", ">= 0.95",
+                   ">= 1.1", pairs_of(transformers, one, pairs)),
+            Figure("steered decode: speed over TransformerBridge.generate", ">= 1.15", ">= 1.4",
+                   pairs_of(bridge, one, pairs)),
+            Figure("ladder of 9: time over one row", "<= 2.2", "<= 1.7",
+                   pairs_of(nine, one, pairs)),
+            Figure("slider release to first token, 40-token prompt", "<= 300", "<= 150",
+                   first_tokens(model, vector, 5 * pairs), " ms"),
+            Figure("load_model, warm, after imports", "<= 2", "<= 0.7",
+                   [_child("load")["seconds"] for _ in range(pairs)], " s"),
+            Figure("private memory a second kernel adds, of the model's size", "<= 0.5",
+                   "<= 0.1", [second_kernel()]),
+        ]
+
+
+class _no_end:
+    """Let every run go to its last token, so that all generate the same number."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __enter__(self) -> None:
+        config = self.model.original_model.generation_config
+        self.saved = config.eos_token_id, self.model.tokenizer.eos_token
+        config.eos_token_id, self.model.tokenizer.eos_token = None, None
+
+    def __exit__(self, *_: object) -> None:
+        config = self.model.original_model.generation_config
+        config.eos_token_id, self.model.tokenizer.eos_token = self.saved
+
+
+def _plain_transformers(model: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    plain = AutoModelForCausalLM.from_pretrained(weights.fetch(dtype), dtype=dtype).eval()
+    plain.generation_config.eos_token_id = None
+    return plain
+
+
+def first_tokens(model: Any, vector: Any, runs: int) -> list[float]:
+    """Milliseconds from a new coefficient to the first token of both texts, panel settings."""
+    tokens = kit.chat_tokens(model, "Please tell me how you are.")
+    assert 30 <= tokens.shape[1] <= 50, tokens.shape
+    found = []
+    for i in range(runs + 2):
+        c = 0.05 * (i % 7 + 1)
+        run = kit.stream(model, tokens, vector, [None, c], measure=True)
+        found.append(1000 * seconds(lambda run=run: next(run)))
+    return found[2:]
+
+
+_CHILD = """
+import json, sys, time
+import torch, transformers, transformer_lens.model_bridge
+from transformers.models.llama import modeling_llama
+import kit.generation, kit.vectors
+
+def private():
+    lines = open("/proc/self/smaps_rollup").read().splitlines()
+    return sum(int(l.split()[1]) for l in lines if l.startswith("Private_")) * 1024
+
+before = private() if sys.platform == "linux" else 0
+start = time.perf_counter()
+model = kit.load_model()
+seconds = time.perf_counter() - start
+kit.generate(model, "Hello", max_new_tokens=2)
+size = sum(p.numel() * p.element_size() for p in model.original_model.parameters())
+after = private() if sys.platform == "linux" else 0
+print(json.dumps({"seconds": seconds, "added": after - before, "size": size}), flush=True)
+sys.stdin.readline()
+"""
+
+
+def _start() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", _CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"}, stderr=subprocess.DEVNULL,
+    )
+
+
+def _child(_what: str) -> dict[str, float]:
+    child = _start()
+    line = child.stdout.readline()  # type: ignore[union-attr]
+    child.communicate("\n")
+    return json.loads(line)
+
+
+def second_kernel() -> float:
+    """Private bytes that loading and using the model adds in a second process, over its size."""
+    first = _start()
+    first.stdout.readline()  # type: ignore[union-attr]
+    second = _child("memory")
+    first.communicate("\n")
+    return second["added"] / second["size"]
+
+
+def physical_limit(model: Any) -> str:
+    """Bytes that one token must move over the bandwidth that this machine shows."""
+    block = torch.ones(256 * 2**20 // 4)
+    bandwidth = max(block.numel() * 4 / seconds(block.sum) for _ in range(9))
+    state = runtime(model)
+    moved = sum({p.data_ptr(): p.numel() * p.element_size()
+                 for p in state.decoder.parameters()}.values())
+    tokens = kit.chat_tokens(model, _PROMPT)
+    with _no_end(model):
+        run = kit.stream(model, tokens, max_new_tokens=24)
+        next(run)
+        times = [seconds(lambda: next(run)) for _ in range(22)]
+    best = median(times)
+    return (
+        f"one token reads {moved / 1e6:.0f} MB of weights; at the {bandwidth / 1e9:.1f} GB/s that "
+        f"a sum over a large tensor reaches, that takes {1000 * moved / bandwidth:.0f} ms; a token "
+        f"takes {1000 * best:.0f} ms ({moved / bandwidth / best:.0%} of the limit)"
+    )

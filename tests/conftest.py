@@ -1,0 +1,81 @@
+"""What every test starts from: no network, no model hub, no window."""
+from __future__ import annotations
+
+import os
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OFFLINE = Path(__file__).parent / "offline"
+
+runpy.run_path(str(OFFLINE / "sitecustomize.py"))  # this process; PYTHONPATH holds its children
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    path for path in (str(OFFLINE), os.environ.get("PYTHONPATH")) if path
+)
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+
+# Models that load once: `model` is each tiny architecture in turn, `smol` the embedded model.
+
+_LOADED: dict[str, Any] = {}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A function: the tiny model of a kind ("gpt2", "neox", "llama", "gemma2"; "chat" has a
+    template), loaded once; its folder is ``tmp_path`` of ``model.folder``."""
+    from tests import tiny
+
+    def get(kind: str) -> Any:
+        if kind not in _LOADED:
+            folder = tmp_path_factory.mktemp(kind)
+            arch = "llama" if kind == "chat" else kind
+            _LOADED[kind] = tiny.load(folder, arch, chat=kind == "chat", seed=len(kind))
+            _LOADED[kind].cfg.kit_folder = str(folder)
+        return _LOADED[kind]
+
+    return get
+
+
+@pytest.fixture(params=["gpt2", "neox", "llama"])
+def model(request: pytest.FixtureRequest, tiny_model: Any) -> Any:
+    return tiny_model(request.param)
+
+
+@pytest.fixture
+def llama(tiny_model: Any) -> Any:
+    return tiny_model("llama")
+
+
+@pytest.fixture
+def gemma(tiny_model: Any) -> Any:
+    return tiny_model("gemma2")
+
+
+@pytest.fixture
+def chat(tiny_model: Any) -> Any:
+    return tiny_model("chat")
+
+
+@pytest.fixture(scope="session")
+def smol() -> Any:
+    """The embedded model; converting it, where that was never done, takes half a minute."""
+    import kit
+
+    return kit.load_model()
+
+
+@pytest.fixture(autouse=True)
+def no_hook_survives() -> Iterator[None]:
+    """Whatever a test does, it leaves every loaded model clean."""
+    yield
+    if not _LOADED:
+        return
+    import kit
+
+    left = {kind: kit.hooks_left(model) for kind, model in _LOADED.items()}
+    assert not any(left.values()), left

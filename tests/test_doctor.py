@@ -1,0 +1,221 @@
+"""The doctor: break one thing, and exactly that row fails and names the command that mends it."""
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from kit import cli, doctor, labcheck, weights
+from kit.pins import pins
+
+
+def failed(report: doctor.DoctorReport) -> list[str]:
+    return [check.name for check in report.checks if check.ok is False]
+
+
+def row(report: doctor.DoctorReport, name: str) -> doctor.Check:
+    return next(check for check in report.checks if check.name == name)
+
+
+@pytest.fixture
+def healthy(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A machine on which everything is right; returns the versions it has, to be broken."""
+    versions = pins()
+    fine = {"present": True, "ok": True, "path": Path("cache"), "sha256": "0" * 64}
+    monkeypatch.setattr(doctor, "_installed", versions.get)
+    monkeypatch.setattr(weights, "status", lambda dtype: fine)
+    monkeypatch.setattr(doctor, "_lab_starts", lambda: doctor.Check("JupyterLab starts", True, ""))
+    monkeypatch.setattr(doctor, "_steered_token", lambda: doctor.Check("steered token", True, ""))
+    return versions
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], module: str) -> None:
+    """Make a module look uninstalled."""
+    monkeypatch.setitem(sys.modules, module, None)
+    versions.pop(module.replace("_", "-"), None)
+
+
+def test_a_healthy_machine_is_ready(healthy: dict[str, str]) -> None:
+    report = doctor.run()
+    assert failed(report) == [] and report.ok
+    names = [check.name for check in report.checks]
+    for name in ("Python", "memory", "cores", "dtype", "model", "widgets", "steered token"):
+        assert name in names
+    assert set(doctor.DIRECT) <= set(names)
+    assert report.seconds > 0 and "ready" in report.summary
+
+
+@pytest.mark.parametrize("name", ["torch", "transformer-lens", "ipywidgets"])
+def test_another_version_than_the_pinned_one(healthy: dict[str, str], name: str) -> None:
+    pin = healthy[name]
+    healthy[name] = "0.0.1"
+    report = doctor.run(quick=True)
+    assert failed(report) == [name]
+    assert f"pip install {name}=={pin}" in row(report, name).fix
+    assert "0.0.1" in row(report, name).detail and pin in row(report, name).detail
+
+
+def test_the_cpu_build_is_the_pinned_version(healthy: dict[str, str]) -> None:
+    healthy["torch"] += "+cpu"
+    assert row(doctor.run(quick=True), "torch").ok
+
+
+def test_a_transitive_package_off_its_pin_is_a_warning(healthy: dict[str, str]) -> None:
+    healthy["tornado"] = "1.0"
+    report = doctor.run(quick=True)
+    assert report.ok and row(report, "other packages").ok is None
+    assert "tornado 1.0" in row(report, "other packages").detail
+
+
+@pytest.mark.parametrize("module", ["torch", "jupyterlab", "ipywidgets", "packaging", "psutil"])
+def test_a_missing_package_fails_one_row(
+    healthy: dict[str, str], monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    hide(monkeypatch, healthy, module)
+    report = doctor.run()
+    assert failed(report) == [module]
+    assert f"pip install {module}" in row(report, module).fix
+    waiting = [check for check in report.checks if "not tried" in check.detail]
+    assert waiting or module == "packaging"
+    assert all(check.ok is None and module in check.detail for check in waiting)
+
+
+def test_a_missing_model(
+    healthy: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(doctor, "_installed", healthy.get)
+    monkeypatch.setattr(doctor, "_lab_starts", lambda: doctor.Check("JupyterLab starts", True, ""))
+    monkeypatch.setenv("KIT_CACHE", str(tmp_path))
+    report = doctor.run()
+    assert failed(report) == ["model"]
+    assert row(report, "model").fix.endswith("kit fetch")
+    assert row(report, "steered token").ok is None  # it would download what the row above misses
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KIT_CACHE", str(tmp_path))
+    folder = tmp_path / weights.EMBEDDED / doctor.model_dtype()
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"half a download")
+    (folder / "kit.json").write_text(json.dumps({"weights_sha256": "0" * 64}))
+    check = doctor._model()
+    assert check.ok is False and "damaged" in check.detail and check.fix.endswith("kit fetch")
+
+
+def test_fetch_replaces_a_damaged_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test_a_damaged_model(monkeypatch, tmp_path)
+    folder = tmp_path / weights.EMBEDDED / doctor.model_dtype()
+    monkeypatch.setattr(weights, "fetch", lambda dtype: folder)
+    assert cli.main(["fetch"]) == 0
+    assert not folder.exists() and "damaged" in capsys.readouterr().err
+
+
+def test_little_memory_is_a_warning(
+    healthy: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = SimpleNamespace(total=3 * 2**30, available=2 * 2**30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: small)
+    report = doctor.run(quick=True)
+    assert report.ok and row(report, "memory").ok is None
+    assert "3.0 GB" in row(report, "memory").detail
+
+
+def test_a_check_that_raises_is_a_row(
+    healthy: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode() -> doctor.Check:
+        raise RuntimeError("no such\ninstruction <avx>")
+
+    monkeypatch.setattr(doctor, "_steered_token", explode)
+    report = doctor.run()
+    assert failed(report) == ["steered token"]
+    broken = row(report, "steered token")
+    assert broken.detail == "RuntimeError: no such instruction <avx>" and broken.fix
+    assert "&lt;avx&gt;" in report._repr_html_() and "<avx>" not in report._repr_html_()
+
+
+def test_every_failure_names_a_command(
+    healthy: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(*args: Any) -> doctor.Check:
+        raise OSError("broken")
+
+    for name in ("_python_version", "_package", "_other_packages", "_memory", "_cores", "_dtype",
+                 "_model", "_widgets", "_lab_starts"):
+        monkeypatch.setattr(doctor, name, explode)
+    rows = [check for check in doctor.run().checks if check.ok is False]
+    assert len(rows) == len(doctor.DIRECT) + 8
+    assert all(check.fix for check in rows)
+
+
+def test_command_exit_status_and_formats(
+    healthy: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["doctor", "--quick"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("ok    Python") and lines[-1].startswith("ready (")
+    healthy["numpy"] = "1.0"
+    assert cli.main(["doctor", "--quick", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["ok"] is False
+    assert [c["name"] for c in told["checks"] if c["word"] == "FAIL"] == ["numpy"]
+    assert cli.main(["doctor", "--quick"]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL  numpy" in out and "-> " in out and "not ready" in out
+
+
+def test_widgets_switched_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert labcheck.widgets()[0]
+    (tmp_path / "labconfig").mkdir()
+    page = {"disabledExtensions": {labcheck.MANAGER: True}}
+    (tmp_path / "labconfig" / "page_config.json").write_text(json.dumps(page))
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path))
+    ok, detail = labcheck.widgets()
+    assert not ok and "switched off" in detail
+
+
+def test_widget_halves_that_do_not_match(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"ipywidgets": "8.1.9", "jupyterlab_widgets": "1.1.0"}
+    monkeypatch.setattr(labcheck.metadata, "version", versions.__getitem__)
+    ok, detail = labcheck.widgets()
+    assert not ok and "do not match" in detail
+
+
+def children() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children(recursive=True) if "jupyterlab" in p.cmdline()]
+
+
+def test_a_server_that_cannot_start_leaves_nothing() -> None:
+    wrong = "--ServerApp.root_dir=/no/such/folder"
+    with pytest.raises(RuntimeError, match="it ended"), labcheck.server(wrong):
+        pass
+    with pytest.raises(TimeoutError, match="no answer in time"), labcheck.server(seconds=0):
+        pass
+    assert children() == []
+
+
+def test_the_server_answers_and_is_gone_afterwards() -> None:
+    with labcheck.server() as lab:
+        assert lab.ask("api/status")["kernels"] == 0
+        assert children()
+        port = int(lab.url.rstrip("/").rsplit(":", 1)[1])
+    assert children() == []
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_one_steered_token_for_real() -> None:
+    if weights.cached(doctor.model_dtype()) is None:
+        pytest.skip("the embedded model is not fetched: run `kit fetch`")
+    check = doctor._steered_token()
+    assert check.ok and "first token" in check.detail
