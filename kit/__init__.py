@@ -20,7 +20,9 @@ _NAMES = {
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = (
+    "activations",
     "contrast",
+    "control_vectors",
     "data",
     "doctor",
     "evaluation",
@@ -28,8 +30,13 @@ _MODULES = (
     "generation",
     "hooks",
     "models",
+    "notebooks",
+    "positions",
+    "receipts",
     "render",
+    "selftest",
     "vectors",
+    "weights",
     "widgets",
 )
 

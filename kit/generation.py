@@ -190,6 +190,7 @@ def stream(
     vectors = list(vectors) if isinstance(vectors, Sequence) else [vectors]
     table = rows_of(vectors, coefficients)
     shadow_of = [i for i, row in enumerate(table) if row is not None] if measure else []
+    positions = _with_shadows(positions, len(table), len(shadow_of))
     session = session_of(model, vectors, [*table, *[None] * len(shadow_of)], positions, op)
     session.receipt.other_hooks = hooks_left(model)
     rows = [Row(row, session.receipt.row(i)) for i, row in enumerate(table)]
@@ -254,6 +255,7 @@ def logits(
     tokens = prompt_tokens(model, tokens)
     vectors = list(vectors) if isinstance(vectors, Sequence) else [vectors]
     table = rows_of(vectors, coefficients)
+    positions = _with_shadows(positions, len(table), 0)
     session = session_of(model, vectors, table, positions, op)
     return Decoder(model, session, tokens, table, prompt_length).step(keep=keep)
 
@@ -294,14 +296,15 @@ def rows_of(
     """
     if coefficients is None:
         coefficients = [1.0] if vectors else [None]
+    coefficients = _plain(coefficients)
     if isinstance(coefficients, int | float):
         coefficients = [coefficients]
     table: list[tuple[float | None, ...] | None] = []
-    for row in coefficients:
+    for row in map(_plain, coefficients):
         if row is None:
             table.append(None)
             continue
-        numbers = [row] * len(vectors) if isinstance(row, int | float) else list(row)
+        numbers = [row] * len(vectors) if isinstance(row, int | float) else list(map(_plain, row))
         if not vectors or len(numbers) != len(vectors):
             raise ValueError(
                 f"coefficients has a row {row!r} for {len(vectors)} vectors: a row is None, a "
@@ -315,6 +318,20 @@ def rows_of(
     return table
 
 
+def _plain(value: Any) -> Any:
+    """Python numbers for those of torch and numpy (``torch.linspace(-1, 1, 5)``, say)."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _with_shadows(positions: Positions, rows: int, shadows: int) -> Positions:
+    """A mask with rows must fit the ladder; its shadow rows are never steered."""
+    if not isinstance(positions, Tensor) or positions.dim() != 2 or len(positions) == 1:
+        return positions
+    if len(positions) != rows:
+        raise ValueError(f"positions is a mask of {len(positions)} rows for a ladder of {rows}")
+    return torch.cat([positions, positions.new_zeros(shadows, positions.shape[1])])
+
+
 def session_of(
     model: TransformerBridge,
     vectors: Sequence[Intervention],
@@ -323,6 +340,8 @@ def session_of(
     op: Op,
 ) -> Session:
     """One :class:`kit.hooks.Session` for a table of coefficients; what is None is switched off."""
+    if len(set(map(id, vectors))) < len(vectors):
+        raise ValueError("vectors holds one vector twice: give it once, with the sum")
     columns = torch.tensor([
         [math.nan if row is None or c is None else c for c in (row or [None] * len(vectors))]
         for row in table

@@ -63,7 +63,7 @@ def execute(
     notebook.metadata.pop("widgets", None)
     before, after = ([new_code_cell(code) for code in codes] for codes in (prelude, epilogue))
     notebook.cells = [*before, *cells, *after]
-    budget = notebook.metadata.get("kit", {}).get("budget_seconds", 60)
+    budget = notebook.metadata.get("kit", {}).get("budget_seconds") or 60
     manager = _kernel_manager()
     client = NotebookClient(notebook, km=manager, timeout=max(60, int(4 * budget)),
                             resources={"metadata": {"path": str(path.parent)}})  # fmt: skip
@@ -176,6 +176,8 @@ def main(arguments: Sequence[str] | None = None, report: Callable[[str], None] =
         paths = choose(options.names, options.folder)
     except ValueError as error:
         parser.error(str(error))
+    if not paths:
+        parser.error(f"there are no notebooks in {options.folder}")
     status = 0
     for path in paths:
         took = "stored"

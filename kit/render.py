@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kit.generation import Generation, Row, TokenMeasure
     from kit.receipts import Receipt
+    from kit.selftest import CheckResult
 
 # Mean KL to the unsteered model in nats a token at which the words change. On the embedded model
 # text stays on its subject below the first, changes its manner up to the second, and loses its
@@ -293,3 +294,14 @@ def token_mask(
         f'rgba({_SAFE},1)">read</span> &ensp;<span style="background:rgba({_INK},.3);padding:0 5px'
         f'">steered</span> &ensp;{escape(counts + later)}</div></div>'
     )
+
+
+def check_table(result: CheckResult) -> str:
+    """The table of :func:`kit.check`: a word for each row, not only a colour."""
+    rows = "".join(
+        f'<tr><td style="{_CELL}"><b>{"ok" if row.ok else "FAIL"}</b></td>'
+        f'<td style="{_CELL}">{escape(row.what)}</td>'
+        f'<td style="{_CELL};color:{_SOFT}">{escape(row.detail)}</td></tr>'
+        for row in result.rows
+    )
+    return f'<table style="border-collapse:collapse;font-family:{_SANS}">{rows}</table>'

@@ -13,8 +13,9 @@ from kit.positions import Positions
 
 _POSITIONS = ("all", "prompt", "last_prompt", "generated")
 _CUSTOM = "custom"
-_WHOLE = ("whole setting × multiplier", None)
-_COMBINED = ("the combination as set", None)
+_ALL = ""  # not None, which a Dropdown takes for "nothing chosen"
+_WHOLE = ("whole setting × multiplier", _ALL)
+_COMBINED = ("the combination as set", _ALL)
 
 
 def _small(kind: type[w.Widget], label: str, width: str, **options: Any) -> Any:
@@ -70,7 +71,7 @@ class Controls:
                 "the opposite coefficients", "the unsteered model, asked in words")
         names = ("Random vector", "Negated", "Words only")
         self.random, self.negated, self.words = (
-            w.ToggleButton(description=f"+ {name}", tooltip=tip, layout=w.Layout(width="116px"))
+            w.ToggleButton(description=f"+ {name}", tooltip=tip, layout=w.Layout(width="132px"))
             for name, tip in zip(names, tips, strict=True)
         )
         self.instruction = w.Text("Answer in a happy way.", continuous_update=False,
@@ -113,7 +114,7 @@ class Controls:
         for menu, first in ((self.ladder_of, _WHOLE), (self.save_what, _COMBINED)):
             before = menu.value
             menu.options = [first, *rest]
-            menu.value = before if before in names else None
+            menu.value = before if before in names else _ALL
 
     def _choose_bar(self) -> None:
         in_ladder = self.view.value == "ladder"

@@ -246,7 +246,7 @@ class SteeringPanel(w.VBox):
     def _make_plan(self) -> arms.Plan:
         c, setting = self.controls, self._setting()
         if c.view.value == "ladder":
-            if c.ladder_of.value is None:
+            if not c.ladder_of.value:
                 return arms.setting_ladder(setting, c.rungs.value)
             row = self._row(c.ladder_of.value)
             return arms.vector_ladder(setting, row.vector, row.ends, c.rungs.value)
@@ -302,7 +302,7 @@ class SteeringPanel(w.VBox):
     def _save(self) -> None:
         try:
             chosen = self.controls.save_what.value
-            vector = arms.combination(self._setting()) if chosen is None else (
+            vector = arms.combination(self._setting()) if not chosen else (
                 self._row(chosen).vector)
             self._say(f"Saved {vector.name} as {save(vector)}")
         except (ValueError, OSError) as error:

@@ -6,10 +6,13 @@ PANEL = """<style>
   padding:10px 14px 12px; box-sizing:border-box; max-width:1500px; overflow:hidden}
 .kit-panel .widget-html, .kit-panel .widget-html-content {line-height:normal; height:auto;
   margin:0; overflow:visible; min-width:0}
-.kit-panel .widget-checkbox {margin:0 2px}
+.kit-panel .widget-checkbox, .kit-panel .widget-checkbox label {margin:0 2px; height:28px;
+  display:flex; align-items:center; overflow:visible}
+.kit-panel .widget-checkbox input {margin:0 6px 0 0; width:15px; height:15px}
+.kit-panel .kit-icon {padding:0; font-size:16px}
 .kit-panel .kit-grow, .kit-panel .kit-grow > .widget-html-content {width:100%}
 .kit-panel .kit-column, .kit-panel .kit-column > .widget-html-content {height:100%; width:100%}
-.kit-panel textarea {font-size:14px; line-height:1.45; padding:6px 9px; border-radius:4px;
+.kit-panel textarea {font:14px/1.45 var(--jp-ui-font-family,system-ui,sans-serif); padding:6px 9px; border-radius:4px;
   resize:vertical}
 .kit-panel .kit-bar {border-top:1px solid var(--jp-border-color2,#ccc); padding-top:8px;
   margin-top:8px}
@@ -17,7 +20,8 @@ PANEL = """<style>
 .kit-panel .kit-slider .noUi-base {overflow:visible}
 .kit-panel .kit-slider .noUi-connects {background:rgba(128,128,128,.3); border-radius:3px}
 .kit-panel .kit-slider .noUi-connect {background:transparent}
-.kit-panel .kit-slider .noUi-handle {z-index:3}
+.kit-panel .kit-slider .noUi-handle {z-index:3; box-shadow:none;
+  background:var(--jp-brand-color1,#1976d2); border:2px solid var(--jp-layout-color0,#fff)}
 .kit-panel .kit-slider .noUi-base::after {content:""; position:absolute; left:50%; top:-7px;
   width:1px; height:18px; background:currentColor; opacity:.55; pointer-events:none}
 .kit-panel button.jupyter-button {border-radius:4px}

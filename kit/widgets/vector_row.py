@@ -47,11 +47,13 @@ class VectorRow(w.HBox):
         self._mark = f"kit-slider-{self.slider.model_id}"
         self.slider.add_class(self._mark)
         self._shade = w.HTML(layout=w.Layout(width="0", flex="0 0 0", margin="0"))
-        self._range = w.HTML(layout=w.Layout(width="150px", flex="0 0 150px"))
-        self.find = w.Button(description="Find safe range", layout=w.Layout(width="150px"),
+        self._range = w.HTML(layout=w.Layout(width="144px", flex="0 0 144px", margin="2px"))
+        self.find = w.Button(description="Find safe range",
+                             layout=w.Layout(width="144px", flex="0 0 144px"),
                              tooltip=f"measure which coefficients cost {STRONG} nats a token")
         self.remove = w.Button(description="×", tooltip=f"remove {vector.name}",
                                layout=w.Layout(width="30px", flex="0 0 30px"))
+        self.remove.add_class("kit-icon")
         super().__init__(
             [self.on, title, self.slider, self._shade, self._range, self.find, self.remove],
             layout=w.Layout(align_items="center", width="100%"),
