@@ -310,7 +310,7 @@ def rows_of(
                 f"coefficients has a row {row!r} for {len(vectors)} vectors: a row is None, a "
                 "number, or one number for each vector"
             )
-        if not all(n is None or math.isfinite(n) for n in numbers):
+        if not all(n is None or isinstance(n, int | float) and math.isfinite(n) for n in numbers):
             raise ValueError(f"coefficients has a row {row!r}: numbers must be finite")
         table.append(tuple(None if n is None else float(n) for n in numbers))
     if not table:

@@ -107,11 +107,12 @@ def dose_meter(row: Row) -> str:
             f"left:calc({at:.1%} - 2px);top:-3px;width:4px;height:12px;border-radius:2px;"
             f'background:var(--jp-ui-font-color1,currentColor)"></div></div>'
         )
-        word = f"<b>{verdict(row)}</b> · KL {number(row.kl)} · "
-    return (
-        f'{bar or _blank_bar()}<div style="font-size:12px;color:{_SOFT}">'
-        f"{word}perplexity {number(row.perplexity, 1)} · distinct-2 {number(row.distinct_2)}</div>"
-    )
+        word = f"<b>{verdict(row)}</b> · KL {number(row.kl)}"
+    facts = [word, f"perplexity {number(row.perplexity, 1)}",
+             f"distinct-2 {number(row.distinct_2)}"]
+    return f'{bar or _blank_bar()}<div style="font-size:12px;line-height:1.4;color:{_SOFT}">' + (
+        " · ".join(f'<span style="white-space:nowrap">{fact}</span>' for fact in facts if fact)
+    ) + "</div>"
 
 
 def _blank_bar() -> str:
@@ -174,7 +175,7 @@ def badge(hooks: Sequence[str]) -> str:
     return (
         f'<span title="{hint}" style="display:inline-block;font:600 12px/18px {_SANS};'
         f"padding:0 9px;border-radius:10px;border:1px solid rgba({ink},.9);"
-        f'background:rgba({ink},.14);{_WRAP}">{escape(what)}</span>'
+        f'background:rgba({ink},.14);overflow-wrap:anywhere">{escape(what)}</span>'
     )
 
 

@@ -79,3 +79,17 @@ def no_hook_survives() -> Iterator[None]:
 
     left = {kind: kit.hooks_left(model) for kind, model in _LOADED.items()}
     assert not any(left.values()), left
+
+
+@pytest.fixture(autouse=True)
+def one_thread_for_tiny_models(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Two threads over a matrix of 48 x 48 mostly wait for one another."""
+    if "tiny_model" not in request.fixturenames or "smol" in request.fixturenames:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -59,7 +59,8 @@ def main() -> None:
             "made_by": "data/vectors/make.py",
             "model": weights.EMBEDDED,
         }
-        replace(vector, metadata=about).save(Path(__file__).parent / f"{name}.safetensors")
+        if own > max(others):  # what does not beat chance is reported, not shipped
+            replace(vector, metadata=about).save(Path(__file__).parent / f"{name}.safetensors")
         print(f"| {name} | {vector.layer} | {vector.metadata['auroc']:.2f} | "
               f"{found.low:+.2f} to {found.high:+.2f} | {own:+.2f} | "
               f"{min(others):+.2f} to {max(others):+.2f} |", flush=True)

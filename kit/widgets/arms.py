@@ -98,13 +98,15 @@ def multipliers(rungs: int) -> list[float]:
 
 
 def describe(setting: Setting) -> str:
-    """``happy-sad +0.20, formal-casual −0.10``"""
-    return ", ".join(f"{v.name} {signed(c)}" for v, c in setting)
+    """``happy-sad +0.20, formal-casual −0.10``; zeros only where there is nothing else."""
+    shown = [(v, c) for v, c in setting if c] or setting
+    return ", ".join(f"{v.name} {signed(c)}" for v, c in shown)
 
 
 def signed(c: float) -> str:
     """A coefficient as it is shown everywhere: sign, two decimals, a real minus."""
-    return (f"{c:+.2f}" if abs(c) < 1e4 else f"{c:+.0e}").replace("-", "−")
+    shown = f"{round(c, 2) + 0.0:+.2f}" if abs(c) < 1e4 else f"{c:+.0e}"  # + 0.0: no "-0.00"
+    return shown.replace("-", "−")
 
 
 def combination(setting: Setting) -> Any:

@@ -71,7 +71,7 @@ class Controls:
                 "the opposite coefficients", "the unsteered model, asked in words")
         names = ("Random vector", "Negated", "Words only")
         self.random, self.negated, self.words = (
-            w.ToggleButton(description=f"+ {name}", tooltip=tip, layout=w.Layout(width="132px"))
+            w.ToggleButton(description=f"+ {name}", tooltip=tip, layout=w.Layout(width="auto"))
             for name, tip in zip(names, tips, strict=True)
         )
         self.instruction = w.Text("Answer in a happy way.", continuous_update=False,
@@ -144,9 +144,11 @@ class Controls:
         buttons = w.HBox([self.generate, self.stop])
         side = w.VBox([self.chat, buttons], layout=w.Layout(flex="0 0 auto"))
         wide = {"width": "100%", "align_items": "center"}
-        wrap = w.Layout(flex_flow="row wrap", **wide)
         head = w.HBox([title, badge, w.HBox(layout=w.Layout(flex="1")), status],
-                      layout=w.Layout(grid_gap="12px", **wide))
+                      layout=w.Layout(grid_gap="2px 12px", flex_flow="row wrap", **wide))
+        for part in (title, badge, status):
+            part.layout.flex = "0 0 auto"
+        wrap = w.Layout(flex_flow="row wrap", **wide)
         bars = [w.HBox(items, layout=wrap) for items in (
             [self.tokens, self.temperature, self.seed, self.positions, self.op, self.measure,
              self.system],

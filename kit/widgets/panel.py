@@ -18,7 +18,7 @@ from kit.generation import Row
 from kit.hooks import Intervention, Op, hooks_left
 from kit.positions import Positions
 from kit.receipts import Receipt
-from kit.widgets import arms, style
+from kit.widgets import arms, state, style
 from kit.widgets.controller import Controller, Frame, Request
 from kit.widgets.controls import Controls
 from kit.widgets.files import load, save
@@ -80,8 +80,8 @@ class SteeringPanel(w.VBox):
                                  op, max_new_tokens, temperature, seed)
         if not model.tokenizer.chat_template:
             self.controls.chat.disabled = True
-        name = model.cfg.model_name or "model"
-        self._badge, self._status, self._message = w.HTML(), w.HTML(), w.HTML()
+        self._name = str(model.cfg.model_name or "model")
+        self._badge, self._status, self._message = (w.HTML() for _ in range(3))
         self._receipt = w.HTML(render.receipt(_HINT))
         self._columns: list[w.HTML] = []
         self._grid = w.GridBox(layout=w.Layout(grid_gap="10px", margin="8px 0", width="100%"))
@@ -89,8 +89,8 @@ class SteeringPanel(w.VBox):
         self._frozen_area = w.HTML()
         super().__init__()
         self.children = self.controls.arrange(
-            w.HTML(style.PANEL), name, self._badge, self._status, self._vectors, self._message,
-            self._grid, self._receipt, self._frozen_area,
+            w.HTML(style.PANEL), self._name, self._badge, self._status, self._vectors,
+            self._message, self._grid, self._receipt, self._frozen_area,
         )
         self.add_class("kit-panel")
         for vector, coefficient in zip(vectors, start, strict=True):
@@ -137,7 +137,7 @@ class SteeringPanel(w.VBox):
         session_of(self._lm, [vector], [(0.0,)], "all", "add")  # refuses what does not fit
         taken = [row.vector.name for row in self._vectors.children]
         if vector.name in taken:
-            vector = replace(vector, name=arms.unique(vector.name, taken))  # type: ignore
+            vector = replace(vector, name=arms.unique(vector.name, taken))  # type: ignore[type-var]
         layers = sorted({part.layer for part in vector.parts(self._lm)})
         row = VectorRow(vector, layers, coefficient, on_change=self._post_unless_quiet,
                         on_remove=self._remove, on_calibrate=self._calibrate)
@@ -160,7 +160,8 @@ class SteeringPanel(w.VBox):
 
     def close(self) -> None:
         """Stop, end the worker thread, and take the panel off the screen."""
-        self.controller.close()
+        if "controller" in vars(self):  # a constructor that raised is closed too
+            self.controller.close()
         super().close()
 
     @property
@@ -172,27 +173,11 @@ class SteeringPanel(w.VBox):
         return self._frame.receipt if self._frame else Receipt()
 
     @property
-    def settings(self) -> list[tuple[str, str]]:
-        """Name and value of whatever the shown texts depend on."""
-        if self._frame is None:
-            return []
-        r = self._frame.request
-        return [
-            ("model", str(self._lm.cfg.model_name)),
-            ("input", "chat" if r.chat else "raw text"), *([("system", r.system)] * bool(r.system)),
-            ("positions", str(r.positions)), ("op", r.op), ("tokens", str(r.max_new_tokens)),
-            ("temperature", f"{r.temperature:g}"), ("seed", str(r.seed)),
-        ]
-
-    @property
     def frozen_html(self) -> str:
         with self._guard:
             if self._frame is None:
                 return render.message(f"This panel has not run yet. {_HINT}")
-            titles = [arm.title for arm in self._frame.request.arms]
-            columns = list(zip(titles, self._plan.subtitles, self._frame.rows, strict=False))
-            return render.frozen("Steering panel", self._frame.request.prompt, self.settings,
-                                 columns, self._frame.receipt, hooks_left(self._lm))
+            return state.frozen(self._name, self._frame, self._plan.subtitles, hooks_left(self._lm))
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         bundle = super()._repr_mimebundle_(**options) or {}
@@ -235,7 +220,7 @@ class SteeringPanel(w.VBox):
             self._error = None
             self._lay_out()
             self._say("")
-            self._status.value = _status("generating")
+            self._status.value = state.status("generating")
             self._id = self.controller.post(
                 Request(arms=self._plan.arms, vectors=self._plan.vectors, **self.controls.values())
             )
@@ -252,15 +237,16 @@ class SteeringPanel(w.VBox):
             return arms.vector_ladder(setting, row.vector, row.ends, c.rungs.value)
         return arms.side_by_side(
             setting,
-            controls=[self._control_of(v) for v, _ in setting] if c.random.value else (),
+            controls=[self._control_of(v, i) for i, (v, _) in enumerate(setting)]
+            if c.random.value else (),
             negated=c.negated.value,
             instruction=c.instruction.value if c.words.value else None,
         )
 
-    def _control_of(self, vector: Intervention) -> Intervention:
+    def _control_of(self, vector: Intervention, index: int) -> Intervention:
         if not hasattr(vector, "random"):
             raise ValueError(f"{vector.name!r} is no vector: there is no random one of its norm")
-        key = (vector, self.controls.seed.value)
+        key = (vector, 1000 * self.controls.seed.value + index)  # one direction for each vector
         if key not in self._random:
             self._random[key] = replace(vector.random(key[1]), name=f"random for {vector.name}")
         return self._random[key]
@@ -335,7 +321,7 @@ class SteeringPanel(w.VBox):
         wanted = tuple(self._columns[:n])
         if self._grid.children == wanted:
             return
-        wide = {2: 300, 3: 230}.get(n, 190)
+        wide = {2: 260, 3: 200, 4: 170}.get(n, 148)
         self._grid.layout.grid_template_columns = f"repeat(auto-fit, minmax({wide}px, 1fr))"
         empty = Row(None, Receipt())
         titles = [arm.title for arm in self._plan.arms] or ["Unsteered", "Steered"]
@@ -344,7 +330,7 @@ class SteeringPanel(w.VBox):
         self._grid.children = wanted
 
     def _lines(self, columns: int) -> float:
-        letters = {2: 62, 3: 40, 4: 29}.get(columns, 24)  # a line, in a notebook 1100 px wide
+        letters = {2: 62, 3: 40, 4: 29}.get(columns, 22)  # a line, in a notebook 1100 px wide
         return min(12, 1 + 4.6 * self.controls.tokens.value / letters)
 
     def _show(self, frame: Frame) -> None:
@@ -360,16 +346,17 @@ class SteeringPanel(w.VBox):
                 self._draw(frame)
             if frame.done:
                 self._refresh_badge()
-                self._status.value = _status(
+                self._status.value = state.status(
                     "stopped" if frame.stopped else "failed" if frame.error else "done", frame)
 
     def _draw(self, frame: Frame) -> None:
         lines = self._lines(len(frame.rows))
-        arms_, subtitles = frame.request.arms, self._plan.subtitles
-        for i, (arm, row) in enumerate(zip(arms_, frame.rows, strict=True)):
+        waiting = "…" if not frame.done else "" if frame.stopped else "(ends at once)"
+        subtitles = self._plan.subtitles
+        for i, (arm, row) in enumerate(zip(frame.request.arms, frame.rows, strict=True)):
             self._columns[i].value = render.column(
                 arm.title, subtitles[i], row, busy=not frame.done, tooltips=frame.done,
-                min_lines=lines, waiting="…" if not frame.done else "",
+                min_lines=lines, waiting=waiting,
             )
         self._receipt.value = render.receipt(frame.receipt)
 
@@ -379,11 +366,3 @@ class SteeringPanel(w.VBox):
     def _say(self, text: str, *, error: bool = False) -> None:
         self._message.value = render.message(text, error=error)
 
-
-def _status(word: str, frame: Frame | None = None) -> str:
-    numbers = ""
-    if frame is not None and frame.steps:
-        first = "" if frame.first_token is None else f" · first after {frame.first_token:.2f} s"
-        numbers = f" · {frame.steps} tokens · {frame.tokens_per_second:.0f}/s{first}"
-    return (f'<span role="status" style="font-size:12px;opacity:.8;font-variant-numeric:'
-            f'tabular-nums;white-space:nowrap">{word}{numbers}</span>')

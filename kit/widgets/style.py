@@ -12,7 +12,8 @@ PANEL = """<style>
 .kit-panel .kit-icon {padding:0; font-size:16px}
 .kit-panel .kit-grow, .kit-panel .kit-grow > .widget-html-content {width:100%}
 .kit-panel .kit-column, .kit-panel .kit-column > .widget-html-content {height:100%; width:100%}
-.kit-panel textarea {font:14px/1.45 var(--jp-ui-font-family,system-ui,sans-serif); padding:6px 9px; border-radius:4px;
+.kit-panel textarea {padding:6px 9px;
+  font:14px/1.45 var(--jp-ui-font-family,system-ui,sans-serif); border-radius:4px;
   resize:vertical}
 .kit-panel .kit-bar {border-top:1px solid var(--jp-border-color2,#ccc); padding-top:8px;
   margin-top:8px}
@@ -25,6 +26,9 @@ PANEL = """<style>
 .kit-panel .kit-slider .noUi-base::after {content:""; position:absolute; left:50%; top:-7px;
   width:1px; height:18px; background:currentColor; opacity:.55; pointer-events:none}
 .kit-panel button.jupyter-button {border-radius:4px}
+.kit-panel button.jupyter-button.mod-active {background:rgba(0,114,178,.2); box-shadow:none;
+  color:var(--jp-ui-font-color1,inherit); outline:1px solid rgba(0,114,178,.75);
+  outline-offset:-1px}
 </style>"""
 
 

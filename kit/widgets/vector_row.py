@@ -37,11 +37,11 @@ class VectorRow(w.HBox):
             f'<div title="{escape(vector.name)}" style="white-space:nowrap;overflow:hidden;'
             f'text-overflow:ellipsis;font-size:14px"><b>{escape(vector.name)}</b> '
             f'<span style="opacity:.75;font-size:12px">{where}</span></div>',
-            layout=w.Layout(width="190px", flex="0 1 190px"),
+            layout=w.Layout(width="190px", min_width="104px", flex="0 1 190px"),
         )
         self.slider = w.FloatSlider(
             value=0.0, min=-1.0, max=1.0, step=0.05, readout_format="+.2f",
-            layout=w.Layout(flex="1 1 240px", min_width="200px"),
+            layout=w.Layout(flex="1 1 240px", min_width="150px"),
         )
         self.slider.add_class("kit-slider")
         self._mark = f"kit-slider-{self.slider.model_id}"

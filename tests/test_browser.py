@@ -1,0 +1,303 @@
+"""Real JupyterLab and Voila in headless Chromium: drag, press, look.
+
+Skipped without Chromium or Playwright; with KIT_REQUIRE_BROWSER=1 that is a failure instead.
+"""
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--no-first-run")
+SLOW = 240_000  # milliseconds; a busy machine with two cores loads torch and the model
+LIVE = ROOT / "notebooks" / "03_live_steering.ipynb"
+PANEL = ".kit-panel"
+
+SMALL = """
+import kit
+from kit.widgets import SteeringPanel
+model = kit.load_model()
+pair = kit.contrast.fit(model, ["I am so happy", "What joy"], ["I am so sad", "What grief"], 14)
+panel = SteeringPanel(model, pair, "How are you feeling today?", max_new_tokens=20)
+panel
+"""
+
+
+def _chromium() -> str:
+    """The path of Chromium; skips, or fails where a browser is required, if something is missing.
+    """
+    missing = []
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        missing.append("chromium (on Debian: apt install chromium)")
+    for module in ("playwright", "jupyterlab", "ipywidgets"):
+        try:
+            __import__(module)
+        except ImportError:
+            missing.append(f"the Python package {module}")
+    if missing:
+        why = f"browser test needs {' and '.join(missing)}"
+        if os.environ.get("KIT_REQUIRE_BROWSER") == "1":
+            pytest.fail(why)
+        pytest.skip(why)
+    assert path is not None
+    return path
+
+
+class Page:
+    """A page, the hosts it got an answer from, and what its panel shows."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.hosts: set[str] = set()
+        self.asked: set[str] = set()
+        page.set_default_timeout(SLOW)
+        page.on("request", lambda r: self.asked.add(urlparse(r.url).hostname or ""))
+        page.on("response", lambda r: self.hosts.add(urlparse(r.url).hostname or ""))
+        page.on("websocket", lambda w: self.asked.add(urlparse(w.url).hostname or ""))
+
+    def text(self, column: int) -> str:
+        return self.page.locator(f"{PANEL} .kit-text").nth(column).inner_text().strip()
+
+    def status(self) -> str:
+        found = re.search(r"^(done|generating|stopped|failed).*$",
+                          self.page.locator(PANEL).first.inner_text(), re.M)
+        return found.group(0) if found else ""
+
+    def readout(self) -> float:
+        text = self.page.locator(f"{PANEL} .widget-readout").first.inner_text()
+        return float(text.replace("\u2212", "-"))
+
+    def steered_as_shown(self) -> float | None:
+        """The coefficient in the heading of the steered text."""
+        heading = self.page.locator(f"{PANEL} .kit-column").nth(1).inner_text().splitlines()[0]
+        found = re.search(r"([+\u2212-]\d+\.\d\d)", heading)
+        return float(found.group(1).replace("\u2212", "-")) if found else None
+
+    def press(self, name: str) -> None:
+        self.page.locator(PANEL).first.get_by_role("button", name=name, exact=True).click()
+
+    def until(self, condition: Callable[[], Any], seconds: float = 120.0) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"it did not happen; the status is {self.status()!r}"
+            time.sleep(0.05)
+
+    def settled(self) -> bool:
+        return self.status().startswith(("done", "stopped", "failed"))
+
+    def handle(self) -> Any:
+        return self.page.locator(f"{PANEL} .noUi-handle").first
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = _chromium()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def lab(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """JupyterLab on a copy of the notebook, all its cells run."""
+    import nbformat
+
+    from kit.labcheck import server
+
+    folder = tmp_path_factory.mktemp("lab")
+    if LIVE.exists():
+        book = nbformat.read(LIVE, as_version=4)
+    else:
+        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SMALL.strip())])
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3",
+                                   "language": "python"}
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(book, folder / "live.ipynb")
+    settings = folder / ".settings"
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        dict.fromkeys([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    )
+    before = os.environ.get("JUPYTERLAB_SETTINGS_DIR")
+    os.environ["JUPYTERLAB_SETTINGS_DIR"] = str(settings)
+    try:
+        with server("--expose-app-in-browser", folder=folder) as running:
+            page = Page(browser.new_page(viewport={"width": 1280, "height": 1000}))
+            page.page.goto(f"{running.url}lab/tree/live.ipynb?token={running.token}&reset")
+            _run_all(page)
+            yield page
+            page.page.close()
+    finally:
+        if before is None:
+            os.environ.pop("JUPYTERLAB_SETTINGS_DIR", None)
+        else:
+            os.environ["JUPYTERLAB_SETTINGS_DIR"] = before
+
+
+def _run_all(page: Page) -> None:
+    """Run every cell, once the kernel is there; answers the question for a kernel, if it comes."""
+    p = page.page
+    kernel = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status"
+    run = "{window.jupyterapp.commands.execute('notebook:run-all-cells'); 0}"
+    p.wait_for_selector(".jp-Notebook")
+
+    def idle() -> bool:
+        if p.locator(".jp-Dialog button.jp-mod-accept").count():
+            p.locator(".jp-Dialog button.jp-mod-accept").first.click()
+        return p.evaluate(kernel) == "idle"
+
+    page.until(idle)
+    p.evaluate(run)
+    time.sleep(2)
+    if p.locator(".jp-Dialog button.jp-mod-accept").count():
+        p.locator(".jp-Dialog button.jp-mod-accept").first.click()
+        time.sleep(1)
+        p.evaluate(run)
+    p.wait_for_selector(PANEL)
+    p.locator(PANEL).first.scroll_into_view_if_needed()
+    page.until(lambda: p.evaluate(kernel) == "idle", 600)  # a panel in the first cells may wait
+
+
+def test_the_slider_changes_the_steered_text_and_not_the_baseline(lab: Page) -> None:
+    lab.press("Generate")
+    lab.until(lambda: lab.status().startswith("done") and lab.text(0))
+    baseline, steered = lab.text(0), lab.text(1)
+    start = lab.readout()
+    lab.handle().focus()
+    for _ in range(4):
+        lab.page.keyboard.press("ArrowRight")
+    lab.until(lambda: lab.readout() > start)
+    lab.until(lambda: lab.settled() and lab.steered_as_shown() == lab.readout())
+    assert lab.text(1) != steered, "the steered text did not change"
+    assert lab.text(0) == baseline, "the baseline changed"
+
+
+def test_a_mouse_drag_moves_it_too(lab: Page) -> None:
+    box = lab.handle().bounding_box()
+    track = lab.page.locator(f"{PANEL} .noUi-base").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    before, baseline = lab.readout(), lab.text(0)
+    target = track["x"] + track["width"] * 0.3
+    lab.page.mouse.move(x, y)
+    lab.page.mouse.down()
+    for i in range(1, 11):
+        lab.page.mouse.move(x + (target - x) * i / 10, y)
+    lab.page.mouse.up()
+    lab.until(lambda: lab.readout() < before)
+    lab.until(lambda: lab.settled() and lab.steered_as_shown() == lab.readout())
+    assert lab.text(0) == baseline
+
+
+def test_stop_ends_a_run(lab: Page) -> None:
+    tokens = lab.page.locator(f"{PANEL} input[type=number]").first
+    shown = tokens.input_value()
+    tokens.fill("400")
+    tokens.press("Enter")
+    lab.press("Generate")
+    lab.until(lambda: lab.status() == "generating" and len(lab.text(1)) > 5)
+    lab.press("Stop")
+    lab.until(lambda: lab.status().startswith("stopped"), 30)
+    text = lab.text(1)
+    time.sleep(1)
+    assert lab.text(1) == text, "text went on after Stop"
+    tokens.fill(shown)
+    tokens.press("Enter")
+    lab.until(lab.settled)
+
+
+def test_thirty_moves_in_three_seconds_end_with_the_last_value(lab: Page) -> None:
+    """One run finishes, with the value that the slider shows; all others were cancelled."""
+    lab.until(lab.settled)
+    lab.handle().focus()
+    for i in range(30):
+        lab.page.keyboard.press("ArrowLeft" if i < 10 else "ArrowRight")
+        time.sleep(0.09)
+    lab.until(lambda: lab.settled() and lab.steered_as_shown() == lab.readout())
+    time.sleep(1.5)
+    assert lab.settled() and lab.steered_as_shown() == lab.readout()
+    assert lab.status().startswith("done")
+
+
+def test_the_panel_is_clean_and_has_its_receipt(lab: Page) -> None:
+    text = lab.page.locator(PANEL).first.inner_text()
+    assert "clean" in text and "decode steps" in text and "distinct-2" in text
+
+
+def test_freeze_leaves_plain_html_in_the_document(lab: Page) -> None:
+    steered = lab.text(1)
+    lab.press("Freeze")
+    outputs = """() => JSON.stringify(
+        window.jupyterapp.shell.currentWidget.content.model.sharedModel.cells
+          .map(c => c.toJSON().outputs || []))"""
+    lab.until(lambda: "aria-live" in lab.page.evaluate(outputs).replace("widget-view", ""), 30)
+    assert steered.split()[0] in lab.page.evaluate(outputs)
+
+
+def test_no_request_left_loopback(lab: Page) -> None:
+    assert lab.asked <= {"127.0.0.1", ""}, lab.asked
+
+
+def test_voila_serves_the_panel_alone(browser: Any, tmp_path: Path) -> None:
+    pytest.importorskip("voila")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(
+        dict.fromkeys([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))}
+    env.pop("BROWSER", None)
+    with (tmp_path / "voila.log").open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kit", "app", f"--port={port}", "--no-browser"],
+            stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=env, cwd=tmp_path,
+            start_new_session=True,
+        )
+        try:
+            page = Page(browser.new_page(viewport={"width": 1280, "height": 900}))
+            _wait_for(port, process, tmp_path / "voila.log")
+            page.page.goto(f"http://127.0.0.1:{port}/")
+            page.page.wait_for_selector(f"{PANEL} .noUi-handle")
+            page.press("Generate")
+            page.until(lambda: page.status().startswith("done") and bool(page.text(1)))
+            assert page.hosts <= {"127.0.0.1", ""}, page.hosts
+            page.page.close()
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    end = time.monotonic() + 120
+    while True:
+        assert process.poll() is None, f"it ended: {log.read_text()[-2000:]}"
+        try:  # a page that needs no kernel
+            direct.open(f"http://127.0.0.1:{port}/voila/static/", timeout=2)
+            return
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            assert time.monotonic() < end, "no answer in time"
+            time.sleep(0.2)
