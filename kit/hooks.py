@@ -236,7 +236,7 @@ _HOOK_NAMES = {"resid": "blocks.{}.hook_out", "z": "blocks.{}.attn.hook_z"}
 def _on_bridge(
     model: TransformerBridge, part: Part, change: Callable[[Tensor], Tensor]
 ) -> Callable[[], None]:
-    point = model.hook_dict[_HOOK_NAMES[part.site].format(part.layer)]
+    point = hook_points(model)[_HOOK_NAMES[part.site].format(part.layer)]
     # permanent: reset_hooks() in the middle of a with block must not unsteer it silently
     point.add_hook(lambda tensor, hook: change(tensor), is_permanent=True)
     mine = point.fwd_hooks[-1]
@@ -249,10 +249,19 @@ def _on_bridge(
     return remove
 
 
+def hook_points(model: TransformerBridge) -> dict[str, Any]:
+    """The bridge's hook points by name; kept, since ``hook_dict`` walks the model at each use."""
+    cache = runtime(model).cache
+    if "hook points" not in cache:
+        cache["hook points"] = dict(model.hook_dict)
+    return cache["hook points"]
+
+
 def hooks_left(model: TransformerBridge) -> list[str]:
     """Names of the bridge's hook points that carry a hook, and of hooked decoder blocks."""
     state = runtime(model)
-    names = {point.name or name for name, point in model.hook_dict.items() if point.has_hooks()}
+    points = hook_points(model).items()
+    names = {point.name or name for name, point in points if point.has_hooks()}
     if state.shares_weights:
         names |= {
             f"decoder:{name}"

@@ -110,13 +110,14 @@ def runtime(model: TransformerBridge) -> Runtime:
     Raises:
         TypeError: ``model`` is not a ``TransformerBridge``.
     """
+    if model in _RUNTIMES:
+        return _RUNTIMES[model]
     if not (hasattr(model, "original_model") and hasattr(model, "hook_dict")):
         raise TypeError(
             f"model is a {type(model).__name__}; pass the TransformerBridge that "
             "kit.load_model returns"
         )
-    if model not in _RUNTIMES:
-        _RUNTIMES[model] = _make_runtime(model, None)
+    _RUNTIMES[model] = _make_runtime(model, None)
     return _RUNTIMES[model]
 
 
@@ -140,8 +141,8 @@ def _same_weights(hf: nn.Module) -> nn.Module:
 
 
 def _onednn_is_faster(weight: Tensor) -> bool:
-    # For one to sixteen rows oneDNN streams a large float32 matrix up to twice as fast as MKL
-    # (`make bench` measures the decode loop); below this size its call overhead eats the gain.
+    # For a handful of rows oneDNN streams a float32 matrix up to a third faster than MKL (`make
+    # bench`: the ladder's rows); below this size its call overhead eats the gain.
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
@@ -151,7 +152,8 @@ def _onednn_is_faster(weight: Tensor) -> bool:
 
 
 def _onednn_linear(module: nn.Linear, x: Tensor) -> Tensor:
-    if torch.is_grad_enabled() and x.requires_grad:  # the fused operator has no derivative
+    # one row alone is no faster; and the fused operator has no derivative
+    if x.shape[:-1].numel() == 1 or (torch.is_grad_enabled() and x.requires_grad):
         return nn.functional.linear(x, module.weight, module.bias)
     return torch.ops.mkldnn._linear_pointwise(x, module.weight, module.bias, "none", [], "")
 

@@ -84,11 +84,12 @@ def _cells(axis: Axes, mean: pd.DataFrame, value: str, low: float, high: float) 
     grid = mean.to_numpy()
     colours = "RdBu_r" if value in _SIGNED else "viridis"
     image = axis.imshow(grid, cmap=colours, vmin=low, vmax=high, aspect="auto")
+    decimals = 1 if value in _SIGNED else 2
     for row, column in zip(*(~mean.isna().to_numpy()).nonzero(), strict=True):
         red, green, blue, _ = image.cmap(image.norm(grid[row, column]))
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-        axis.text(column, row, f"{grid[row, column]:.2g}", ha="center", va="center", fontsize=8,
-                  color="white" if dark else "black")  # fmt: skip
+        axis.text(column, row, f"{grid[row, column]:.{decimals}f}", ha="center", va="center",
+                  fontsize=8, color="white" if dark else "black")  # fmt: skip
     axis.set_xticks(range(len(mean.columns)), [f"{c:+g}" for c in mean.columns])
     axis.set_yticks(range(len(mean.index)), [str(layer) for layer in mean.index])
 
@@ -99,6 +100,7 @@ def curves(
     *,
     bands: Mapping[str, Sequence[Sequence[float]]] | None = None,
     chance: float | None = None,
+    ylim: tuple[float, float] | None = None,
     xlabel: str = "",
     ylabel: str = "",
     title: str = "",
@@ -110,6 +112,7 @@ def curves(
         bands: control runs ``[runs, x]`` by name; the shade reaches from the smallest to the
             largest run at each x.
         chance: a dashed horizontal line.
+        ylim: the range of y; give it where a small difference should look small.
 
     Raises:
         ValueError: a line or run that is not as long as x.
@@ -133,6 +136,7 @@ def curves(
             raise ValueError(f"line {name!r} has {len(y)} values for {len(x)} of x")
         axis.plot(x, list(y), color=_COLOURS[i % len(_COLOURS)], marker=_MARKERS[i % len(_MARKERS)],
                   markersize=4, linewidth=1.5, label=name)  # fmt: skip
+    axis.set_ylim(ylim)
     if lines or bands:
         axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _finish(axis, xlabel, ylabel, title)

@@ -116,7 +116,8 @@ def test_coefficients_that_make_no_sense(llama: Any, coefficients: Any) -> None:
 def test_coefficients_without_vectors(llama: Any) -> None:
     with pytest.raises(ValueError, match="for 0 vectors"):
         kit.stream(llama, tiny.prompt(llama), (), [0.5])
-    assert len(kit.generate(llama, tiny.prompt(llama), (), [None, None], max_new_tokens=2).rows) == 2
+    both = kit.generate(llama, tiny.prompt(llama), (), [None, None], max_new_tokens=2)
+    assert len(both.rows) == 2 and both.rows[0].tokens == both.rows[1].tokens
 
 
 def test_misspelt_words(llama: Any) -> None:

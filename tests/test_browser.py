@@ -59,6 +59,14 @@ def _chromium() -> str:
     return path
 
 
+_ALL_RUN = """() => {
+  const cells = window.jupyterapp.shell.currentWidget.content.model.sharedModel.cells
+    .map(c => c.toJSON()).filter(c => c.cell_type === 'code' && c.source.length);
+  const error = cells.flatMap(c => c.outputs).find(o => o.output_type === 'error');
+  return error ? error.evalue : cells.every(c => c.execution_count !== null);
+}"""
+
+
 class Page:
     """A page, the hosts it got an answer from, and what its panel shows."""
 
@@ -95,7 +103,9 @@ class Page:
     def until(self, condition: Callable[[], Any], seconds: float = 120.0) -> None:
         end = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, f"it did not happen; the status is {self.status()!r}"
+            assert time.monotonic() < end, (
+                f"it did not happen; status {self.status()!r}, slider {self.readout()}, "
+                f"text of {self.steered_as_shown()}")
             time.sleep(0.05)
 
     def settled(self) -> bool:
@@ -134,24 +144,22 @@ def lab(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     nbformat.write(book, folder / "live.ipynb")
-    settings = folder / ".settings"
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        dict.fromkeys([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    )
-    before = os.environ.get("JUPYTERLAB_SETTINGS_DIR")
-    os.environ["JUPYTERLAB_SETTINGS_DIR"] = str(settings)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", _search_path())
+        patch.setenv("JUPYTERLAB_SETTINGS_DIR", str(folder / ".settings"))  # nobody's own theme
+        patch.setenv("KIT_SMALL", "1")
         with server("--expose-app-in-browser", folder=folder) as running:
             page = Page(browser.new_page(viewport={"width": 1280, "height": 1000}))
             page.page.goto(f"{running.url}lab/tree/live.ipynb?token={running.token}&reset")
             _run_all(page)
             yield page
             page.page.close()
-    finally:
-        if before is None:
-            os.environ.pop("JUPYTERLAB_SETTINGS_DIR", None)
-        else:
-            os.environ["JUPYTERLAB_SETTINGS_DIR"] = before
+
+
+def _search_path() -> str:
+    """PYTHONPATH for kernels: this checkout first."""
+    rest = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys([str(ROOT), *filter(None, rest)]))
 
 
 def _run_all(page: Page) -> None:
@@ -175,7 +183,9 @@ def _run_all(page: Page) -> None:
         p.evaluate(run)
     p.wait_for_selector(PANEL)
     p.locator(PANEL).first.scroll_into_view_if_needed()
-    page.until(lambda: p.evaluate(kernel) == "idle", 600)  # a panel in the first cells may wait
+    # callbacks of widgets wait until the last cell has run
+    page.until(lambda: p.evaluate(_ALL_RUN), 900)
+    assert p.evaluate(_ALL_RUN) is True, p.evaluate(_ALL_RUN)
 
 
 def test_the_slider_changes_the_steered_text_and_not_the_baseline(lab: Page) -> None:
@@ -213,16 +223,21 @@ def test_stop_ends_a_run(lab: Page) -> None:
     shown = tokens.input_value()
     tokens.fill("400")
     tokens.press("Enter")
+    before = lab.text(1)
     lab.press("Generate")
-    lab.until(lambda: lab.status() == "generating" and len(lab.text(1)) > 5)
+    lab.until(lambda: lab.status() == "generating" and lab.text(1) != before)  # it has begun
     lab.press("Stop")
     lab.until(lambda: lab.status().startswith("stopped"), 30)
+    assert int(lab.status().split("·")[1].split()[0]) < 400
     text = lab.text(1)
     time.sleep(1)
     assert lab.text(1) == text, "text went on after Stop"
+    lab.press("Generate")
+    lab.press("Stop")  # a run that may not have begun ends too
+    lab.until(lambda: lab.status().startswith("stopped"), 30)
     tokens.fill(shown)
     tokens.press("Enter")
-    lab.until(lab.settled)
+    lab.until(lambda: lab.status().startswith("done"))
 
 
 def test_thirty_moves_in_three_seconds_end_with_the_last_value(lab: Page) -> None:
@@ -262,8 +277,7 @@ def test_voila_serves_the_panel_alone(browser: Any, tmp_path: Path) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(
-        dict.fromkeys([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))}
+    env = os.environ | {"PYTHONPATH": _search_path()}
     env.pop("BROWSER", None)
     with (tmp_path / "voila.log").open("wb") as out:
         process = subprocess.Popen(

@@ -164,7 +164,7 @@ def test_stop_ends_within_one_token_and_says_so(streams: FakeStreams, make: Any)
     assert streams.after_stop <= 1 and controller.cancelled == 1
 
 
-def test_stop_drops_what_has_not_begun(streams: FakeStreams, make: Any) -> None:
+def test_stop_ends_what_has_not_begun_and_says_so(streams: FakeStreams, make: Any) -> None:
     controller, frames = make()
     streams.gate = gate = threading.Semaphore(0)
     controller.post(request(0.1))
@@ -175,6 +175,7 @@ def test_stop_drops_what_has_not_begun(streams: FakeStreams, make: Any) -> None:
         gate.release()
     assert controller.wait(WAIT)
     assert len(streams.calls) == 1 and controller.started == 1
+    assert frames[-1].id == 2 and frames[-1].stopped and frames[-1].done
 
 
 def test_an_error_becomes_a_frame_and_the_worker_survives(streams: FakeStreams, make: Any) -> None:

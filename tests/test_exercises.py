@@ -184,7 +184,7 @@ EXTRA_WRONG = {
         "dimension was dropped": lambda p, c, k: ((p - k) / (c - k)).mean(0),
         "rounded": lambda p, c, k: ((p - k) / (c - k)).round().long(),
     },
-    "01.3": {
+    "01.5": {
         "norm once": lambda r, d: r - (r @ d)[:, None] * d / d.norm(),
         "subtract it from resid": lambda r, d: (r @ d)[:, None] * d / d.norm() ** 2,
         "reflects": lambda r, d: r - 2 * (r @ d)[:, None] * d / d.norm() ** 2,

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import DynamicCache
 
 import kit
 from kit.hooks import Session, select
@@ -318,6 +319,9 @@ def test_two_prompts_in_one_block_are_two_prompts(model: Any) -> None:
         # after a cached decode even a prompt that is one token longer starts anew
         longer = torch.cat([short, long[:, :1]], dim=1)
         inside.append(tiny.stream_after(model, LAYER, longer))
+        # and after a pass that was given an empty cache
+        model.original_model(input_ids=short, past_key_values=DynamicCache())
+        assert torch.equal(tiny.stream_after(model, LAYER, longer), inside[-1])
     for tokens, after in zip((short, long, short, longer), inside, strict=True):
         moved = (after != tiny.stream_after(model, LAYER, tokens)).any(-1)
         assert moved.nonzero().tolist() in ([[0, tokens.shape[1] - 1]], [])

@@ -35,7 +35,8 @@ def test_heat_map_shows_the_mean_over_prompts_at_its_place() -> None:
     assert [t.get_text() for t in effect.get_xticklabels()] == ["-0.5", "+0.25", "+0.5"]
     assert grid(effect).tolist() == [[-5, 2.5, 5], [-2, 1, 2]]
     assert grid(kl).tolist() == [[0.25, 0.0625, 0.25]] * 2
-    assert [t.get_text() for t in effect.texts] == ["-5", "2.5", "5", "-2", "1", "2"]
+    assert [t.get_text() for t in effect.texts] == ["-5.0", "2.5", "5.0", "-2.0", "1.0", "2.0"]
+    assert kl.texts[1].get_text() == "0.06"
     assert "nats" in effect.get_title() and "KL" in kl.get_title()
 
 
@@ -82,7 +83,7 @@ def test_heat_map_refuses(given: Any, values: Any, names: str) -> None:
 def test_curves_draw_lines_bands_and_chance() -> None:
     figure = plots.curves(range(3), {"mean": [0.5, 0.9, 1.0], "pca": [0.5, 0.8, 0.9]},
                           bands={"random": [[0.4, 0.6, 0.5], [0.5, 0.3, 0.7]]}, chance=0.5,
-                          xlabel="layer", ylabel="AUROC", title="t")  # fmt: skip
+                          ylim=(0, 1), xlabel="layer", ylabel="AUROC", title="t")  # fmt: skip
     axis = figure.axes[0]
     drawn = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
     assert drawn["mean"] == [0.5, 0.9, 1.0]
@@ -90,6 +91,8 @@ def test_curves_draw_lines_bands_and_chance() -> None:
     assert corners[:, 1].min() == 0.3 and corners[:, 1].max() == 0.7
     assert {t.get_text() for t in axis.get_legend().get_texts()} == {"random", "mean", "pca"}
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("layer", "AUROC")
+    assert axis.get_ylim() == (0, 1)
+    assert plots.curves([0, 1], {"a": [5, 6]}).axes[0].get_ylim()[0] > 4
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,8 @@ def test_7_the_cache_changes_the_text(
             with kit.steer(model, {v: C}, where):
                 model(tokens)
                 after = tiny.stream_after(model, 1, longer)
-            return (after != tiny.stream_after(model, 1, longer)).any(-1)[0].nonzero()[:, 0].tolist()
+            changed = (after != tiny.stream_after(model, 1, longer)).any(-1)
+            return changed[0].nonzero()[:, 0].tolist()
 
         assert moved() == [9, 10, 11, 12]
         defect(monkeypatch, at_the_end)

@@ -356,7 +356,7 @@ class Malice:
 def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     witness = tmp_path / "was-here"
     torch.save(Malice(witness), tmp_path / "bad.pt")
-    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Malice(witness)))
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Malice(witness), protocol=2))
     torch.save({"direction": torch.ones(3), "x": Malice(witness)}, tmp_path / "mixed.pt")
     for name in ("bad.pt", "raw.pt", "mixed.pt"):
         with pytest.raises(ValueError, match="holds no plain tensor"):

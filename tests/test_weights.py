@@ -1,4 +1,4 @@
-"""The conversion: whole or not at all, once, whatever fails; with a small stand-in for the model."""
+"""The conversion: whole or not at all, once, whatever fails; a stand-in plays the model."""
 from __future__ import annotations
 
 import errno

@@ -1,4 +1,4 @@
-"""Exercises of notebook 01, hooks: logit lens, activation patching, ablation of a direction."""
+"""Exercises of notebook 01, hooks: logit lens, patching, a fact's way, ablating a direction."""
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -168,7 +168,140 @@ RECOVERY = Exercise(
 )
 
 
-# --- 01.3 ablate a direction ---------------------------------------------------------------------
+# --- 01.3 which block moves the fact -------------------------------------------------------------
+
+_BLOCK_STUB = """
+# The first block after which patching the country's position recovers less than half.
+moving_block = ...
+"""
+
+
+def moving_block(model: Any, clean: torch.Tensor, corrupt: torch.Tensor) -> int | None:
+    position = int((clean != corrupt)[0].nonzero()[0])  # the one token that differs
+    names = [f"blocks.{block}.hook_out" for block in range(model.cfg.n_layers)]
+    logits, cache = model.run_with_cache(clean, names_filter=names)
+    start = model.run_with_hooks(corrupt, fwd_hooks=[])
+    good, bad = logits[0, -1].argmax(), start[0, -1].argmax()
+    gaps = [float(x[0, -1, good] - x[0, -1, bad]) for x in (start, logits)]
+    for block, name in enumerate(names):
+
+        def patch(x: torch.Tensor, hook: Any, name: str = name) -> torch.Tensor:
+            x = x.clone()
+            x[:, position] = cache[name][:, position]
+            return x
+
+        patched = model.run_with_hooks(corrupt, fwd_hooks=[(name, patch)])
+        gap = float(patched[0, -1, good] - patched[0, -1, bad])
+        if (gap - gaps[0]) / (gaps[1] - gaps[0]) < 0.5:
+            return block
+    return None
+
+
+def _block_spec(answer: Any, *, model: Any, clean: Any, corrupt: Any) -> None:
+    check_index(answer, "block", model.cfg.n_layers)
+    place = (0, int((clean != corrupt)[0].nonzero()[0]))
+
+    def share(block: int) -> float:
+        return shares_of(model, clean, corrupt, f"blocks.{block}.hook_out", [place])[0]
+
+    after, before = share(answer), share(answer - 1) if answer else 1.0
+    if after >= 0.5:
+        raise Wrong(
+            arrived=f"block {answer}, after which patching there still recovers {after:.2f}",
+            expected="a block after which it recovers less than half",
+            likely="too early: the fact has not left this position yet",
+        )
+    if before < 0.5:
+        raise Wrong(
+            arrived=f"block {answer}, but one block before it recovers only {before:.2f} already",
+            expected="the first block after which it recovers less than half",
+            likely="too late: an earlier block had moved the fact on",
+        )
+
+
+BLOCK = Exercise(
+    id="01.3",
+    title="where the fact moves",
+    stub=_BLOCK_STUB,
+    solution=moving_block,
+    spec=_block_spec,
+    hints=(
+        "Read one column of the heat map, the one of the country, from the first block on.",
+        "heat[:, 0] is that column; find the first entry below 0.5.",
+    ),
+    wrong=[
+        ("a block too early", lambda **context: moving_block(**context) - 1),
+        ("a block too late", lambda **context: moving_block(**context) + 1),
+        ("the number of blocks", lambda model, **context: model.cfg.n_layers),
+    ],
+    moral="Up to there the fact sits at the country's token; from there on, at the last one.",
+    kind="value",
+    example=toy,
+)
+
+
+# --- 01.4 which head carries it ------------------------------------------------------------------
+
+_HEAD_STUB = """
+# Patch the heads of that block one at a time, at the last position. Which brings back the most?
+carrier = ...
+"""
+
+
+def carrier(model: Any, clean: torch.Tensor, corrupt: torch.Tensor, block: int) -> int:
+    name = f"blocks.{block}.attn.hook_z"  # [batch, pos, head, d_head]
+    logits, cache = model.run_with_cache(clean, names_filter=[name])
+    start = model.run_with_hooks(corrupt, fwd_hooks=[])
+    good, bad = logits[0, -1].argmax(), start[0, -1].argmax()
+    gaps = []
+    for head in range(model.cfg.n_heads):
+
+        def patch(x: torch.Tensor, hook: Any, head: int = head) -> torch.Tensor:
+            x = x.clone()
+            x[:, -1, head] = cache[name][:, -1, head]
+            return x
+
+        patched = model.run_with_hooks(corrupt, fwd_hooks=[(name, patch)])
+        gaps.append(float(patched[0, -1, good] - patched[0, -1, bad]))
+    return gaps.index(max(gaps))
+
+
+def _head_spec(answer: Any, *, model: Any, clean: Any, corrupt: Any, block: int) -> None:
+    check_index(answer, "head", model.cfg.n_heads)
+    places = [(0, -1, head) for head in range(model.cfg.n_heads)]
+    shares = shares_of(model, clean, corrupt, f"blocks.{block}.attn.hook_z", places)
+    if shares[answer] < max(shares):
+        little = "this head brings next to nothing, wherever it looks"
+        some = "this head helps, yet another one brings more"
+        raise Wrong(
+            arrived=f"head {answer}, which recovers {shares[answer]:.2f}",
+            expected=f"the head that recovers most, {max(shares):.2f}",
+            likely=f"{little if shares[answer] < 0.1 else some}: patch all of them and compare",
+        )
+
+
+HEAD = Exercise(
+    id="01.4",
+    title="which head carries it",
+    stub=_HEAD_STUB,
+    solution=carrier,
+    spec=_head_spec,
+    hints=(
+        "hook_z is [batch, pos, head, d_head]; write clean values into [:, -1, head] only.",
+        "One run for each head, the score recovery(gap(...)) for each run, then the largest.",
+    ),
+    wrong=[
+        ("helps, but less", 0),
+        ("brings nothing", 2),
+        ("block and head", lambda block, **context: (block, 1)),
+    ],
+    moral="Where a head looks is a hint; what comes back when you patch it is the test.",
+    kind="value",
+    example=lambda: toy(block=2),
+)
+
+
+# --- 01.5 ablate a direction ---------------------------------------------------------------------
 
 _ABLATE_STUB = '''
 def ablate(resid, direction):
@@ -235,7 +368,7 @@ def _ablate_in_place(resid: Any, direction: Any) -> Any:
 
 
 ABLATE = Exercise(
-    id="01.3",
+    id="01.5",
     title="ablate a direction",
     stub=_ABLATE_STUB,
     solution=ablate,
@@ -253,136 +386,4 @@ ABLATE = Exercise(
     moral="Nothing downstream can read this direction any more; all that is orthogonal survived.",
 )
 
-# --- 01.4 which block moves the fact -------------------------------------------------------------
-
-_BLOCK_STUB = """
-# The first block after which patching the country's position recovers less than half.
-moving_block = ...
-"""
-
-
-def moving_block(model: Any, clean: torch.Tensor, corrupt: torch.Tensor) -> int | None:
-    position = int((clean != corrupt)[0].nonzero()[0])  # the one token that differs
-    names = [f"blocks.{block}.hook_out" for block in range(model.cfg.n_layers)]
-    logits, cache = model.run_with_cache(clean, names_filter=names)
-    start = model.run_with_hooks(corrupt, fwd_hooks=[])
-    good, bad = logits[0, -1].argmax(), start[0, -1].argmax()
-    gaps = [float(x[0, -1, good] - x[0, -1, bad]) for x in (start, logits)]
-    for block, name in enumerate(names):
-
-        def patch(x: torch.Tensor, hook: Any, name: str = name) -> torch.Tensor:
-            x = x.clone()
-            x[:, position] = cache[name][:, position]
-            return x
-
-        patched = model.run_with_hooks(corrupt, fwd_hooks=[(name, patch)])
-        gap = float(patched[0, -1, good] - patched[0, -1, bad])
-        if (gap - gaps[0]) / (gaps[1] - gaps[0]) < 0.5:
-            return block
-    return None
-
-
-def _block_spec(answer: Any, *, model: Any, clean: Any, corrupt: Any) -> None:
-    check_index(answer, "block", model.cfg.n_layers)
-    place = (0, int((clean != corrupt)[0].nonzero()[0]))
-
-    def share(block: int) -> float:
-        return shares_of(model, clean, corrupt, f"blocks.{block}.hook_out", [place])[0]
-
-    after, before = share(answer), share(answer - 1) if answer else 1.0
-    if after >= 0.5:
-        raise Wrong(
-            arrived=f"block {answer}, after which patching there still recovers {after:.2f}",
-            expected="a block after which it recovers less than half",
-            likely="too early: the fact has not left this position yet",
-        )
-    if before < 0.5:
-        raise Wrong(
-            arrived=f"block {answer}, but one block before it recovers only {before:.2f} already",
-            expected="the first block after which it recovers less than half",
-            likely="too late: an earlier block had moved the fact on",
-        )
-
-
-BLOCK = Exercise(
-    id="01.4",
-    title="where the fact moves",
-    stub=_BLOCK_STUB,
-    solution=moving_block,
-    spec=_block_spec,
-    hints=(
-        "Read one column of the heat map, the one of the country, from the first block on.",
-        "heat[:, 0] is that column; find the first entry below 0.5.",
-    ),
-    wrong=[
-        ("a block too early", lambda **context: moving_block(**context) - 1),
-        ("a block too late", lambda **context: moving_block(**context) + 1),
-        ("the number of blocks", lambda model, **context: model.cfg.n_layers),
-    ],
-    moral="Up to there the fact sits at the country's token; from there on, at the last one.",
-    kind="value",
-    example=toy,
-)
-
-
-# --- 01.5 which head carries it ------------------------------------------------------------------
-
-_HEAD_STUB = """
-# Patch the heads of that block one at a time, at the last position. Which brings back the most?
-carrier = ...
-"""
-
-
-def carrier(model: Any, clean: torch.Tensor, corrupt: torch.Tensor, block: int) -> int:
-    name = f"blocks.{block}.attn.hook_z"  # [batch, pos, head, d_head]
-    logits, cache = model.run_with_cache(clean, names_filter=[name])
-    start = model.run_with_hooks(corrupt, fwd_hooks=[])
-    good, bad = logits[0, -1].argmax(), start[0, -1].argmax()
-    gaps = []
-    for head in range(model.cfg.n_heads):
-
-        def patch(x: torch.Tensor, hook: Any, head: int = head) -> torch.Tensor:
-            x = x.clone()
-            x[:, -1, head] = cache[name][:, -1, head]
-            return x
-
-        patched = model.run_with_hooks(corrupt, fwd_hooks=[(name, patch)])
-        gaps.append(float(patched[0, -1, good] - patched[0, -1, bad]))
-    return gaps.index(max(gaps))
-
-
-def _head_spec(answer: Any, *, model: Any, clean: Any, corrupt: Any, block: int) -> None:
-    check_index(answer, "head", model.cfg.n_heads)
-    places = [(0, -1, head) for head in range(model.cfg.n_heads)]
-    shares = shares_of(model, clean, corrupt, f"blocks.{block}.attn.hook_z", places)
-    if shares[answer] < max(shares):
-        little = "this head brings next to nothing, wherever it looks"
-        some = "this head helps, yet another one brings more"
-        raise Wrong(
-            arrived=f"head {answer}, which recovers {shares[answer]:.2f}",
-            expected=f"the head that recovers most, {max(shares):.2f}",
-            likely=f"{little if shares[answer] < 0.1 else some}: patch all of them and compare",
-        )
-
-
-HEAD = Exercise(
-    id="01.5",
-    title="which head carries it",
-    stub=_HEAD_STUB,
-    solution=carrier,
-    spec=_head_spec,
-    hints=(
-        "hook_z is [batch, pos, head, d_head]; write clean values into [:, -1, head] only.",
-        "One run for each head, the score recovery(gap(...)) for each run, then the largest.",
-    ),
-    wrong=[
-        ("helps, but less", 0),
-        ("brings nothing", 2),
-        ("block and head", lambda block, **context: (block, 1)),
-    ],
-    moral="Where a head looks is a hint; what comes back when you patch it is the test.",
-    kind="value",
-    example=lambda: toy(block=2),
-)
-
-EXERCISES = [LENS, RECOVERY, ABLATE, BLOCK, HEAD]
+EXERCISES = [LENS, RECOVERY, BLOCK, HEAD, ABLATE]

@@ -183,7 +183,79 @@ KL = Exercise(
 )
 
 
-# --- 03.3 a position mask ------------------------------------------------------------------------
+# --- 03.3 the same step for a mix ----------------------------------------------------------------
+
+_MIX_STUB = '''
+def fair_coefficient(a, b, c):
+    """The coefficient at which a + b makes a step as long as a alone makes at c.
+
+    a, b: directions [d_model] of length 1, not necessarily at a right angle
+    """
+    raise NotImplementedError("your turn")
+'''
+
+
+def fair_coefficient(a: torch.Tensor, b: torch.Tensor, c: float) -> torch.Tensor:
+    return c / (a + b).norm()
+
+
+def _mix_spec(answer: Any) -> None:
+    import torch
+
+    seed = torch.Generator().manual_seed(34)
+    a, b = torch.randn(2, 12, generator=seed)
+    a, b = a / a.norm(), b / b.norm()
+    for other, name in ((b, "b"), (a + 0.4 * b, "b close to a"), (0.5 * b - a, "b against a")):
+        other = other / other.norm()
+        for c in (0.3, -0.2):
+            got = torch.as_tensor(call(answer, a.clone(), other.clone(), c))
+            # The definition: the length of the sum, one coordinate at a time.
+            square = sum((float(x) + float(y)) ** 2 for x, y in zip(a, other, strict=True))
+            want = torch.tensor(c / square**0.5)
+            compare(got.float(), want, {
+                "halved: that is right only when both point the same way": torch.tensor(c / 2),
+                "divided by the square root of 2: right only at a right angle; use the real length "
+                "of a + b": torch.tensor(c / 2**0.5),
+                "multiplied by the length of a + b: a longer vector needs less": torch.tensor(
+                    c * square**0.5
+                ),
+                "divided by the squared length: take the root": torch.tensor(c / square),
+                f"the sign was lost (here c = {c}, {name})": want.abs(),
+            })
+
+
+def _mix_half(a: Any, b: Any, c: Any) -> Any:
+    return c / 2
+
+
+def _mix_right_angle(a: Any, b: Any, c: Any) -> Any:
+    return c / 2**0.5
+
+
+def _mix_multiplied(a: Any, b: Any, c: Any) -> Any:
+    return c * (a + b).norm()
+
+
+MIX = Exercise(
+    id="03.3",
+    title="a fair dose for a mix",
+    stub=_MIX_STUB,
+    solution=fair_coefficient,
+    spec=_mix_spec,
+    hints=(
+        "Draw two arrows of length 1 and their sum. How long is it at 90 degrees, at 10, at 170?",
+        "x * length of (a + b) has to equal c.",
+    ),
+    wrong=[
+        ("half", _mix_half),
+        ("as if at a right angle", _mix_right_angle),
+        ("multiplied", _mix_multiplied),
+    ],
+    moral="Compare mixes at equal step, or the longer one wins whatever it says.",
+)
+
+
+# --- 03.4 a position mask ------------------------------------------------------------------------
 
 _MASK_STUB = '''
 def steer_here(prompt, first, count):
@@ -256,7 +328,7 @@ def _mask_off_by_one(prompt: Any, first: Any, count: Any) -> Any:
 
 
 MASK = Exercise(
-    id="03.3",
+    id="03.4",
     title="a position mask that survives a cache",
     stub=_MASK_STUB,
     solution=steer_here,
@@ -274,76 +346,4 @@ MASK = Exercise(
     "steers the wrong tokens and says nothing.",
 )
 
-
-# --- 03.4 the same step for a mix ----------------------------------------------------------------
-
-_MIX_STUB = '''
-def fair_coefficient(a, b, c):
-    """The coefficient at which a + b makes a step as long as a alone makes at c.
-
-    a, b: directions [d_model] of length 1, not necessarily at a right angle
-    """
-    raise NotImplementedError("your turn")
-'''
-
-
-def fair_coefficient(a: torch.Tensor, b: torch.Tensor, c: float) -> torch.Tensor:
-    return c / (a + b).norm()
-
-
-def _mix_spec(answer: Any) -> None:
-    import torch
-
-    seed = torch.Generator().manual_seed(34)
-    a, b = torch.randn(2, 12, generator=seed)
-    a, b = a / a.norm(), b / b.norm()
-    for other, name in ((b, "b"), (a + 0.4 * b, "b close to a"), (0.5 * b - a, "b against a")):
-        other = other / other.norm()
-        for c in (0.3, -0.2):
-            got = torch.as_tensor(call(answer, a.clone(), other.clone(), c))
-            # The definition: the length of the sum, one coordinate at a time.
-            square = sum((float(x) + float(y)) ** 2 for x, y in zip(a, other, strict=True))
-            want = torch.tensor(c / square**0.5)
-            compare(got.float(), want, {
-                "halved: that is right only when both point the same way": torch.tensor(c / 2),
-                "divided by the square root of 2: right only at a right angle; use the real length "
-                "of a + b": torch.tensor(c / 2**0.5),
-                "multiplied by the length of a + b: a longer vector needs less": torch.tensor(
-                    c * square**0.5
-                ),
-                "divided by the squared length: take the root": torch.tensor(c / square),
-                f"the sign was lost (here c = {c}, {name})": want.abs(),
-            })
-
-
-def _mix_half(a: Any, b: Any, c: Any) -> Any:
-    return c / 2
-
-
-def _mix_right_angle(a: Any, b: Any, c: Any) -> Any:
-    return c / 2**0.5
-
-
-def _mix_multiplied(a: Any, b: Any, c: Any) -> Any:
-    return c * (a + b).norm()
-
-
-MIX = Exercise(
-    id="03.4",
-    title="a fair dose for a mix",
-    stub=_MIX_STUB,
-    solution=fair_coefficient,
-    spec=_mix_spec,
-    hints=(
-        "Draw two arrows of length 1 and their sum. How long is it at 90 degrees, at 10, at 170?",
-        "x * length of (a + b) has to equal c.",
-    ),
-    wrong=[
-        ("half", _mix_half),
-        ("as if at a right angle", _mix_right_angle),
-        ("multiplied", _mix_multiplied),
-    ],
-    moral="Compare mixes at equal step, or the longer one wins whatever it says.",
-)
-
-EXERCISES = [DISTINCT, KL, MASK, MIX]
+EXERCISES = [DISTINCT, KL, MIX, MASK]

@@ -153,9 +153,10 @@ class Controller:
             self._wake()
 
     def stop(self) -> None:
-        """End the run within one token; what was asked for and has not begun is dropped."""
+        """End the run within one token; one that has not begun ends without a token."""
         with self._changed:
-            self._next = None
+            if self._next is not None:  # not dropped: its last frame says that it was stopped
+                self._next.stop.set()
             self._interrupt()
             self._changed.notify_all()
 
@@ -220,10 +221,13 @@ class Controller:
                 self.failure = error
 
     def _execute(self, run: _Run) -> None:
-        self.started += 1
         self.failure = None
         start = self.clock()
         frame = Frame(run.id, run.request, (), Receipt())
+        if run.stop.is_set():
+            self._emit(replace(frame, done=True, stopped=True))
+            return
+        self.started += 1
         try:
             for frame in self._frames(run, start):
                 if run.stop.is_set():
