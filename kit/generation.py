@@ -100,9 +100,7 @@ def label(coefficients: tuple[float | None, ...] | None) -> str:
     """How a row is called on screen: ``unsteered``, ``+0.30``, ``+0.30, off``."""
     if coefficients is None:
         return "unsteered"
-    same = len(set(coefficients)) == 1
-    shown = coefficients[:1] if same else coefficients
-    return ", ".join("off" if c is None else f"{c:+.2f}" for c in shown)
+    return ", ".join("off" if c is None else f"{c:+.2f}" for c in coefficients)
 
 
 def generate(*args: Any, **options: Any) -> Generation:

@@ -355,6 +355,8 @@ class _Tracker:
             index = torch.where(real, real.long().cumsum(-1) - 1, -1)
             lengths: int | Tensor = real.sum(-1, keepdim=True)
         else:
+            if mask is None and past == 0:
+                self._refuse_hidden_padding(tokens)
             index, lengths = torch.arange(width, device=tokens.device), width
         seen: int | Tensor = 0
         if past == 0 and self._continues(tokens):
@@ -364,6 +366,18 @@ class _Tracker:
         # only a pass without a cache can be passed again, one token longer
         self.before = tokens if cache is None else None
         self.session.begin(index[..., past:], self.prompt, seen=seen)
+
+    def _refuse_hidden_padding(self, tokens: Tensor) -> None:
+        """TransformerLens pads lists of strings on the right and then passes no mask."""
+        pad = getattr(self.session.model.tokenizer, "pad_token_id", None)
+        if len(tokens) < 2 or pad is None or self.session.positions in ("all", "prompt"):
+            return
+        ends = tokens[:, -1] == pad
+        if bool(ends.any()) and not bool(ends.all()):
+            raise ValueError(
+                f"positions={self.session.positions!r}: some rows end in padding and no "
+                "attention_mask says where; pass one, or padding_side='left', or tokens row by row"
+            )
 
     def _continues(self, tokens: Tensor) -> bool:
         """Whether an uncached decode step passes the last sequence again, one token longer."""

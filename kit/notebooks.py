@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,7 @@ def execute(
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search)),
                    "KIT_SMALL": str(int(small)), "PYTHONHASHSEED": "0"}  # fmt: skip
     environment.pop("MPLBACKEND", None)  # as Jupyter shows figures, whatever the shell prefers
+    import_module("matplotlib.font_manager")  # on a new machine it says on stderr that it builds
     first, last = len(before), len(before) + len(cells)
     order = [*range(first), *[*range(first, last)] * passes, *range(last, last + len(after))]
     seconds = 0.0

@@ -24,7 +24,7 @@ _LABELS = {
     "perplexity": "perplexity, unsteered model",
     "distinct_2": "distinct token pairs",
 }
-_DPI = 100
+_DPI = 96
 
 
 def heat_map(
@@ -55,7 +55,7 @@ def heat_map(
         if lacking or not len(one):
             raise ValueError(f"table {name!r} has {len(one)} rows and lacks {lacking}: give what "
                              "kit.sweep returned")  # fmt: skip
-    size = (3.6 * len(values), 0.9 + 2.3 * len(tables))
+    size = (3.3 * len(values), 0.8 + 1.7 * len(tables))
     figure, axes = plt.subplots(len(tables), len(values), figsize=size, dpi=_DPI, squeeze=False,
                                 layout="constrained")  # fmt: skip
     for column, value in enumerate(values):

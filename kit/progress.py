@@ -30,8 +30,9 @@ def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterato
                 show(f"{done} of {total} {what}, about {left:.0f} s to go")
                 shown = now
     finally:
-        word = what if done == total or total is None else f"of {total} {what}, stopped"
-        show(f"{done} {word}, {time.monotonic() - start:.0f} s", last=True)
+        # a line that told of the wait is not worth keeping in a saved notebook; a stop is
+        whole = total is None or done == total
+        show("" if whole else f"stopped after {done} of {total} {what}", last=True)
 
 
 class _line:

@@ -32,6 +32,11 @@ _SOFT = "var(--jp-ui-font-color2,inherit)"
 _SANS = "var(--jp-ui-font-family,system-ui,sans-serif)"
 _MONO = "var(--jp-code-font-family,ui-monospace,monospace)"
 _WRAP = "white-space:pre-wrap;overflow-wrap:anywhere"
+# a grid, so that meters of equal width break their lines alike
+_FACTS = (
+    "display:grid;grid-template-columns:repeat(auto-fit,minmax(84px,1fr));font-size:12px;"
+    "line-height:1.4;white-space:nowrap;font-variant-numeric:tabular-nums"
+)
 _CELL = f"padding:4px 10px;border-bottom:1px solid {_LINE};text-align:left;vertical-align:top"
 
 
@@ -93,7 +98,7 @@ def number(value: float | None, digits: int = 2) -> str:
 
 def dose_meter(row: Row) -> str:
     """KL on a scale with its two thresholds, the word for it, perplexity and distinct-2."""
-    bar, word = "", ""
+    bar, words = "", []
     if verdict(row):
         ends = [0.0, STRONG, BREAKING, _FULL]
         zones = "".join(
@@ -107,11 +112,11 @@ def dose_meter(row: Row) -> str:
             f"left:calc({at:.1%} - 2px);top:-3px;width:4px;height:12px;border-radius:2px;"
             f'background:var(--jp-ui-font-color1,currentColor)"></div></div>'
         )
-        word = f"<b>{verdict(row)}</b> · KL {number(row.kl)}"
-    facts = [word, f"perplexity {number(row.perplexity, 1)}",
+        words = [f"<b>{verdict(row)}</b>", f"KL {number(row.kl)}"]
+    facts = [*words, f"perplexity {number(row.perplexity, 1)}",
              f"distinct-2 {number(row.distinct_2)}"]
-    return f'{bar or _blank_bar()}<div style="font-size:12px;line-height:1.4;color:{_SOFT}">' + (
-        " · ".join(f'<span style="white-space:nowrap">{fact}</span>' for fact in facts if fact)
+    return f'{bar or _blank_bar()}<div style="{_FACTS};color:{_SOFT}">' + "".join(
+        f"<span>{fact}</span>" for fact in facts
     ) + "</div>"
 
 
@@ -213,7 +218,7 @@ def ladder(generation: Generation) -> str:
     names = " and ".join(generation.names) or "no vector"
     return (
         f'<div style="font:13px/1.5 {_SANS}"><table style="border-collapse:collapse;font:inherit;'
-        f'width:100%;margin:0"><caption style="text-align:left;color:{_SOFT};padding:0 10px">'
+        f'table-layout:auto;width:100%;margin:0"><caption style="text-align:left;color:{_SOFT};padding:0 10px">'
         f"{escape(names)}</caption><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
         f'</table><div style="padding:4px 10px">{receipt(generation.receipt)}</div></div>'
     )
@@ -305,4 +310,5 @@ def check_table(result: CheckResult) -> str:
         f'<td style="{_CELL};color:{_SOFT}">{escape(row.detail)}</td></tr>'
         for row in result.rows
     )
-    return f'<table style="border-collapse:collapse;font-family:{_SANS}">{rows}</table>'
+    style = f"border-collapse:collapse;table-layout:auto;font-family:{_SANS}"
+    return f'<table style="{style}">{rows}</table>'

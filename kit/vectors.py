@@ -42,7 +42,7 @@ class SteeringVector:
         ValueError: the direction is not a finite non-zero vector, or another field makes no sense.
     """
 
-    direction: Tensor
+    direction: Tensor = field(repr=False)
     layer: int
     name: str
     method: str = "given"

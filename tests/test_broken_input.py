@@ -225,3 +225,16 @@ def test_an_error_while_measuring_norms_leaves_nothing(llama: Any, tmp_path: Any
     del block.forward
     kit.assert_clean(model)
     assert kit.residual_scale(model, 1) == pytest.approx(kit.residual_scale(llama, 1))
+
+
+def test_padding_without_a_mask_is_refused_where_it_would_steer_the_wrong_token(llama: Any) -> None:
+    """TransformerLens right-pads a list of strings and passes no mask: the ends are unknown."""
+    texts = ["a boat", "a boat crossed the bay at noon"]
+    vector = tiny.vector(llama, 1)
+    with pytest.raises(ValueError, match="some rows end in padding"):
+        with kit.steer(llama, {vector: 1.0}, "last_prompt"):
+            llama(texts)
+    assert kit.hooks_left(llama) == []
+    with kit.steer(llama, {vector: 1.0}, "last_prompt") as receipt:
+        llama(texts, padding_side="left")
+    assert receipt.entries[0].prompt_steered[0] == 1

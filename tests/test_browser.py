@@ -67,25 +67,46 @@ _ALL_RUN = """() => {
 }"""
 
 
+_COUNTS = """async () => {
+  const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+  const code = 'c = panel.controller; print(c.started, c.finished, c.cancelled); del c';
+  const future = kernel.requestExecute({code, store_history: false});
+  let out = '';
+  future.onIOPub = m => { if (m.header.msg_type === 'stream') out += m.content.text };
+  await future.done;
+  return out;
+}"""
+
+
 class Page:
-    """A page, the hosts it got an answer from, and what its panel shows."""
+    """A page, the hosts that it asked and that answered, and what its panel shows."""
 
     def __init__(self, page: Any) -> None:
         self.page = page
         self.hosts: set[str] = set()
         self.asked: set[str] = set()
+        self.blocked: set[str] = set()
         page.set_default_timeout(SLOW)
         page.on("request", lambda r: self.asked.add(urlparse(r.url).hostname or ""))
+        page.on("requestfailed", self._failed)
         page.on("response", lambda r: self.hosts.add(urlparse(r.url).hostname or ""))
         page.on("websocket", lambda w: self.asked.add(urlparse(w.url).hostname or ""))
+
+    def _failed(self, request: Any) -> None:
+        if request.failure == "csp":  # the page's own policy: it never left the browser
+            self.blocked.add(urlparse(request.url).hostname or "")
 
     def text(self, column: int) -> str:
         return self.page.locator(f"{PANEL} .kit-text").nth(column).inner_text().strip()
 
     def status(self) -> str:
-        found = re.search(r"^(done|generating|stopped|failed).*$",
-                          self.page.locator(PANEL).first.inner_text(), re.M)
+        text = self.page.locator(PANEL).first.inner_text()
+        found = re.search(r"^(done|generating|stopped|failed).*$", text, re.MULTILINE)
         return found.group(0) if found else ""
+
+    def counts(self) -> tuple[int, int, int]:
+        """Runs that the notebook's ``panel`` has started, finished and cancelled."""
+        return tuple(map(int, self.page.evaluate(_COUNTS).split()))  # type: ignore[return-value]
 
     def readout(self) -> float:
         text = self.page.locator(f"{PANEL} .widget-readout").first.inner_text()
@@ -243,14 +264,17 @@ def test_stop_ends_a_run(lab: Page) -> None:
 def test_thirty_moves_in_three_seconds_end_with_the_last_value(lab: Page) -> None:
     """One run finishes, with the value that the slider shows; all others were cancelled."""
     lab.until(lab.settled)
+    started, finished, cancelled = lab.counts()
     lab.handle().focus()
     for i in range(30):
         lab.page.keyboard.press("ArrowLeft" if i < 10 else "ArrowRight")
         time.sleep(0.09)
     lab.until(lambda: lab.settled() and lab.steered_as_shown() == lab.readout())
     time.sleep(1.5)
-    assert lab.settled() and lab.steered_as_shown() == lab.readout()
-    assert lab.status().startswith("done")
+    assert lab.status().startswith("done") and lab.steered_as_shown() == lab.readout()
+    now = lab.counts()
+    assert now[1] - finished == 1, "more than one run came to its end"
+    assert now[0] - started == 1 + now[2] - cancelled, "a run is under way that nobody sees"
 
 
 def test_the_panel_is_clean_and_has_its_receipt(lab: Page) -> None:
@@ -293,6 +317,7 @@ def test_voila_serves_the_panel_alone(browser: Any, tmp_path: Path) -> None:
             page.press("Generate")
             page.until(lambda: page.status().startswith("done") and bool(page.text(1)))
             assert page.hosts <= {"127.0.0.1", ""}, page.hosts
+            assert page.asked - page.blocked <= {"127.0.0.1", ""}, page.asked
             page.page.close()
         finally:
             os.killpg(process.pid, signal.SIGTERM)

@@ -78,6 +78,20 @@ def test_set_is_a_hand_on_the_slider_and_widens_its_range(make: Any) -> None:
         panel.set("happy", float("nan"))
 
 
+def test_a_browser_that_rounds_the_slider_starts_no_run(make: Any) -> None:
+    panel = make(vector(), coefficients=[0.255])
+    panel.run(timeout=WAIT)
+    slider, started = panel._vectors.children[0].slider, panel.controller.started
+    slider.value = 0.26  # what JupyterLab sends when it draws 0.255 on a grid of 0.01
+    slider.value = 0.25999999999999995
+    assert panel.controller.wait(WAIT) and panel.controller.started == started
+    panel.run(timeout=WAIT)
+    assert panel.rows[1].coefficients == (0.255,), "what was set is what runs"
+    slider.value = 0.27
+    assert panel.controller.wait(WAIT)
+    assert panel.rows[1].coefficients == (0.27,)
+
+
 def test_switching_a_vector_off_takes_it_out(make: Any) -> None:
     panel = make(vector(), vector("sad", 2, 1), coefficients=[0.5, 0.5])
     panel.run(timeout=WAIT)

@@ -10,13 +10,15 @@ from kit.generation import Generation, Row
 from kit.receipts import Receipt
 from kit.sampling import TokenMeasure
 
-NASTY = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a & b < c", "🙂 مرحبا"]
+NASTY = [
+    "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a & b < c", "🙂 مرحبا",
+]
 
 
 class Reader(HTMLParser):
     """Collects tags, attributes and text, and holds tags to being closed."""
 
-    VOID = {"br", "img"}
+    VOID = ("br", "img")
 
     def __init__(self, html: str) -> None:
         super().__init__()

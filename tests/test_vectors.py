@@ -309,7 +309,7 @@ def test_gguf_files_that_do_not_fit(llama: Any, tmp_path: Path) -> None:
         control_vectors.load(file, llama)
     write_gguf(file, {"direction.2": ones})
     whole = file.read_bytes()
-    for size in [*range(0, 24), *range(24, len(whole), 16)]:
+    for size in [*range(24), *range(24, len(whole), 16)]:
         file.write_bytes(whole[:size])
         with pytest.raises(ValueError, match="damaged"):
             control_vectors.load(file, llama)

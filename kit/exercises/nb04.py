@@ -14,11 +14,9 @@ if TYPE_CHECKING:
 
 _HELD_OUT_STUB = '''
 def held_out(diff):
-    """Share of pairs that are told apart by a direction fitted without them: a float tensor.
+    """Share of pairs (rows of diff, [pairs, d], true minus false) that are hits, a float tensor.
 
-    diff: [pairs, d], activation of the true text minus that of the false text.
-    For each pair: direction = the sum of all OTHER rows; a hit if its dot product with the pair's
-    own row is above 0.
+    A hit: the sum of all OTHER rows has a dot product above 0 with the pair's own row.
     """
     raise NotImplementedError("your turn")
 '''
@@ -89,10 +87,9 @@ HELD_OUT = Exercise(
 
 _NULL_MAX_STUB = '''
 def p_of_best(observed, null):
-    """How often chance alone gives a best head at least as good as ours: a float tensor.
+    """Share of draws whose best head is at least as good as our best head, a float tensor.
 
-    observed: [heads], accuracies with the true labels
-    null: [heads, draws], accuracies of the same heads with shuffled labels, one column a draw
+    observed: [heads]; null: [heads, draws], the same accuracies with shuffled labels
     """
     raise NotImplementedError("your turn")
 '''
@@ -248,10 +245,9 @@ EMBED = Exercise(
 
 _INTERVAL_STUB = '''
 def interval(values, draws):
-    """95% bootstrap interval of the mean: a tensor [2], low and high.
+    """95% bootstrap interval of the mean, a tensor [2]: low, high.
 
-    values: [n], one effect a probe
-    draws: [R, n] whole numbers from 0 to n - 1; row r says which probes resample r takes
+    values: [n]; draws: [R, n], row r says which of the values resample r takes
     """
     raise NotImplementedError("your turn")
 '''

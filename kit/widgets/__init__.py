@@ -16,14 +16,13 @@ _HOME = {
     "Arm": "controller",
     "Frame": "controller",
 }
-__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'kit.widgets' has no {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(f"module 'kit.widgets' has no {name!r}; it has {', '.join(_HOME)}")
     return getattr(import_module(f"kit.widgets.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOME})

@@ -99,7 +99,10 @@ def multipliers(rungs: int) -> list[float]:
 
 def describe(setting: Setting) -> str:
     """``happy-sad +0.20, formal-casual −0.10``; zeros only where there is nothing else."""
-    shown = [(v, c) for v, c in setting if c] or setting
+    shown = [(v, c) for v, c in setting if c]
+    if not shown and len(setting) > 1:
+        return f"all {signed(0)}"
+    shown = shown or list(setting)
     return ", ".join(f"{v.name} {signed(c)}" for v, c in shown)
 
 

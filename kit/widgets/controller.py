@@ -217,7 +217,7 @@ class Controller:
                     self._execute(run)
                 elif job is not None:
                     job()
-            except Exception as error:  # of a callback; the worker must outlive it
+            except Exception as error:  # noqa: BLE001 (a job's; the worker outlives it)
                 self.failure = error
 
     def _execute(self, run: _Run) -> None:
@@ -234,7 +234,7 @@ class Controller:
                     break
                 if self.clock() - self._last_frame >= self.interval and not self._emit(frame):
                     run.stop.set()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (shown in the view; the worker outlives it)
             self._emit(replace(frame, done=True, error=_one_line(error)))
             self.finished += 1
             return
@@ -249,7 +249,7 @@ class Controller:
         self._last_frame = self.clock()
         try:
             self.on_frame(frame)
-        except Exception as error:  # a view's fault must not look like the model's
+        except Exception as error:  # noqa: BLE001 (a view's fault must not look like the model's)
             self.failure = error
             return False
         return True

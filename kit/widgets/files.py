@@ -15,10 +15,10 @@ def save(vector: SteeringVector, folder: str | Path = ".") -> Path:
     """Write ``<name>.safetensors``, with a number when that file exists.
 
     Raises:
-        ValueError: it is no steering vector; OSError: the folder cannot be written.
+        TypeError: it is no steering vector; OSError: the folder cannot be written.
     """
     if not isinstance(vector, SteeringVector):
-        raise ValueError(f"{vector.name!r} is a {type(vector).__name__}: only vectors are saved")
+        raise TypeError(f"{vector.name!r} is a {type(vector).__name__}: only vectors are saved")
     stem = re.sub(r"[^\w.+@-]+", "-", vector.name).strip("-.")[:80] or "vector"
     path, n = Path(folder) / f"{stem}.safetensors", 1
     while path.exists():

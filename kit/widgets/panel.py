@@ -226,7 +226,7 @@ class SteeringPanel(w.VBox):
             )
 
     def _setting(self) -> list[tuple[Intervention, float]]:
-        return [(r.vector, r.slider.value) for r in self._vectors.children if r.on.value]
+        return [(r.vector, r.coefficient) for r in self._vectors.children if r.on.value]
 
     def _make_plan(self) -> arms.Plan:
         c, setting = self.controls, self._setting()
@@ -276,7 +276,7 @@ class SteeringPanel(w.VBox):
                 found = calibrate(self._lm, row.vector, render.STRONG)  # type: ignore[arg-type]
                 row.set_range({"low": found.low, "high": found.high, "target_kl": found.target_kl})
                 self._say("")
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (on the worker: nobody else would see it)
                 self._say(f"no safe range for {row.vector.name}: {error}", error=True)
             finally:
                 row.find.disabled = False
@@ -291,7 +291,7 @@ class SteeringPanel(w.VBox):
             vector = arms.combination(self._setting()) if not chosen else (
                 self._row(chosen).vector)
             self._say(f"Saved {vector.name} as {save(vector)}")
-        except (ValueError, OSError) as error:
+        except (TypeError, ValueError, OSError) as error:
             self._say(str(error), error=True)
 
     def _load(self) -> None:
@@ -299,7 +299,7 @@ class SteeringPanel(w.VBox):
             vector = load(self.controls.path.value, self._lm)
             self.add(vector)
             self._say(f"Loaded {vector.name} (layer {vector.layer})")
-        except Exception as error:  # a foreign file can fail in any way; the panel goes on
+        except Exception as error:  # noqa: BLE001 (a foreign file can fail in any way)
             self._say(f"nothing loaded: {error}", error=True)
 
     def _freeze(self) -> None:

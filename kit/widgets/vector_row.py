@@ -30,6 +30,7 @@ class VectorRow(w.HBox):
         """Args: ``layers`` where the vector acts; the callbacks get this row."""
         self.vector, self.layers = vector, layers
         self.safe: tuple[float, float] | None = None
+        self._exact = self._known = 0.0
         self.on = w.Checkbox(True, indent=False, tooltip="on or off",
                              layout=w.Layout(width="22px", flex="0 0 auto"))
         where = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
@@ -40,7 +41,7 @@ class VectorRow(w.HBox):
             layout=w.Layout(width="190px", min_width="104px", flex="0 1 190px"),
         )
         self.slider = w.FloatSlider(
-            value=0.0, min=-1.0, max=1.0, step=0.05, readout_format="+.2f",
+            value=0.0, min=-1.0, max=1.0, step=0.01, readout_format="+.2f",
             layout=w.Layout(flex="1 1 240px", min_width="150px"),
         )
         self.slider.add_class("kit-slider")
@@ -61,10 +62,26 @@ class VectorRow(w.HBox):
         found = getattr(vector, "metadata", {}).get("calibration")
         self.set_range(found) if usable(found) else self._no_range()
         self.set(coefficient)
-        self.slider.observe(lambda _change: on_change(), "value")
+        self._known = self.coefficient
+        self.slider.observe(lambda _change: self._moved(on_change), "value")
         self.on.observe(lambda _change: on_change(), "value")
         self.remove.on_click(lambda _button: on_remove(self))
         self.find.on_click(lambda _button: on_calibrate(self))
+
+    @property
+    def coefficient(self) -> float:
+        """What the slider stands for: the number that was set, until a hand moves it away.
+
+        A browser rounds a slider to its grid as soon as it draws it and reports that as a change.
+        """
+        value = self.slider.value
+        near = abs(value - self._exact) < 0.6 * self.slider.step
+        return self._exact if near else round(value, 6)
+
+    def _moved(self, on_change: Callable[[], None]) -> None:
+        if self.coefficient != self._known:
+            self._known = self._exact = self.coefficient
+            on_change()
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -81,6 +98,7 @@ class VectorRow(w.HBox):
             raise ValueError(f"coefficient={coefficient!r}: it must be a finite number")
         if not self.slider.min <= coefficient <= self.slider.max:
             self._resize(abs(coefficient))
+        self._exact = float(coefficient)
         self.slider.value = coefficient
 
     def set_range(self, calibration: Any) -> None:
@@ -100,7 +118,7 @@ class VectorRow(w.HBox):
     def _resize(self, half: float) -> None:
         with self.slider.hold_trait_notifications():
             self.slider.min, self.slider.max = -half, half
-            self.slider.step = 0.05 if half >= 0.8 else 0.02
+            self.slider.step = 0.01 if half <= 10 else half / 1000
         if self.safe:
             self._shade.value = style.safe_range(self._mark, *self.safe, self.ends)
 
