@@ -24,7 +24,7 @@ _LABELS = {
     "perplexity": "perplexity, unsteered model",
     "distinct_2": "distinct token pairs",
 }
-_DPI = 96
+_DPI = 90
 
 
 def heat_map(
@@ -74,6 +74,7 @@ def heat_map(
             _cells(axis, mean, value, low, high)
             axis.set_title(" · ".join(filter(None, (name, _LABELS.get(value, value)))), fontsize=9)
             axis.set_ylabel("layer" if column == 0 else "")
+            axis.tick_params(labelleft=column == 0)  # the rows of a table are the same
             axis.set_xlabel("coefficient (residual scales)" if row == len(tables) - 1 else "")
     figure.suptitle(title, fontsize=10)
     plt.close(figure)
