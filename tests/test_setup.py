@@ -168,6 +168,7 @@ def test_the_doctor_looks_at_every_direct_dependency() -> None:
 # What a declared dependency cannot be without, so that kit may import it too.
 CARRIED = {
     "IPython": "ipywidgets",
+    "threadpoolctl": "scikit-learn",
     "comm": "ipywidgets",
     "traitlets": "ipywidgets",
     "huggingface_hub": "transformers",

@@ -52,7 +52,6 @@ def _mean_spec(answer: Any) -> None:
         "every text was normalised before averaging: normalise the difference, once": each
         / each.norm(),
         "sums instead of means: the side with more texts weighs more": sums / sums.norm(),
-        "divided by the squared norm: divide by the norm": raw / length**2,
     })
 
 
@@ -166,8 +165,7 @@ AUROC = Exercise(
     spec=_auroc_spec,
     hints=(
         "Make a table [n, m] of who beats whom; positive[:, None] > negative does it at once.",
-        "Two tables, one for > and one for ==; the answer is the mean of the first plus half the "
-        "second.",
+        "Two tables, > and ==; the answer is the mean of the first plus half that of the second.",
     ),
     wrong=[
         ("forgot ties", _auroc_no_ties),
@@ -272,11 +270,9 @@ def _swap_parted(positive: Any, negative: Any, seed: int) -> Any:
 
 
 def _swap_first(positive: Any, negative: Any, seed: int) -> Any:
-    import torch
-
-    half = len(positive) // 2
-    return (torch.cat([negative[:half], positive[half:]]),
-            torch.cat([positive[:half], negative[half:]]))
+    up, down, half = positive.clone(), negative.clone(), len(positive) // 2
+    up[:half], down[:half] = negative[:half], positive[:half]
+    return up, down
 
 
 def _swap_in_place(positive: Any, negative: Any, seed: int) -> Any:
@@ -296,8 +292,7 @@ SWAP = Exercise(
     spec=_swap_spec,
     hints=(
         "Draw n // 2 row numbers first. torch.randperm(n, generator=rng) shuffles all of them.",
-        "up, down = positive.clone(), negative.clone(); then fill up[chosen] from negative and "
-        "down[chosen] from positive.",
+        "Clone both sides, then fill up[chosen] from negative and down[chosen] from positive.",
     ),
     wrong=[
         ("a coin for each pair", _swap_coin),
@@ -335,7 +330,7 @@ def _layer_spec(answer: Any, *, table: Any) -> None:
     shown = describe(answer)
     expected = (f"a layer of {layers}: the one with the largest mean effect among the cells that "
                 f"cost at most {CEILING} nats a token")  # fmt: skip
-    if not isinstance(answer, numbers.Real) or isinstance(answer, bool) or answer != answer:
+    if not isinstance(answer, numbers.Real) or isinstance(answer, bool):
         raise Wrong(arrived=shown, expected=expected, likely="give one whole number")
     if answer not in layers:
         known = [c for _, c in cells]
@@ -389,8 +384,7 @@ LAYER = Exercise(
     spec=_layer_spec,
     hints=(
         "First strike out every cell of the right-hand map that is above 0.5. Then look left.",
-        "cells = table.groupby(['layer', 'coefficient'])[['effect', 'kl']].mean(); keep those with "
-        "kl <= 0.5, then sort by effect.",
+        "table.groupby(['layer', 'coefficient'])[['effect', 'kl']].mean(), then kl <= 0.5.",
     ),
     wrong=[
         ("largest effect at any cost", _layer_dear),
