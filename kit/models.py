@@ -141,8 +141,8 @@ def _same_weights(hf: nn.Module) -> nn.Module:
 
 
 def _onednn_is_faster(weight: Tensor) -> bool:
-    # For a handful of rows oneDNN streams a float32 matrix up to a third faster than MKL (`make
-    # bench`: the ladder's rows); below this size its call overhead eats the gain.
+    # Over a few rows oneDNN streams a float32 matrix up to a third faster than MKL does (`make
+    # bench`: decode and ladder); below this size its call overhead eats the gain.
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
@@ -152,8 +152,9 @@ def _onednn_is_faster(weight: Tensor) -> bool:
 
 
 def _onednn_linear(module: nn.Linear, x: Tensor) -> Tensor:
-    # one row alone is no faster; and the fused operator has no derivative
-    if x.shape[:-1].numel() == 1 or (torch.is_grad_enabled() and x.requires_grad):
+    # on one thread one row alone is no faster; and the fused operator has no derivative
+    lone = x.shape[:-1].numel() == 1 and torch.get_num_threads() == 1
+    if lone or (torch.is_grad_enabled() and x.requires_grad):
         return nn.functional.linear(x, module.weight, module.bias)
     return torch.ops.mkldnn._linear_pointwise(x, module.weight, module.bias, "none", [], "")
 
