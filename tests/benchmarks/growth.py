@@ -90,7 +90,7 @@ def _draw(rows: list[tuple[str, int, float]]) -> None:
         points = [(n, y) for what, n, y in rows if what == name]
         axis.plot(*zip(*points, strict=True), marker="o", color="#30577a")
         axis.set(xscale="log", xlabel=name, ylabel="ms a step", ylim=(0, None))
-        axis.set_xticks([n for n, _ in points], [str(n) for n, _ in points])
+        axis.set_xticks([n for n, _ in points], [str(n) for n, _ in points], rotation=45)
         axis.minorticks_off()
     figure.tight_layout()
     figure.savefig(_OUT / "growth.png")
