@@ -66,7 +66,6 @@ def pairs_of(a: Callable[[], Any], b: Callable[[], Any], pairs: int) -> list[flo
 def table(model: Any, pairs: int) -> list[Figure]:
     vector = kit.data.vector("happy-sad")
     tokens = kit.chat_tokens(model, _PROMPT)
-    ends = torch.cat([tokens] * 1)
     plain = _plain_transformers(model)
     step = vector.norm * kit.residual_scale(model, vector.layer) * vector.direction
 
@@ -75,7 +74,7 @@ def table(model: Any, pairs: int) -> list[Figure]:
 
     def transformers() -> None:
         plain.generate(
-            ends, attention_mask=torch.ones_like(ends), max_new_tokens=_TOKENS,
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=_TOKENS,
             min_new_tokens=_TOKENS, do_sample=False,
         )
 
@@ -98,7 +97,7 @@ def table(model: Any, pairs: int) -> list[Figure]:
             Figure("slider release to first token, 40-token prompt", "<= 300", "<= 150",
                    first_tokens(model, vector, 5 * pairs), " ms"),
             Figure("load_model, warm, after imports", "<= 2", "<= 0.7",
-                   [_child("load")["seconds"] for _ in range(pairs)], " s"),
+                   [_child()["seconds"] for _ in range(pairs)], " s"),
             Figure("private memory a second kernel adds, of the model's size", "<= 0.5",
                    "<= 0.1", [second_kernel()]),
         ]
@@ -170,7 +169,7 @@ def _start() -> subprocess.Popen[str]:
     )
 
 
-def _child(_what: str) -> dict[str, float]:
+def _child() -> dict[str, float]:
     child = _start()
     line = child.stdout.readline()  # type: ignore[union-attr]
     child.communicate("\n")
@@ -181,7 +180,7 @@ def second_kernel() -> float:
     """Private bytes that loading and using the model adds in a second process, over its size."""
     first = _start()
     first.stdout.readline()  # type: ignore[union-attr]
-    second = _child("memory")
+    second = _child()
     first.communicate("\n")
     return second["added"] / second["size"]
 
