@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from kit.hooks import output_of
+from kit.attach import output_of
 from kit.models import check_layer, runtime, text_tokens
 from kit.positions import select
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kit.hooks import Session, hooks_left
+from kit.attach import hooks_left
+from kit.hooks import Session
 from kit.models import runtime
 from kit.positions import select
 

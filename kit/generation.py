@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kit.attach import hooks_left
 from kit.decoder import Decoder
-from kit.hooks import Intervention, Op, Session, hooks_left
+from kit.hooks import Intervention, Op, Session
 from kit.models import chat_tokens, runtime, text_tokens
 from kit.positions import Positions
 from kit.receipts import Receipt

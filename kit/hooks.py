@@ -7,7 +7,7 @@ whole sequence it stands, changes the activation, and writes down what it did.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from kit.attach import at_bridge, at_decoder
 from kit.models import check_layer, fingerprint, runtime
 from kit.positions import Positions, check_positions, select
 from kit.receipts import Entry, Receipt
@@ -29,19 +30,29 @@ _OPS = ("add", "ablate", "clamp")
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A unit direction at one place: ``"resid"`` (a block's output) or ``"z"`` (heads, flat).
+    """A unit direction at one place.
 
-    ``scale`` turns a coefficient into activation units: coefficient 1 adds a step this long.
+    Attributes:
+        site: ``"resid"`` (a block's output), ``"z"`` (heads, flat, before they are mixed) or
+            ``"attn_out"`` (what mixing the heads gives).
+        scale: turns a coefficient into activation units: coefficient 1 adds a step this long.
+        read: at ``"attn_out"``, ``[n_heads * d_head]``: the step is as long as the heads' outputs
+            reach along it, which makes the part a rank-1 change of the mixing matrix.
     """
 
     layer: int
-    site: Literal["resid", "z"]
+    site: Literal["resid", "z", "attn_out"]
     direction: Tensor
     scale: float
+    read: Tensor | None = None
 
-    def change(self, activation: Tensor, coefficient: Tensor, op: Op) -> Tensor:
+    def change(
+        self, activation: Tensor, coefficient: Tensor, op: Op, given: Tensor | None = None
+    ) -> Tensor:
         """What to add to an activation ``[rows, pos, width]``; coefficient ``[rows, 1, 1]``."""
         d = self.direction.to(activation)
+        if self.read is not None and given is not None:
+            return coefficient * self.scale * (given @ self.read.to(given)).unsqueeze(-1) * d
         if op == "add":
             return coefficient * self.scale * d
         along = (activation @ d).unsqueeze(-1)
@@ -97,7 +108,7 @@ class Session:
         for intervention, rows in coefficients.items():
             if rows.isinf().any():
                 raise ValueError(f"coefficient={rows.tolist()} of {intervention.name!r}: infinite")
-            parts = _parts(model, intervention)
+            parts = _parts(model, intervention, op)
             n = len(rows)
             entry = Entry(intervention.name, sorted({p.layer for p in parts}), op, [0] * n,
                           [0] * n, [[] for _ in range(n)])
@@ -142,29 +153,51 @@ class Session:
             return mask
         return mask[list(rows)]
 
-    def steer(self, edit: _Edit, activation: Tensor) -> Tensor:
-        """The only place where an intervention changes an activation."""
+    def steer(self, edits: list[_Edit], activation: Tensor, given: Tensor | None = None) -> Tensor:
+        """The only place where interventions change an activation; ``given`` is what it came from.
+
+        Many vectors added at one place, a gallery's 64 say, are one matrix product.
+        """
         shape = activation.shape
         h = activation.flatten(2)  # the bridge shows heads as [rows, pos, head, d_head]
-        rows = edit.rows if self._rows is None else edit.rows[self._rows]
-        if len(rows) not in (1, len(h)):
-            raise ValueError(
-                f"coefficient has {len(rows)} rows, the batch has {len(h)}: give one number, or "
-                "one for each row"
-            )
-        c = rows.to(h.device, h.dtype)[:, None, None]
+        given = None if given is None else given.flatten(2)
         if self._mask.dim() == 2 and len(self._mask) not in (1, len(h)):
             raise ValueError(
                 f"positions is a mask of {len(self._mask)} rows for a batch of {len(h)}"
             )
-        mask = self._mask.to(h.device).expand(len(h), h.shape[1])[..., None] & ~c.isnan()
-        change = torch.where(mask, edit.part.change(h, c.nan_to_num(), self.op), 0)
-        self._count(edit, mask[..., 0], change.detach(), h.detach())
-        return (h + change).reshape(shape)
+        table = torch.stack([self._coefficients(e, len(h)) for e in edits], dim=1).to(h.device)
+        mask = self._mask.to(h.device).expand(len(h), h.shape[1])
+        if self.op == "add" and all(e.part.read is None for e in edits):
+            scales = table.new_tensor([e.part.scale for e in edits])
+            steps = table.nan_to_num() * scales
+            directions = torch.stack([e.part.direction for e in edits]).to(steps)
+            change = (steps @ directions).to(h.dtype)[:, None] * mask[..., None]
+            size = h.detach().norm(dim=-1).clamp(min=1e-9)
+            for i, edit in enumerate(edits):
+                self._count(edit, ~table[:, i].isnan(), mask, steps[:, i].abs()[:, None] / size)
+            return (h + change).reshape(shape)
+        for i, edit in enumerate(edits):
+            on = ~table[:, i].isnan()
+            c = table[:, i].nan_to_num().to(h.dtype)[:, None, None]
+            steered = (mask & on[:, None])[..., None]
+            change = torch.where(steered, edit.part.change(h, c, self.op, given), 0)
+            size = h.detach().norm(dim=-1).clamp(min=1e-9)
+            self._count(edit, on, mask, change.detach().norm(dim=-1) / size)
+            h = h + change
+        return h.reshape(shape)
 
-    def _count(self, edit: _Edit, mask: Tensor, change: Tensor, before: Tensor) -> None:
+    def _coefficients(self, edit: _Edit, n: int) -> Tensor:
+        rows = edit.rows if self._rows is None else edit.rows[self._rows]
+        if len(rows) not in (1, n):
+            raise ValueError(
+                f"coefficient has {len(rows)} rows, the batch has {n}: give one number, or "
+                "one for each row"
+            )
+        return rows.expand(n)
+
+    def _count(self, edit: _Edit, on: Tensor, mask: Tensor, sizes: Tensor) -> None:
+        """Write down what was done: rows ``[rows]`` that are on, positions, |change| / |h|."""
         entry = edit.entry
-        sizes = change.norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-9)
         in_prompt = self._in_prompt.to(mask.device).expand(mask.shape)
         mask = mask & self._fresh.to(mask.device)
         rows = range(len(mask)) if self._rows is None else self._rows
@@ -172,7 +205,8 @@ class Session:
             entry.prompt_steered.append(0)
             entry.decode_steered.append(0)
             entry.ratios.append([])
-        for at, i in enumerate(rows):
+        for at in on.nonzero()[:, 0].tolist():
+            i = rows[at]
             entry.ratios[i] += sizes[at][mask[at]].tolist()
             if edit.counts:
                 entry.prompt_steered[i] += int((mask[at] & in_prompt[at]).sum())
@@ -181,14 +215,19 @@ class Session:
     @contextmanager
     def attached(self, to: Literal["decoder", "bridge"]) -> Iterator[None]:
         """Hooks on for the duration of the block, and off whatever happens in it."""
-        attach = _on_bridge if to == "bridge" else _on_decoder
+        attach = at_bridge if to == "bridge" else at_decoder
+        places: dict[tuple[int, str], list[_Edit]] = {}
+        for edit in self._edits:
+            places.setdefault((edit.part.layer, edit.part.site), []).append(edit)
         with ExitStack() as stack:
-            for edit in self._edits:
-                stack.callback(attach(self.model, edit.part, partial(self.steer, edit)))
+            for place, edits in places.items():
+                stack.callback(attach(self.model, *place, partial(self.steer, edits)))
             yield
 
 
-def _parts(model: TransformerBridge, intervention: Intervention) -> Sequence[Part]:
+def _parts(
+    model: TransformerBridge, intervention: Intervention, op: Op
+) -> Sequence[Part]:
     name, mark = intervention.name, intervention.fingerprint
     if mark is not None and mark != fingerprint(model):
         raise ValueError(
@@ -197,7 +236,8 @@ def _parts(model: TransformerBridge, intervention: Intervention) -> Sequence[Par
         )
     parts = intervention.parts(model)
     cfg = model.cfg
-    widths = {"resid": cfg.d_model, "z": cfg.n_heads * cfg.d_head}
+    heads = cfg.n_heads * cfg.d_head
+    widths = {"resid": cfg.d_model, "z": heads, "attn_out": cfg.d_model}
     for part in parts:
         check_layer(model, part.layer)
         if part.site not in widths:
@@ -207,74 +247,14 @@ def _parts(model: TransformerBridge, intervention: Intervention) -> Sequence[Par
                 f"vector {name!r} has width {part.direction.numel()}; this model has "
                 f"{widths[part.site]} at {part.site!r}"
             )
+        if part.read is not None and (part.site != "attn_out" or part.read.numel() != heads):
+            raise ValueError(
+                f"{name!r} reads {part.read.numel()} numbers at {part.site!r}; what is read must "
+                f"be the {heads} outputs of this model's heads, at 'attn_out'"
+            )
+        if part.read is not None and op != "add":
+            raise ValueError(f"op={op!r}: {name!r} changes a weight matrix; it can only be added")
     return parts
-
-
-def output_of(out: Any) -> Tensor:
-    """The hidden states of a block's output, which some architectures wrap in a tuple."""
-    return out[0] if isinstance(out, tuple) else out
-
-
-def _on_decoder(
-    model: TransformerBridge, part: Part, change: Callable[[Tensor], Tensor]
-) -> Callable[[], None]:
-    state = runtime(model)
-    if part.site == "z":
-        mixer = state.head_mixer(part.layer)
-        handle = mixer.register_forward_pre_hook(lambda _m, args: (change(args[0]), *args[1:]))
-        return handle.remove
-
-    def after(_module: Any, _args: Any, out: Any) -> Any:
-        return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
-
-    return state.block(part.layer).register_forward_hook(after).remove
-
-
-_HOOK_NAMES = {"resid": "blocks.{}.hook_out", "z": "blocks.{}.attn.hook_z"}
-
-
-def _on_bridge(
-    model: TransformerBridge, part: Part, change: Callable[[Tensor], Tensor]
-) -> Callable[[], None]:
-    point = hook_points(model)[_HOOK_NAMES[part.site].format(part.layer)]
-    # permanent: reset_hooks() in the middle of a with block must not unsteer it silently
-    point.add_hook(lambda tensor, hook: change(tensor), is_permanent=True)
-    mine = point.fwd_hooks[-1]
-
-    def remove() -> None:
-        mine.hook.remove()
-        if mine in point.fwd_hooks:
-            point.fwd_hooks.remove(mine)
-
-    return remove
-
-
-def hook_points(model: TransformerBridge) -> dict[str, Any]:
-    """The bridge's hook points by name; kept, since ``hook_dict`` walks the model at each use."""
-    cache = runtime(model).cache
-    if "hook points" not in cache:
-        cache["hook points"] = dict(model.hook_dict)
-    return cache["hook points"]
-
-
-def hooks_left(model: TransformerBridge) -> list[str]:
-    """Names of the bridge's hook points that carry a hook, and of hooked decoder blocks."""
-    state = runtime(model)
-    points = hook_points(model).items()
-    names = {point.name or name for name, point in points if point.has_hooks()}
-    if state.shares_weights:
-        names |= {
-            f"decoder:{name}"
-            for name, module in state.decoder.named_modules()
-            if module._forward_hooks or module._forward_pre_hooks
-        }
-    return sorted(names)
-
-
-def assert_clean(model: TransformerBridge) -> None:
-    """Raise an AssertionError that names them if any hook is left on the model."""
-    left = hooks_left(model)
-    assert not left, f"hooks left on the model: {', '.join(left)}"
 
 
 def as_rows(coefficient: float | Sequence[float] | Tensor) -> Tensor:

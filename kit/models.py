@@ -14,12 +14,13 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from kit import data, weights
+from kit import adapters, data, weights
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -55,6 +56,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str = "auto",
     device_map: str | dict[str, Any] | None = None,
+    adapter: str | Path | None = None,
 ) -> TransformerBridge:
     """Load a causal language model as a ``TransformerBridge``, ready to steer.
 
@@ -64,13 +66,17 @@ def load_model(
         dtype: ``"auto"`` (see :func:`choose_dtype`), a torch dtype or its name.
         device: ``"auto"`` (CUDA when there is one, else CPU) or a torch device.
         device_map: passed to transformers for several GPUs; then ``device`` must stay ``"auto"``.
+        adapter: a folder with a LoRA adapter (:mod:`kit.adapters`), merged into the weights. With
+            one, ``dtype="auto"`` means float32, on every device: in bfloat16 most of a small
+            change would round to nothing.
 
     Returns:
         The bridge with raw weights (no folding, no second copy), gradients off, in eval mode.
 
     Raises:
         OSError: the model is not here and cannot be fetched; the text names what is available.
-        ValueError: an unknown dtype, or ``device`` together with ``device_map``.
+        ValueError: an unknown dtype, ``device`` together with ``device_map``, an adapter together
+            with a dtype other than float32, or one that does not fit the model.
     """
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -79,7 +85,13 @@ def load_model(
     if device_map is not None and device != "auto":
         raise ValueError(f"device={device!r} and device_map={device_map!r}: give one of the two")
     where = torch.device(_auto_device() if device == "auto" else device)
-    kind = choose_dtype(where)[0] if dtype == "auto" else _as_dtype(dtype)
+    auto = torch.float32 if adapter is not None else choose_dtype(where)[0]
+    kind = auto if dtype == "auto" else _as_dtype(dtype)
+    if adapter is not None and kind != torch.float32:
+        raise ValueError(
+            f"dtype={dtype!r} with an adapter: it is merged in float32 only, since a coarser dtype "
+            "rounds small changes away; use dtype='float32' or leave it at 'auto'"
+        )
     source = weights.locate(name, str(kind).removeprefix("torch."))
     options: dict[str, Any] = {"dtype": kind} | ({"device_map": device_map} if device_map else {})
     bars = logging.is_progress_bar_enabled()
@@ -91,6 +103,8 @@ def load_model(
         if bars:
             logging.enable_progress_bar()
     hf = hf.eval().requires_grad_(False)
+    if adapter is not None:
+        adapters.merge(hf, adapter)
     if device_map is None:
         hf = hf.to(where)
     # dispatched modules carry forwards bound to the original, which a copy would keep calling
@@ -152,9 +166,10 @@ def _onednn_is_faster(weight: Tensor) -> bool:
 
 
 def _onednn_linear(module: nn.Linear, x: Tensor) -> Tensor:
-    # on one thread one row alone is no faster; and the fused operator has no derivative
+    # on one thread one row alone is no faster; and the fused operator has no derivative, which a
+    # transform (torch.func) does not show as requires_grad
     lone = x.shape[:-1].numel() == 1 and torch.get_num_threads() == 1
-    if lone or (torch.is_grad_enabled() and x.requires_grad):
+    if lone or torch.is_grad_enabled():
         return nn.functional.linear(x, module.weight, module.bias)
     return torch.ops.mkldnn._linear_pointwise(x, module.weight, module.bias, "none", [], "")
 

@@ -3,19 +3,25 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
-def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
+def track(
+    items: Iterable[Item],
+    what: str,
+    total: int | None = None,
+    status: Callable[[], str] = str,
+) -> Iterator[Item]:
     """Yield items while a line says how many of them are done and how long the rest takes.
 
     Args:
         items: anything to iterate over.
         what: what is being counted, in the plural ("prompts").
         total: their number, if ``items`` has no length.
+        status: what else the line says, a live loss for example.
     """
     total = len(items) if total is None and isinstance(items, Sized) else total
     show, start, shown = _line(), time.monotonic(), 0.0
@@ -27,7 +33,9 @@ def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterato
             now = time.monotonic()
             if now - shown > 0.2 and total:
                 left = (now - start) / done * (total - done)
-                show(f"{done} of {total} {what}, about {left:.0f} s to go")
+                more = status()
+                show(f"{done} of {total} {what}, about {left:.0f} s to go"
+                     + (f" · {more}" if more else ""))
                 shown = now
     finally:
         # a line that told of the wait is not worth keeping in a saved notebook; a stop is

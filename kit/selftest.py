@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from kit.attach import hooks_left
 from kit.evaluation import preference
 from kit.generation import generate, logits, prompt_tokens
-from kit.hooks import Intervention, hooks_left
+from kit.hooks import Intervention
 from kit.models import text_tokens
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as w
 
 from kit import render
+from kit.attach import hooks_left
 from kit.generation import Row
-from kit.hooks import Intervention, Op, hooks_left
+from kit.hooks import Intervention, Op
 from kit.positions import Positions
 from kit.receipts import Receipt
 from kit.widgets import arms, state, style

@@ -1,0 +1,257 @@
+"""Deep Causal Transcoding: steering vectors as the factors of what a stretch of a model computes.
+
+The map from a vector added after one block to the change after a later one is described as
+``delta(theta) ~ sum_l alpha_l sigma(<v_l, theta>) u_l`` with unit u, v and sigma(x) = x, x^2 or
+e^x - 1 (Mack and Turner, "Deep Causal Transcoding", 2024). The published code computes something
+else in three places; each is kept behind a name in ``slips``, so that its cost can be shown.
+"""
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from kit.calibration import Radius, radius, resolve
+from kit.derivatives import Map
+from kit.directions import orthogonal, random_units, repel, unit
+from kit.factors import DCT, strengths
+from kit.positions import Positions
+from kit.progress import track
+from kit.slices import LayerSlice, Prompts
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Method = Literal["linear", "projected", "quadratic", "exponential"]
+Orthogonalise = Literal["qr", "soft"] | None
+METHODS = ("linear", "projected", "quadratic", "exponential")
+SLIPS = {
+    "qr-signs": "QR may turn v into -v between two exponential iterations",
+    "svd-columns": "columns of V^T are taken for right singular vectors",
+    "no-second-derivative": "quadratic: J v is differentiated along v, on which J does not depend",
+}
+
+
+def calibrate(
+    model: TransformerBridge,
+    prompts: Prompts,
+    source_layer: int,
+    target_layer: int,
+    ratio: float = 0.5,
+    *,
+    read: Positions = slice(-3, None),
+    n_directions: int = 30,
+    seed: int = 0,
+) -> Radius:
+    """The radius for these prompts and layers: see :func:`kit.calibration.radius`."""
+    piece = LayerSlice(model, prompts, source_layer, target_layer, read=read)
+    return radius(piece, ratio, n_directions=n_directions, seed=seed)
+
+
+def fit(
+    model: TransformerBridge,
+    prompts: Prompts,
+    source_layer: int,
+    target_layer: int,
+    *,
+    read: Positions = slice(-3, None),
+    **options: object,
+) -> DCT:
+    """Fit factors to blocks ``source_layer + 1`` to ``target_layer`` on some prompts.
+
+    Args:
+        prompts, source_layer, target_layer, read: as for :class:`kit.slices.LayerSlice`. The
+            change is averaged over read-out positions and prompts before anything else.
+        options: as for :func:`fit_map`.
+
+    Returns:
+        A :class:`kit.factors.DCT`, strongest factor first.
+
+    Raises:
+        ValueError: layers, prompts, radius, method or number of features that make no sense.
+    """
+    piece = LayerSlice(model, prompts, source_layer, target_layer, read=read)
+    return fit_map(piece, **options)  # type: ignore[arg-type]
+
+
+def fit_map(
+    piece: Map,
+    *,
+    method: Method = "exponential",
+    n_features: int = 64,
+    radius: float | str | Radius = "auto",
+    orthogonalise: Orthogonalise = "qr",
+    iterations: int = 10,
+    init: Literal["random", "jacobian"] | tuple[Tensor, Tensor] = "random",
+    n_projections: int | None = None,
+    seed: int = 0,
+    slips: Collection[str] = (),
+) -> DCT:
+    """Fit factors to any differentiable map; :func:`fit` does it for a model's blocks.
+
+    Args:
+        method: ``"linear"``, the singular vectors of the exact Jacobian at 0; ``"projected"``, the
+            leading ones by random projections (a randomised SVD: vector-Jacobian and
+            Jacobian-vector products only); ``"quadratic"``, orthogonalised alternating least
+            squares on the second derivatives at 0; ``"exponential"``, orthogonalised gradient
+            iteration on the map itself at the radius.
+        n_features: how many factors.
+        radius: the norm at which vectors act; activation units, or ``"auto"`` for
+            :func:`kit.calibration.radius`.
+        orthogonalise: of the input directions, between iterations: ``"qr"``; ``"soft"``
+            (:func:`kit.directions.repel`), which allows more factors than dimensions; None.
+        iterations: of the iterative methods. A keyboard interrupt ends them early and keeps what
+            the last whole one gave.
+        init: ``"random"``; ``"jacobian"``, the projected factors; or unit ``(V, U)``.
+        n_projections: random projections of ``"projected"`` and of the Jacobian start (default
+            n_features + 16).
+        seed: of everything random.
+        slips: mistakes of the published code to repeat, keys of :data:`SLIPS`.
+    """
+    _check(piece, method, n_features, orthogonalise, iterations, slips)
+    norm = resolve(piece, radius)
+    n_projections = n_projections or n_features + 16
+    history: list[float] = []
+    r = norm.value
+    if method in ("linear", "projected"):
+        J = piece.jacobian() if method == "linear" else None
+        V, U, stretch = _singular(piece, J, n_features, n_projections, seed, slips)
+        return _described(piece, method, V, U, norm, history, seed, r * stretch)
+    V, U = _start(piece, init, n_features, n_projections, r, seed, slips)
+    step = _quadratic_step if method == "quadratic" else _exponential_step
+    with suppress(KeyboardInterrupt):
+        for _ in track(range(iterations), "iterations",
+                       status=lambda: f"objective {history[-1]:.4g}"):  # fmt: skip
+            V = _apart(V, orthogonalise, slips)
+            V, U, strength, score = step(piece, V, U, r, slips)
+            if orthogonalise == "soft":
+                V = repel(V, strength)
+            history.append(score)
+    if not history:
+        raise KeyboardInterrupt("stopped before the first iteration was whole")
+    if not slips:  # the published code leaves the last step as it is
+        V = _apart(V, orthogonalise, slips)
+        U = unit(piece.second(V) if method == "quadratic" else piece.delta(r * V))
+    return _described(piece, method, V, U, norm, history, seed, None)
+
+
+def _described(
+    piece: Map, method: str, V: Tensor, U: Tensor, norm: Radius, history: list[float], seed: int,
+    alpha: Tensor | None,
+) -> DCT:  # fmt: skip
+    """Signs, strengths and true changes of directions that were found."""
+    r = norm.value
+    changes = piece.delta(r * V)
+    if method != "exponential":  # v and -v are the same factor: take the side that changes more
+        other = piece.delta(-r * V)
+        turn = other.norm(dim=-1) > changes.norm(dim=-1)
+        V, changes = torch.where(turn[:, None], -V, V), torch.where(turn[:, None], other, changes)
+        if method != "quadratic":
+            U = torch.where(turn[:, None], -U, U)
+    if alpha is None:
+        even = r * r / 2 * piece.second(V) if method == "quadratic" else changes
+        alpha = strengths(method, V, U, (even * U).sum(-1))
+    return DCT(piece, method, V, U, alpha, changes, norm, history, seed)
+
+
+def _check(
+    piece: Map, method: str, m: int, orthogonalise: str | None, iterations: int,
+    slips: Collection[str],
+) -> None:  # fmt: skip
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: use {', '.join(map(repr, METHODS))}")
+    if orthogonalise not in ("qr", "soft", None):
+        raise ValueError(f"orthogonalise={orthogonalise!r}: use 'qr', 'soft' or None")
+    for name, n in (("n_features", m), ("iterations", iterations)):
+        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+            raise ValueError(f"{name}={n!r}: give a whole number from 1 on")
+    if m > piece.d_model and (orthogonalise == "qr" or method in ("linear", "projected")):
+        raise ValueError(
+            f"n_features={m}: this space has {piece.d_model} dimensions, so no more directions can "
+            "be orthogonal; lower it, or use orthogonalise='soft' with an iterative method"
+        )
+    unknown = [s for s in slips if s not in SLIPS]
+    if unknown:
+        raise ValueError(f"slips={unknown!r}: use {', '.join(map(repr, SLIPS))}")
+
+
+def _apart(V: Tensor, orthogonalise: Orthogonalise, slips: Collection[str]) -> Tensor:
+    return orthogonal(V, "qr-signs" not in slips) if orthogonalise == "qr" else V
+
+
+def _start(
+    piece: Map, init: object, m: int, projections: int, r: float, seed: int,
+    slips: Collection[str],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if isinstance(init, tuple):
+        V, U = (unit(torch.as_tensor(t).to(piece.origin)) for t in init)
+        if V.shape != (m, piece.d_model) or U.shape != V.shape:
+            raise ValueError(f"init holds {list(V.shape)} and {list(U.shape)}: give two tensors "
+                             f"{[m, piece.d_model]}")  # fmt: skip
+        return V, U
+    if init == "random":
+        V, U = (random_units(m, piece.d_model, seed + i) for i in (0, 1_000_003))
+        return V.to(piece.origin), U.to(piece.origin)
+    if init != "jacobian":
+        raise ValueError(f"init={init!r}: use 'random', 'jacobian' or a pair of tensors")
+    known = min(m, piece.d_model)
+    V, _, _ = _singular(piece, None, known, min(projections, piece.d_model), seed, slips)
+    if m > known:  # the rest, of more factors than dimensions, starts at random
+        V = torch.cat([V, random_units(m - known, piece.d_model, seed).to(V)])
+    return V, unit(piece.delta(r * V))
+
+
+def _singular(
+    piece: Map, J: Tensor | None, m: int, projections: int, seed: int, slips: Collection[str]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The leading m right and left singular vectors of the Jacobian at 0, and its values.
+
+    Without J: a randomised SVD with one power iteration (Halko, Martinsson and Tropp, 2011).
+    """
+    if J is not None:
+        U, S, Vh = torch.linalg.svd(J)
+    else:
+        p = min(max(projections, m), piece.d_model)
+        zeros = torch.zeros(p, piece.d_model).to(piece.origin)
+        basis = random_units(p, piece.d_model, seed).to(piece.origin)
+        if "svd-columns" in slips:
+            basis = piece.vjp(zeros, basis)[1]
+            Vh = torch.linalg.svd(basis)[2]
+            V = Vh[:, :m].T.contiguous()
+            out = piece.jvp(V)
+            return V, unit(out), out.norm(dim=-1)
+        for _ in range(2):
+            rows = orthogonal(piece.vjp(zeros, basis)[1])
+            image = piece.jvp(rows)
+            basis = orthogonal(image)
+        U, S, W = torch.linalg.svd(image.T, full_matrices=False)
+        Vh = W @ rows
+    if "svd-columns" in slips:
+        V = Vh[:, :m].T.contiguous()
+        out = piece.jvp(V)
+        return V, unit(out), out.norm(dim=-1)
+    return Vh[:m].contiguous(), U[:, :m].T.contiguous(), S[:m]
+
+
+def _exponential_step(
+    piece: Map, V: Tensor, U: Tensor, r: float, _slips: Collection[str]
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    changes, grads = piece.vjp(r * V, U)
+    score = float((changes * U).sum(-1).mean())
+    return unit(grads), unit(changes), r * grads.norm(dim=-1), score
+
+
+def _quadratic_step(
+    piece: Map, V: Tensor, U: Tensor, r: float, slips: Collection[str]
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    scale = r * r / 2
+    if "no-second-derivative" in slips:
+        grads, outs = piece.vjp(torch.zeros_like(V), U)[1], piece.jvp(V)
+    else:
+        outs = piece.second(V)
+        grads = piece.second(V, unit(outs))
+    score = scale * float((outs * U).sum(-1).mean())
+    return unit(grads), unit(outs), scale * grads.norm(dim=-1), score

@@ -1,0 +1,189 @@
+"""What Deep Causal Transcoding found: factors, how they rank, and vectors for the panel."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kit.calibration import Radius
+from kit.derivatives import Map
+from kit.directions import duplicates, random_units
+from kit.slices import LayerSlice
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kit.vectors import SteeringVector
+
+
+@dataclass
+class DCT:
+    """Factors ``alpha_l sigma(<v_l, theta / radius>) u_l`` of a map, by falling ``alpha^2``.
+
+    Attributes:
+        piece: the map that they describe.
+        method: ``"linear"``, ``"projected"``, ``"quadratic"`` or ``"exponential"``.
+        V: input directions, unit rows ``[m, d_model]``.
+        U: output directions, unit rows ``[m, d_model]``.
+        alpha: ``[m]``, activation units at the radius.
+        changes: what each vector really changes at the radius, ``delta(radius * v)``, ``[m, d]``.
+        radius: the :class:`kit.calibration.Radius` at which they act.
+        history: the objective after each iteration: the mean over factors of ``<u, delta(R v)>``.
+        seed: of the fit.
+    """
+
+    piece: Map = field(repr=False)
+    method: str
+    V: Tensor = field(repr=False)
+    U: Tensor = field(repr=False)
+    alpha: Tensor = field(repr=False)
+    changes: Tensor = field(repr=False)
+    radius: Radius
+    history: list[float] = field(default_factory=list, repr=False)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        order = self.alpha.square().argsort(descending=True)
+        for name in ("V", "U", "alpha", "changes"):
+            setattr(self, name, getattr(self, name)[order])
+
+    def __len__(self) -> int:
+        return len(self.V)
+
+    def predict(self, thetas: Tensor) -> Tensor:
+        """What the factors say that thetas ``[k, d]`` change: ``[k, d]``."""
+        inner = (thetas / self.radius.value) @ self.V.T
+        if self.method == "quadratic":
+            inner = inner.square()
+        elif self.method == "exponential":
+            inner = inner.expm1()
+        return (inner * self.alpha) @ self.U
+
+    def duplicates(self, above: float = 0.9) -> list[tuple[int, int, float]]:
+        """Pairs of features whose input directions have a cosine above this."""
+        return duplicates(self.V, above)
+
+    def scores(self, by: str | Tensor = "alpha") -> Tensor:
+        """A score for each feature, ``[m]``.
+
+        Args:
+            by: ``"alpha"``, the fitted strength squared (reported as good but noisy);
+                ``"change"``, the norm of what it changes at the target layer; ``"kl"``, nats that
+                it moves the next token's distribution on the training prompts; a tensor
+                ``[d_model]``, the change's product with it; a tensor ``[d_vocab]``, the logit
+                change's product with it (a one for each wanted token, minus one for the others).
+
+        Raises:
+            ValueError: another name or shape, or a score that needs a model without one.
+        """
+        if isinstance(by, Tensor):
+            if by.shape == (self.V.shape[1],):
+                return self.changes @ by.to(self.changes)
+            moved = self._slice().logits(self.thetas) - self._slice().logits(None)
+            if by.shape != moved.shape[-1:]:
+                raise ValueError(f"by has shape {list(by.shape)}: give [{self.V.shape[1]}] or "
+                                 f"{list(moved.shape[-1:])}")  # fmt: skip
+            return (moved @ by.to(moved)).mean(-1)
+        if by == "alpha":
+            return self.alpha.square()
+        if by == "change":
+            return self.changes.norm(dim=-1)
+        if by == "kl":
+            return self._slice().kl(self.thetas)
+        raise ValueError(f"by={by!r}: use 'alpha', 'change', 'kl' or a target tensor")
+
+    def ranking(self, by: str | Tensor = "alpha") -> list[int]:
+        """Feature indices, highest of :meth:`scores` first."""
+        return self.scores(by).argsort(descending=True).tolist()
+
+    @property
+    def thetas(self) -> Tensor:
+        """The vectors at their radius, ``[m, d_model]``."""
+        return self.radius.value * self.V
+
+    def table(self, n_random: int = 64, seed: int = 0) -> pd.DataFrame:
+        """Every feature beside random directions of the same norm.
+
+        Returns:
+            Columns ``alpha``, ``change`` (norm at the target layer), ``times_random`` (over the
+            median random direction), ``p`` (share of random directions that change as much or
+            more, counting the feature itself), and for a model ``kl`` and ``kl_p``, the same for
+            the output; ``nearest``, the highest cosine with another feature.
+        """
+        import pandas as pd
+
+        control = self.radius.value * random_units(n_random, self.V.shape[1], seed).to(self.V)
+        size, base = self.changes.norm(dim=-1), self.piece.delta(control).norm(dim=-1)
+        cosines = self.V @ self.V.T - 2 * torch.eye(len(self)).to(self.V)
+        columns = {"alpha": self.alpha, "change": size, "times_random": size / base.median(),
+                   "p": _p(size, base)}  # fmt: skip
+        if isinstance(self.piece, LayerSlice):
+            kl = self.piece.kl(self.thetas)
+            columns |= {"kl": kl, "kl_p": _p(kl, self.piece.kl(control))}
+        columns["nearest"] = cosines.max(-1).values
+        table = pd.DataFrame({name: c.cpu().numpy() for name, c in columns.items()})
+        table.index.name = "feature"
+        return table
+
+    def vectors(self, features: int | Sequence[int] | None = None) -> list[SteeringVector]:
+        """Steering vectors for panel and generation, in the order asked for.
+
+        Args:
+            features: the first so many, or indices (from :meth:`ranking`, say); default all.
+
+        Returns:
+            Unit-norm vectors at the source layer. ``metadata["coefficient"]`` is the radius in
+            units of :func:`kit.residual_scale`: what to steer with.
+        """
+        n = len(self) if features is None else features
+        chosen = range(min(n, len(self))) if isinstance(n, int) else n
+        piece = self._slice()
+        return [
+            vector(piece, self.V[i], self.radius, f"dct {i}", f"dct-{self.method}",
+                   feature=int(i), alpha=float(self.alpha[i]), seed=self.seed,
+                   change=float(self.changes[i].norm()))
+            for i in chosen
+        ]  # fmt: skip
+
+    def _slice(self) -> LayerSlice:
+        if not isinstance(self.piece, LayerSlice):
+            raise ValueError("these factors describe a plain function: there is no model to steer")
+        return self.piece
+
+
+def _p(found: Tensor, control: Tensor) -> Tensor:
+    above = (control[None] >= found[:, None]).sum(-1)
+    return (above + 1) / (len(control) + 1)
+
+
+def vector(
+    piece: LayerSlice, direction: Tensor, radius: Radius, name: str, method: str, **about: object
+) -> SteeringVector:
+    """A direction found on a slice as a steering vector at the slice's source layer."""
+    from kit.models import fingerprint
+    from kit.vectors import SteeringVector
+
+    c = radius.coefficient
+    metadata = {"source": piece.source, "target": piece.target, "radius": radius.value,
+                "coefficient": c, "calibration": {"low": -c, "high": c, "kind": "radius"}, **about}
+    return SteeringVector(direction, piece.source, name, method,
+                          fingerprint=fingerprint(piece.model), metadata=metadata)  # fmt: skip
+
+
+def strengths(method: str, V: Tensor, U: Tensor, along: Tensor) -> Tensor:
+    """alpha ``[m]`` that fits factors together: least squares on their derivative tensors.
+
+    Args:
+        along: ``[m]``, for each factor the map's own part along it at unit input.
+    """
+    inner = V @ V.T
+    if method == "exponential":
+        inner = inner.expm1()
+    elif method == "quadratic":
+        inner = inner.square()
+    system = (U @ U.T) * inner
+    return torch.linalg.lstsq(system.double().cpu(), along.double().cpu()[:, None], driver="gelsd"
+                              ).solution[:, 0].to(V)  # fmt: skip

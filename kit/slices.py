@@ -1,0 +1,250 @@
+"""A stretch of a model as a function: what is added after one block -> what changes after another.
+
+Everything that looks for vectors without labels (MELBO, Deep Causal Transcoding, CPE) differentiates
+this one function, so it stands alone here: captured once, replayed block by block, exact.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from kit.attach import output_of
+from kit.derivatives import Map
+from kit.generation import prompt_tokens
+from kit.models import check_layer, residual_scale, runtime
+from kit.positions import Positions, check_positions, select
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Prompts = str | Tensor | Sequence[str | Tensor]
+Objective = Callable[[Tensor], Tensor]
+_TOKENS = 320  # a pass: enough for matrices at full speed, little enough to stay in the caches
+
+
+class LayerSlice(Map):
+    """Blocks ``source + 1`` to ``target`` of a model, run on a given residual stream.
+
+    ``theta`` is added to the residual stream after block ``source`` (``blocks.{source}.hook_out``,
+    where a :class:`kit.SteeringVector` of that layer acts) and the residual stream is read after
+    block ``target``. Thetas and changes are in activation units.
+
+    Attributes:
+        source, target: block indices.
+        tokens: LongTensor ``[prompts, pos]``, padded on the right; ``lengths`` of each prompt.
+        weights: float ``[prompts, pos]``, the share of each position in the mean that
+            :meth:`delta` takes; 0 where nothing is read. They add up to 1.
+        before, after: the unsteered residual stream after the two blocks, ``[prompts, pos, d]``.
+
+    Raises:
+        ValueError: ``source`` is not below ``target``, a layer that the model lacks, no prompts, a
+            prompt shorter than the read-out window, or a model whose activations are not finite.
+
+    Exact: the replay gives the numbers of the full model, whatever masks and rotary embeddings its
+    architecture hands to its blocks. Right padding needs no mask in a causal model.
+    """
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        prompts: Prompts,
+        source: int,
+        target: int,
+        *,
+        read: Positions = slice(-3, None),
+        positions: Positions = "all",
+    ) -> None:
+        """Run the prompts once and keep what the blocks need.
+
+        Args:
+            prompts: one or several; each a user message (put into the chat template where there is
+                one) or tokens ``[n]``, ``[1, n]``; a tensor ``[prompts, n]`` is several.
+            read: the positions over which the change is averaged, see
+                :func:`kit.positions.select`.
+            positions: where theta is added, in the same language.
+        """
+        for layer in (source, target):
+            check_layer(model, layer)
+        if source >= target:
+            raise ValueError(
+                f"source={source}, target={target}: the source layer must lie below the target"
+            )
+        check_positions(read)
+        check_positions(positions)
+        self.model, self.source, self.target = model, source, target
+        rows = _rows(model, prompts)
+        self.lengths = torch.tensor([len(r) for r in rows], device=rows[0].device)
+        self.tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        index = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        real = index < self.lengths[:, None]
+        index = torch.where(real, index, -1)
+        chosen = select(read, index, self.lengths[:, None])
+        self._check_window(read, chosen)
+        self._state = runtime(model)
+        self._capture()
+        self.weights = chosen / chosen.sum(-1, keepdim=True) / len(rows)
+        self.weights = self.weights.to(self.before)
+        steered = select(positions, index, self.lengths[:, None])
+        self._steered = None if bool((steered | ~real).all()) else steered[..., None]
+        self.d_model = self.before.shape[-1]
+        self.origin = torch.zeros_like(self.before[0, 0])
+        self.step = max(1, _TOKENS // self.tokens.numel())
+
+    @property
+    def unit(self) -> float:  # type: ignore[override]
+        """The residual scale at the source layer."""
+        return residual_scale(self.model, self.source)
+
+    @property
+    def n_prompts(self) -> int:
+        return len(self.tokens)
+
+    def _check_window(self, read: Positions, chosen: Tensor) -> None:
+        first = read.start if isinstance(read, slice) else read
+        needs = -first if isinstance(first, int) and first < 0 else 1
+        for i, (n, row) in enumerate(zip(self.lengths.tolist(), chosen, strict=True)):
+            if n < needs or not bool(row.any()):
+                raise ValueError(
+                    f"read={read!r}: prompt {i} has {n} tokens, shorter than the read-out window; "
+                    "give a longer prompt or read fewer positions"
+                )
+
+    @torch.no_grad()
+    def _capture(self) -> None:
+        state, kept = self._state, {}
+        self._blocks = [state.block(i) for i in range(self.source + 1, self.target + 1)]
+        self._given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        handles = [
+            state.block(i).register_forward_hook(
+                lambda _m, _a, out, i=i: kept.__setitem__(i, output_of(out).detach())
+            )
+            for i in (self.source, self.target)
+        ]
+        with state.lock:
+            try:
+                state.decoder(input_ids=self.tokens, use_cache=False, logits_to_keep=1)
+                # one row alone: what it hands to the blocks then fits a batch of any size
+                handles += [
+                    block.register_forward_pre_hook(
+                        lambda _m, args, kwargs: self._given.append((args[1:], kwargs)),
+                        with_kwargs=True,
+                    )
+                    for block in self._blocks
+                ]
+                widest = int(self.lengths.argmax())
+                before, after = kept[self.source], kept[self.target]
+                state.decoder(
+                    input_ids=self.tokens[widest : widest + 1], use_cache=False, logits_to_keep=1
+                )
+            finally:
+                for handle in handles:
+                    handle.remove()
+        for layer, stream in ((self.source, before), (self.target, after)):
+            if not bool(stream.isfinite().all()):
+                raise ValueError(
+                    f"the residual stream after block {layer} holds NaN or infinity on these "
+                    "prompts: the model itself is broken, or its dtype overflows"
+                )
+        self.before, self.after = before, after
+
+    def replay(self, stream: Tensor) -> Tensor:
+        """The residual stream after ``target`` from the one after ``source``.
+
+        Args:
+            stream: ``[rows, pos, d_model]``, ``pos`` as wide as ``tokens``.
+        """
+        for block, (args, kwargs) in zip(self._blocks, self._given, strict=True):
+            stream = output_of(block(stream, *args, **kwargs))
+        return stream
+
+    def shift(self, thetas: Tensor) -> Tensor:
+        """What thetas ``[k, d_model]`` change: ``[k, prompts, pos, d_model]``, differentiable.
+
+        One pass over k times as many rows as there are prompts: keep k small, or use
+        :meth:`delta`, :meth:`vjp` and :meth:`gradient`, which cut.
+        """
+        add = thetas[:, None, None, :]
+        if self._steered is not None:
+            add = torch.where(self._steered, add, 0)
+        rows = (self.before + add).flatten(0, 1)
+        return self.replay(rows).unflatten(0, (len(thetas), -1)) - self.after
+
+    def mean(self, shift: Tensor) -> Tensor:
+        """The mean over read-out positions, then prompts: ``[..., prompts, pos, d]`` to
+        ``[..., d]``."""
+        return torch.einsum("...npd,np->...d", shift, self.weights)
+
+    def change(self, thetas: Tensor) -> Tensor:
+        return self.mean(self.shift(thetas))
+
+    def gradient(self, thetas: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+        """Scores ``[k]`` of thetas ``[k, d_model]``, and their gradients ``[k, d_model]``.
+
+        Args:
+            objective: from ``shift(thetas[some])`` to a score for each of them, each of which
+                depends on its own row alone.
+        """
+        scores, grads = [], []
+        for at in self.cuts(thetas):
+            leaf = thetas[at].detach().requires_grad_()
+            with self.lock, torch.enable_grad():
+                score = objective(self.shift(leaf))
+                grads.append(torch.autograd.grad(score.sum(), leaf)[0])
+            scores.append(score.detach())
+        return torch.cat(scores), torch.cat(grads)
+
+    @torch.no_grad()
+    def logits(self, thetas: Tensor | None) -> Tensor:
+        """Logits after each prompt's last token, ``[k, prompts, d_vocab]``, by the whole model.
+
+        Args:
+            thetas: ``[k, d_model]``; None is the unsteered model (k = 1).
+        """
+        cuts = [slice(0, 1)] if thetas is None else self.cuts(thetas)
+        parts = []
+        for at in cuts:
+            add = self.origin[None] if thetas is None else thetas[at]
+            parts.append(torch.stack([self._logits(i, add) for i in range(self.n_prompts)], dim=1))
+        return torch.cat(parts)
+
+    def _logits(self, prompt: int, add: Tensor) -> Tensor:
+        n = int(self.lengths[prompt])
+        where = 1.0 if self._steered is None else self._steered[prompt, :n].to(add)
+
+        def fork(_module: Any, _args: Any, out: Any) -> Any:
+            steered = output_of(out) + add[:, None] * where
+            return (steered, *out[1:]) if isinstance(out, tuple) else steered
+
+        with self._state.lock:
+            handle = self._state.block(self.source).register_forward_hook(fork)
+            try:
+                out = self._state.decoder(
+                    input_ids=self.tokens[prompt : prompt + 1, :n], use_cache=False,
+                    logits_to_keep=1,
+                )
+            finally:
+                handle.remove()
+        return out.logits[:, -1].float()
+
+    def kl(self, thetas: Tensor) -> Tensor:
+        """KL(steered || unsteered) of the token after each prompt, nats, mean over prompts: ``[k]``
+        for thetas ``[k, d_model]``."""
+        plain = self.logits(None).log_softmax(-1)
+        parts = []
+        for at in self.cuts(thetas):
+            steered = self.logits(thetas[at]).log_softmax(-1)
+            parts.append((steered.exp() * (steered - plain)).sum(-1).mean(-1))
+        return torch.cat(parts)
+
+
+def _rows(model: TransformerBridge, prompts: Prompts) -> list[Tensor]:
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    if isinstance(prompts, Tensor):
+        prompts = list(prompts.reshape(-1, prompts.shape[-1]))
+    if not len(prompts):
+        raise ValueError(f"prompts={prompts!r}: give at least one prompt")
+    return [prompt_tokens(model, p)[0] for p in prompts]
