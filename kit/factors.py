@@ -1,4 +1,4 @@
-"""What Deep Causal Transcoding found: factors, how they rank, and vectors for the panel."""
+"""What a search without labels found: features, how they rank, and vectors for the panel."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -20,18 +20,20 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class DCT:
-    """Factors ``alpha_l sigma(<v_l, theta / radius>) u_l`` of a map, by falling ``alpha^2``.
+class Features:
+    """Directions that change much downstream, strongest first (by falling ``alpha^2``).
 
     Attributes:
-        piece: the map that they describe.
-        method: ``"linear"``, ``"projected"``, ``"quadratic"`` or ``"exponential"``.
+        piece: the map on which they were found.
+        method: ``"melbo"``, or the method of :func:`kit.dct.fit`.
         V: input directions, unit rows ``[m, d_model]``.
         U: output directions, unit rows ``[m, d_model]``.
-        alpha: ``[m]``, activation units at the radius.
+        alpha: ``[m]``, the fitted strengths in activation units; for MELBO the objective.
         changes: what each vector really changes at the radius, ``delta(radius * v)``, ``[m, d]``.
         radius: the :class:`kit.calibration.Radius` at which they act.
-        history: the objective after each iteration: the mean over factors of ``<u, delta(R v)>``.
+        history: the objective of each iteration, as the published code records it: the mean over
+            factors of ``<u, delta(R v)>`` with the v that it starts from (orthogonalised) and the
+            u that it inherits; for ``"quadratic"`` of ``R^2 / 2 T2(u, v, v)`` with its own u.
         seed: of the fit.
     """
 
@@ -52,15 +54,6 @@ class DCT:
 
     def __len__(self) -> int:
         return len(self.V)
-
-    def predict(self, thetas: Tensor) -> Tensor:
-        """What the factors say that thetas ``[k, d]`` change: ``[k, d]``."""
-        inner = (thetas / self.radius.value) @ self.V.T
-        if self.method == "quadratic":
-            inner = inner.square()
-        elif self.method == "exponential":
-            inner = inner.expm1()
-        return (inner * self.alpha) @ self.U
 
     def duplicates(self, above: float = 0.9) -> list[tuple[int, int, float]]:
         """Pairs of features whose input directions have a cosine above this."""
@@ -138,20 +131,46 @@ class DCT:
             Unit-norm vectors at the source layer. ``metadata["coefficient"]`` is the radius in
             units of :func:`kit.residual_scale`: what to steer with.
         """
-        n = len(self) if features is None else features
-        chosen = range(min(n, len(self))) if isinstance(n, int) else n
-        piece = self._slice()
+        piece, every = self._slice(), range(len(self))
+        chosen = every if features is None else features
+        if isinstance(chosen, int):
+            chosen = every[:chosen] if chosen > 0 else ()
+        if not len(chosen) or any(i not in every for i in chosen):
+            raise ValueError(f"features={features!r}: give how many, or indices from 0 to "
+                             f"{len(self) - 1}")  # fmt: skip
         return [
-            vector(piece, self.V[i], self.radius, f"dct {i}", f"dct-{self.method}",
+            vector(piece, self.V[i], self.radius, f"{self._kind} {i}", self._label,
                    feature=int(i), alpha=float(self.alpha[i]), seed=self.seed,
                    change=float(self.changes[i].norm()))
             for i in chosen
         ]  # fmt: skip
 
+    @property
+    def _kind(self) -> str:
+        return "melbo" if self.method == "melbo" else "dct"
+
+    @property
+    def _label(self) -> str:
+        return "melbo" if self.method == "melbo" else f"dct-{self.method}"
+
     def _slice(self) -> LayerSlice:
-        if not isinstance(self.piece, LayerSlice):
-            raise ValueError("these factors describe a plain function: there is no model to steer")
-        return self.piece
+        if isinstance(self.piece, LayerSlice):
+            return self.piece
+        raise ValueError("these factors describe a plain function: there is no model to steer")
+
+
+@dataclass
+class DCT(Features):
+    """Factors of a map: ``delta(theta) ~ sum_l alpha_l sigma(<v_l, theta / radius>) u_l``."""
+
+    def predict(self, thetas: Tensor) -> Tensor:
+        """What the factors say that thetas ``[k, d]`` change: ``[k, d]``."""
+        inner = (thetas / self.radius.value) @ self.V.T
+        if self.method == "quadratic":
+            inner = inner.square()
+        elif self.method == "exponential":
+            inner = inner.expm1()
+        return (inner * self.alpha) @ self.U
 
 
 def _p(found: Tensor, control: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Prompts = str | Tensor | Sequence[str | Tensor]
-Objective = Callable[[Tensor], Tensor]
+Objective = Callable[[Tensor, Tensor], Tensor]
 _TOKENS = 320  # a pass: enough for matrices at full speed, little enough to stay in the caches
 
 
@@ -72,9 +72,10 @@ class LayerSlice(Map):
             raise ValueError(
                 f"source={source}, target={target}: the source layer must lie below the target"
             )
-        check_positions(read)
-        check_positions(positions)
+        _check_language(read=read, positions=positions)
         self.model, self.source, self.target = model, source, target
+        self._state = runtime(model)
+        self.lock = self._state.lock
         rows = _rows(model, prompts)
         self.lengths = torch.tensor([len(r) for r in rows], device=rows[0].device)
         self.tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -83,14 +84,12 @@ class LayerSlice(Map):
         index = torch.where(real, index, -1)
         chosen = select(read, index, self.lengths[:, None])
         self._check_window(read, chosen)
-        self._state = runtime(model)
         self._capture()
         self.weights = chosen / chosen.sum(-1, keepdim=True) / len(rows)
-        self.weights = self.weights.to(self.before)
         steered = select(positions, index, self.lengths[:, None])
         self._steered = None if bool((steered | ~real).all()) else steered[..., None]
         self.d_model = self.before.shape[-1]
-        self.origin = torch.zeros_like(self.before[0, 0])
+        self.origin = torch.zeros_like(self.before[0, 0], dtype=torch.float32)
         self.step = max(1, _TOKENS // self.tokens.numel())
 
     @property
@@ -129,7 +128,7 @@ class LayerSlice(Map):
                 # one row alone: what it hands to the blocks then fits a batch of any size
                 handles += [
                     block.register_forward_pre_hook(
-                        lambda _m, args, kwargs: self._given.append((args[1:], kwargs)),
+                        lambda _m, args, kwargs: self._given.append(_beside(args, kwargs)),
                         with_kwargs=True,
                     )
                     for block in self._blocks
@@ -161,16 +160,18 @@ class LayerSlice(Map):
         return stream
 
     def shift(self, thetas: Tensor) -> Tensor:
-        """What thetas ``[k, d_model]`` change: ``[k, prompts, pos, d_model]``, differentiable.
+        """What thetas ``[k, d_model]`` change: float32 ``[k, prompts, pos, d_model]``,
+        differentiable.
 
         One pass over k times as many rows as there are prompts: keep k small, or use
-        :meth:`delta`, :meth:`vjp` and :meth:`gradient`, which cut.
+        :meth:`delta`, :meth:`vjp` and :meth:`gradient`, which cut and hold the model's lock.
         """
-        add = thetas[:, None, None, :]
+        add = thetas[:, None, None, :].to(self.before)
         if self._steered is not None:
             add = torch.where(self._steered, add, 0)
         rows = (self.before + add).flatten(0, 1)
-        return self.replay(rows).unflatten(0, (len(thetas), -1)) - self.after
+        shifted = self.replay(rows).unflatten(0, (len(thetas), -1))
+        return shifted.float() - self.after.float()
 
     def mean(self, shift: Tensor) -> Tensor:
         """The mean over read-out positions, then prompts: ``[..., prompts, pos, d]`` to
@@ -184,14 +185,14 @@ class LayerSlice(Map):
         """Scores ``[k]`` of thetas ``[k, d_model]``, and their gradients ``[k, d_model]``.
 
         Args:
-            objective: from ``shift(thetas[some])`` to a score for each of them, each of which
-                depends on its own row alone.
+            objective: from ``shift(thetas[some])`` and the mask ``[prompts, pos]`` of what is
+                read to a score for each of them, each of which depends on its own row alone.
         """
         scores, grads = [], []
         for at in self.cuts(thetas):
             leaf = thetas[at].detach().requires_grad_()
             with self.lock, torch.enable_grad():
-                score = objective(self.shift(leaf))
+                score = objective(self.shift(leaf), self.weights > 0)
                 grads.append(torch.autograd.grad(score.sum(), leaf)[0])
             scores.append(score.detach())
         return torch.cat(scores), torch.cat(grads)
@@ -203,31 +204,18 @@ class LayerSlice(Map):
         Args:
             thetas: ``[k, d_model]``; None is the unsteered model (k = 1).
         """
-        cuts = [slice(0, 1)] if thetas is None else self.cuts(thetas)
-        parts = []
-        for at in cuts:
-            add = self.origin[None] if thetas is None else thetas[at]
-            parts.append(torch.stack([self._logits(i, add) for i in range(self.n_prompts)], dim=1))
-        return torch.cat(parts)
+        thetas = self.origin[None] if thetas is None else thetas
+        each = range(self.n_prompts)
+        return torch.cat([
+            torch.stack([self._logits(i, thetas[at]) for i in each], dim=1)
+            for at in self.cuts(thetas)
+        ])
 
     def _logits(self, prompt: int, add: Tensor) -> Tensor:
         n = int(self.lengths[prompt])
-        where = 1.0 if self._steered is None else self._steered[prompt, :n].to(add)
-
-        def fork(_module: Any, _args: Any, out: Any) -> Any:
-            steered = output_of(out) + add[:, None] * where
-            return (steered, *out[1:]) if isinstance(out, tuple) else steered
-
-        with self._state.lock:
-            handle = self._state.block(self.source).register_forward_hook(fork)
-            try:
-                out = self._state.decoder(
-                    input_ids=self.tokens[prompt : prompt + 1, :n], use_cache=False,
-                    logits_to_keep=1,
-                )
-            finally:
-                handle.remove()
-        return out.logits[:, -1].float()
+        where = None if self._steered is None else self._steered[prompt, :n, 0]
+        tokens = self.tokens[prompt : prompt + 1, :n]
+        return steered_logits(self.model, tokens, self.source, add, where)[:, -1]
 
     def kl(self, thetas: Tensor) -> Tensor:
         """KL(steered || unsteered) of the token after each prompt, nats, mean over prompts: ``[k]``
@@ -240,11 +228,65 @@ class LayerSlice(Map):
         return torch.cat(parts)
 
 
+def _check_language(**given: Positions) -> None:
+    for name, value in given.items():
+        try:
+            check_positions(value)
+        except ValueError as error:
+            raise ValueError(str(error).replace("positions", name, 1)) from None
+
+
+def _beside(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a block is given beside the residual stream."""
+    return args[1:], {name: value for name, value in kwargs.items() if name != "hidden_states"}
+
+
+def steered_logits(
+    model: TransformerBridge, tokens: Tensor, layer: int, thetas: Tensor,
+    where: Tensor | None = None, keep: int = 1,
+) -> Tensor:  # fmt: skip
+    """Logits of the whole model with thetas added after one block, differentiable in them.
+
+    Args:
+        tokens: one sequence ``[1, n]``; blocks up to ``layer`` run for it once.
+        thetas: ``[k, d_model]``, a row each.
+        where: boolean ``[n]``, the positions that are steered; default all.
+        keep: how many positions, from the end.
+
+    Returns:
+        float32 ``[k, keep, d_vocab]``.
+    """
+    state = runtime(model)
+    mask = 1.0 if where is None else where.to(thetas)[:, None]
+
+    def fork(_module: Any, _args: Any, out: Any) -> Any:
+        steered = output_of(out) + thetas[:, None].to(output_of(out)) * mask
+        return (steered, *out[1:]) if isinstance(out, tuple) else steered
+
+    with state.lock:
+        handle = state.block(layer).register_forward_hook(fork)
+        try:
+            out = state.decoder(input_ids=tokens, use_cache=False, logits_to_keep=keep)
+        finally:
+            handle.remove()
+    return out.logits.float()
+
+
 def _rows(model: TransformerBridge, prompts: Prompts) -> list[Tensor]:
     if isinstance(prompts, str):
         prompts = [prompts]
-    if isinstance(prompts, Tensor):
-        prompts = list(prompts.reshape(-1, prompts.shape[-1]))
+    batch = isinstance(prompts, Tensor) and prompts.dim() == 2
+    if isinstance(prompts, Tensor) and not batch:
+        prompts = [prompts]
     if not len(prompts):
         raise ValueError(f"prompts={prompts!r}: give at least one prompt")
-    return [prompt_tokens(model, p)[0] for p in prompts]
+    rows = [prompt_tokens(model, p)[0] for p in prompts]
+    pad = getattr(model.tokenizer, "pad_token_id", None)
+    for end in (0, -1):
+        padded = [bool(row[end] == pad) for row in rows]
+        if batch and any(padded) and not all(padded):
+            raise ValueError(
+                f"prompts: row {padded.index(True)} seems to be padded, which the model would read "
+                "as text; give a list of prompts, each as long as it is"
+            )
+    return rows
