@@ -3,9 +3,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from kit.derivatives import Map
 from kit.directions import random_units
@@ -62,62 +61,74 @@ def radius(
         tolerance: relative error of the ratio at which to stop.
 
     Raises:
-        ValueError: a ratio or bracket that makes no sense, or no root within the bracket; the text
-            says which ratios were met.
+        ValueError: a ratio, bracket or tolerance that makes no sense, a map that does not answer to
+            first order or not with finite numbers, or no root within the bracket; the text says
+            which ratios were met.
     """
     if not 0 < ratio < math.inf:
         raise ValueError(f"ratio={ratio!r}: give a positive number")
     if not 0 < bracket[0] < bracket[1] < math.inf:
         raise ValueError(f"bracket={bracket!r}: give two rising positive numbers")
-    if not isinstance(n_directions, int) or n_directions < 1:
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance={tolerance!r}: give a relative error between 0 and 1")
+    if isinstance(n_directions, bool) or not isinstance(n_directions, int) or n_directions < 1:
         raise ValueError(f"n_directions={n_directions!r}: give a whole number from 1 on")
     v = random_units(n_directions, piece.d_model, seed).to(piece.origin)
     linear = piece.jvp(v)
     size = linear.norm(dim=-1)
+    if not bool(size.isfinite().all()):
+        raise ValueError("J v holds NaN or infinity: the map's derivative at 0 is not finite")
     if not bool((size > 0).all()):
-        raise ValueError("the slice does not answer to some random directions: J v = 0")
-    unit_length = piece.unit
+        raise ValueError("J v = 0 for some random direction v: without a linear part there is no "
+                         "ratio to it; give the radius as a number")  # fmt: skip
+    scale = piece.unit
     curve: dict[float, tuple[float, list[float]]] = {}
 
     def measure(r: float) -> float:
-        if r in curve:
-            return curve[r][0]
-        each = (piece.delta(r * v) - r * linear).norm(dim=-1) / (r * size)
-        curve[r] = (float(each.square().mean().sqrt()), each.tolist())
+        if r not in curve:
+            each = (piece.delta(r * v) - r * linear).norm(dim=-1) / (r * size)
+            mean = float(each.square().mean().sqrt())
+            if not math.isfinite(mean):
+                raise ValueError(f"the change at radius {r:.4g} ({r / scale:.3g} residual scales) "
+                                 f"is not finite; lower the end of bracket={bracket}")  # fmt: skip
+            curve[r] = (mean, each.tolist())
         return curve[r][0]
 
-    low, high = (b * unit_length for b in bracket)
-    a, b = low, min(max(0.1 * unit_length, low), high)
-    if measure(b) < ratio:
-        while measure(b) < ratio:
-            if b >= high:
-                raise ValueError(_no_root(ratio, bracket, curve, unit_length))
-            a, b = b, min(2 * b, high)
-    else:
-        a = b
-        while measure(a) > ratio:
-            if a <= low:
-                raise ValueError(_no_root(ratio, bracket, curve, unit_length))
-            a, b = max(a / 2, low), a
-    found = b
-    for _ in range(20):  # regula falsi on logarithms, kept off the ends: a power law in one step
-        found = a if curve[a][0] == ratio else b
-        at = [math.log(curve[r][0] / ratio) for r in (a, b)]
-        share = min(max(at[0] / (at[0] - at[1]), 0.05), 0.95) if at[0] != at[1] else 0.5
-        found = math.exp(math.log(a) + share * (math.log(b) - math.log(a)))
-        value = measure(found)
-        if abs(value - ratio) <= tolerance * ratio:
+    low, high = (end * scale for end in bracket)
+    a = b = min(max(0.1 * scale, low), high)
+    while measure(b) < ratio:
+        if b >= high:
+            raise ValueError(_no_root(ratio, bracket, curve, scale))
+        a, b = b, min(2 * b, high)
+    while measure(a) > ratio:
+        if a <= low:
+            raise ValueError(_no_root(ratio, bracket, curve, scale))
+        a, b = max(a / 2, low), a
+    for _ in range(30):  # regula falsi on logarithms, kept off the ends: a power law in one step
+        found = min((a, b), key=lambda r: abs(curve[r][0] - ratio))
+        if abs(curve[found][0] - ratio) <= tolerance * ratio:
             break
-        a, b = (found, b) if value < ratio else (a, found)
+        at_a, at_b = (math.log(max(curve[r][0], 1e-30) / ratio) for r in (a, b))
+        share = min(max(at_a / (at_a - at_b), 0.1), 0.9)
+        middle = math.exp(math.log(a) + share * (math.log(b) - math.log(a)))
+        a, b = (middle, b) if measure(middle) < ratio else (a, middle)
+    else:
+        raise ValueError(
+            f"ratio={ratio}: it jumps from {curve[a][0]:.3g} to {curve[b][0]:.3g} at radius "
+            f"{a:.6g}, so tolerance={tolerance} cannot be met; raise the tolerance"
+        )
     points = [(r, *curve[r]) for r in sorted(curve)]
-    return Radius(found, found / unit_length, curve[found][0], points)
+    return Radius(found, found / scale, curve[found][0], points)
 
 
-def _no_root(ratio: float, bracket: Any, curve: dict[float, Any], unit_length: float) -> str:
+def _no_root(
+    ratio: float, bracket: tuple[float, float], curve: dict[float, Any], scale: float
+) -> str:
     met = [value for value, _ in curve.values()]
     return (
-        f"ratio={ratio}: within bracket={bracket} residual scales (of {unit_length:.3g}) the ratio "
-        f"runs from {min(met):.3g} to {max(met):.3g}; choose a ratio between, or widen the bracket"
+        f"ratio={ratio}: within bracket={bracket} residual scales (of {scale:.3g}) the ratio that "
+        f"was met runs from {min(met):.3g} to {max(met):.3g}; choose a ratio between, or widen the "
+        "bracket (a linear map stays near 0)"
     )
 
 
@@ -132,7 +143,7 @@ def resolve(piece: Map, radius_or_auto: float | str | Radius) -> Radius:
     if isinstance(radius_or_auto, str) and radius_or_auto == "auto":
         return radius(piece)
     r = radius_or_auto
-    if isinstance(r, bool) or not isinstance(r, int | float) or not 0 < r < math.inf:
+    if isinstance(r, bool) or not isinstance(r, Real) or not 0 < r < math.inf:
         raise ValueError(
             f"radius={r!r}: give 'auto' or a positive norm in activation units (the residual scale "
             f"here is {piece.unit:.4g})"

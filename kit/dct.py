@@ -7,8 +7,10 @@ else in three places; each is kept behind a name in ``slips``, so that its cost 
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -101,8 +103,10 @@ def fit_map(
         n_features: how many factors.
         radius: the norm at which vectors act; activation units, or ``"auto"`` for
             :func:`kit.calibration.radius`.
-        orthogonalise: of the input directions, between iterations: ``"qr"``; ``"soft"``
-            (:func:`kit.directions.repel`), which allows more factors than dimensions; None.
+        orthogonalise: of the input directions, before each iteration: ``"qr"``; ``"soft"``
+            (:func:`kit.directions.repel`), which allows more factors than dimensions; None. Where
+            an iteration takes them is where they stay, so that some may meet: see
+            :meth:`kit.factors.DCT.duplicates`.
         iterations: of the iterative methods. A keyboard interrupt ends them early and keeps what
             the last whole one gave.
         init: ``"random"``; ``"jacobian"``, the projected factors; or unit ``(V, U)``.
@@ -111,61 +115,69 @@ def fit_map(
         seed: of everything random.
         slips: mistakes of the published code to repeat, keys of :data:`SLIPS`.
     """
-    _check(piece, method, n_features, orthogonalise, iterations, slips)
+    _check(piece, method, n_features, orthogonalise, iterations, n_projections, slips)
     norm = resolve(piece, radius)
-    n_projections = n_projections or n_features + 16
+    projections = n_features + 16 if n_projections is None else n_projections
     history: list[float] = []
     r = norm.value
     if method in ("linear", "projected"):
         J = piece.jacobian() if method == "linear" else None
-        V, U, stretch = _singular(piece, J, n_features, n_projections, seed, slips)
+        V, U, stretch = _singular(piece, J, n_features, projections, r, seed, slips)
         return _described(piece, method, V, U, norm, history, seed, r * stretch)
-    V, U = _start(piece, init, n_features, n_projections, r, seed, slips)
+    V, U = _start(piece, init, n_features, projections, r, seed, slips)
     step = _quadratic_step if method == "quadratic" else _exponential_step
     with suppress(KeyboardInterrupt):
         for _ in track(range(iterations), "iterations",
                        status=lambda: f"objective {history[-1]:.4g}"):  # fmt: skip
-            V = _apart(V, orthogonalise, slips)
-            V, U, strength, score = step(piece, V, U, r, slips)
-            if orthogonalise == "soft":
-                V = repel(V, strength)
-            history.append(score)
+            found = step(piece, _apart(V, orthogonalise, slips), U, r, slips)
+            if not math.isfinite(found.score):
+                raise ValueError(f"radius={r:.4g}: the change is not finite; lower the radius, or "
+                                 "load the model in float32")  # fmt: skip
+            soft = orthogonalise == "soft"
+            V, U = repel(found.V, found.strength) if soft else found.V, found.U
+            history.append(found.score)
     if not history:
         raise KeyboardInterrupt("stopped before the first iteration was whole")
-    if not slips:  # the published code leaves the last step as it is
-        V = _apart(V, orthogonalise, slips)
-        U = unit(piece.second(V) if method == "quadratic" else piece.delta(r * V))
-    return _described(piece, method, V, U, norm, history, seed, None)
+    # no last orthogonalisation, as published: half of its directions would stand for nothing, and
+    # true factors that are not quite orthogonal would be bent (planted ones: cosine 0.92, not 0.97)
+    return _described(piece, method, V, U if slips else None, norm, history, seed, None)
 
 
 def _described(
-    piece: Map, method: str, V: Tensor, U: Tensor, norm: Radius, history: list[float], seed: int,
-    alpha: Tensor | None,
+    piece: Map, method: str, V: Tensor, U: Tensor | None, norm: Radius, history: list[float],
+    seed: int, alpha: Tensor | None,
 ) -> DCT:  # fmt: skip
-    """Signs, strengths and true changes of directions that were found."""
+    """Signs, strengths and true changes of directions that were found.
+
+    Args:
+        U: None for those that V has now: each iteration's belong to the V that it started from.
+    """
     r = norm.value
     changes = piece.delta(r * V)
+    even = r * r / 2 * piece.second(V) if method == "quadratic" else changes
+    U = unit(even) if U is None else U
+    alpha = strengths(method, V, U, (even * U).sum(-1)) if alpha is None else alpha
     if method != "exponential":  # v and -v are the same factor: take the side that changes more
         other = piece.delta(-r * V)
-        turn = other.norm(dim=-1) > changes.norm(dim=-1)
-        V, changes = torch.where(turn[:, None], -V, V), torch.where(turn[:, None], other, changes)
+        turn = (other.norm(dim=-1) > changes.norm(dim=-1))[:, None]
+        V, changes = torch.where(turn, -V, V), torch.where(turn, other, changes)
         if method != "quadratic":
-            U = torch.where(turn[:, None], -U, U)
-    if alpha is None:
-        even = r * r / 2 * piece.second(V) if method == "quadratic" else changes
-        alpha = strengths(method, V, U, (even * U).sum(-1))
+            U = torch.where(turn, -U, U)
     return DCT(piece, method, V, U, alpha, changes, norm, history, seed)
 
 
 def _check(
     piece: Map, method: str, m: int, orthogonalise: str | None, iterations: int,
-    slips: Collection[str],
+    projections: int | None, slips: Collection[str],
 ) -> None:  # fmt: skip
     if method not in METHODS:
         raise ValueError(f"method={method!r}: use {', '.join(map(repr, METHODS))}")
     if orthogonalise not in ("qr", "soft", None):
         raise ValueError(f"orthogonalise={orthogonalise!r}: use 'qr', 'soft' or None")
-    for name, n in (("n_features", m), ("iterations", iterations)):
+    counts = {"n_features": m, "iterations": iterations, "n_projections": projections}
+    for name, n in counts.items():
+        if n is None and name == "n_projections":
+            continue
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
             raise ValueError(f"{name}={n!r}: give a whole number from 1 on")
     if m > piece.d_model and (orthogonalise == "qr" or method in ("linear", "projected")):
@@ -173,9 +185,8 @@ def _check(
             f"n_features={m}: this space has {piece.d_model} dimensions, so no more directions can "
             "be orthogonal; lower it, or use orthogonalise='soft' with an iterative method"
         )
-    unknown = [s for s in slips if s not in SLIPS]
-    if unknown:
-        raise ValueError(f"slips={unknown!r}: use {', '.join(map(repr, SLIPS))}")
+    if isinstance(slips, str) or any(s not in SLIPS for s in slips):
+        raise ValueError(f"slips={slips!r}: give a list of {', '.join(map(repr, SLIPS))}")
 
 
 def _apart(V: Tensor, orthogonalise: Orthogonalise, slips: Collection[str]) -> Tensor:
@@ -198,60 +209,80 @@ def _start(
     if init != "jacobian":
         raise ValueError(f"init={init!r}: use 'random', 'jacobian' or a pair of tensors")
     known = min(m, piece.d_model)
-    V, _, _ = _singular(piece, None, known, min(projections, piece.d_model), seed, slips)
+    V, _, _ = _singular(piece, None, known, projections, r, seed, slips)
     if m > known:  # the rest, of more factors than dimensions, starts at random
         V = torch.cat([V, random_units(m - known, piece.d_model, seed).to(V)])
     return V, unit(piece.delta(r * V))
 
 
 def _singular(
-    piece: Map, J: Tensor | None, m: int, projections: int, seed: int, slips: Collection[str]
-) -> tuple[Tensor, Tensor, Tensor]:
+    piece: Map, J: Tensor | None, m: int, projections: int, r: float, seed: int,
+    slips: Collection[str],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The leading m right and left singular vectors of the Jacobian at 0, and its values.
 
-    Without J: a randomised SVD with one power iteration (Halko, Martinsson and Tropp, 2011).
+    Without J: a randomised SVD with two power iterations (Halko, Martinsson and Tropp, 2011).
     """
+    if "svd-columns" in slips:
+        return _columns(piece, J, m, projections, r, seed)
     if J is not None:
         U, S, Vh = torch.linalg.svd(J)
+        return Vh[:m].contiguous(), U[:, :m].T.contiguous(), S[:m]
+    p = min(max(projections, m), piece.d_model)
+    basis = random_units(p, piece.d_model, seed).to(piece.origin)
+    for _ in range(2):
+        rows = orthogonal(_pulled(piece, basis))
+        image = piece.jvp(rows)
+        basis = orthogonal(image)
+    U, S, W = torch.linalg.svd(image.T, full_matrices=False)
+    return (W @ rows)[:m], U[:, :m].T.contiguous(), S[:m]
+
+
+def _columns(
+    piece: Map, J: Tensor | None, m: int, projections: int, r: float, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the published code takes for singular vectors: columns of V^T."""
+    if J is None:
+        J = _pulled(piece, random_units(projections, piece.d_model, seed).to(piece.origin))
+        V = torch.linalg.svd(J)[2][:, :m].T.contiguous()
+        U = unit(piece.delta(r * V))
     else:
-        p = min(max(projections, m), piece.d_model)
-        zeros = torch.zeros(p, piece.d_model).to(piece.origin)
-        basis = random_units(p, piece.d_model, seed).to(piece.origin)
-        if "svd-columns" in slips:
-            basis = piece.vjp(zeros, basis)[1]
-            Vh = torch.linalg.svd(basis)[2]
-            V = Vh[:, :m].T.contiguous()
-            out = piece.jvp(V)
-            return V, unit(out), out.norm(dim=-1)
-        for _ in range(2):
-            rows = orthogonal(piece.vjp(zeros, basis)[1])
-            image = piece.jvp(rows)
-            basis = orthogonal(image)
-        U, S, W = torch.linalg.svd(image.T, full_matrices=False)
-        Vh = W @ rows
-    if "svd-columns" in slips:
-        V = Vh[:, :m].T.contiguous()
-        out = piece.jvp(V)
-        return V, unit(out), out.norm(dim=-1)
-    return Vh[:m].contiguous(), U[:, :m].T.contiguous(), S[:m]
+        U, _, Vh = torch.linalg.svd(J)
+        V, U = Vh[:, :m].T.contiguous(), U[:, :m].T.contiguous()
+    return V, U, (piece.jvp(V) * U).sum(-1)
+
+
+def _pulled(piece: Map, outputs: Tensor) -> Tensor:
+    """J^T u for rows u ``[k, d]``, J the Jacobian at 0."""
+    return piece.vjp(torch.zeros_like(outputs), outputs)[1]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One iteration's new directions, how strong a gradient each had, and the objective."""
+
+    V: Tensor
+    U: Tensor
+    strength: Tensor
+    score: float
 
 
 def _exponential_step(
     piece: Map, V: Tensor, U: Tensor, r: float, _slips: Collection[str]
-) -> tuple[Tensor, Tensor, Tensor, float]:
+) -> _Step:
     changes, grads = piece.vjp(r * V, U)
     score = float((changes * U).sum(-1).mean())
-    return unit(grads), unit(changes), r * grads.norm(dim=-1), score
+    return _Step(unit(grads), unit(changes), r * grads.norm(dim=-1), score)
 
 
 def _quadratic_step(
     piece: Map, V: Tensor, U: Tensor, r: float, slips: Collection[str]
-) -> tuple[Tensor, Tensor, Tensor, float]:
-    scale = r * r / 2
+) -> _Step:
     if "no-second-derivative" in slips:
-        grads, outs = piece.vjp(torch.zeros_like(V), U)[1], piece.jvp(V)
-    else:
-        outs = piece.second(V)
-        grads = piece.second(V, unit(outs))
-    score = scale * float((outs * U).sum(-1).mean())
-    return unit(grads), unit(outs), scale * grads.norm(dim=-1), score
+        outs, grads = piece.jvp(V), _pulled(piece, U)
+        return _Step(unit(grads), unit(outs), grads.norm(dim=-1), float((outs * U).sum(-1).mean()))
+    scale = r * r / 2
+    outs = scale * piece.second(V)
+    U = unit(outs)
+    grads = scale * piece.second(V, U)
+    return _Step(unit(grads), U, grads.norm(dim=-1), float((outs * U).sum(-1).mean()))

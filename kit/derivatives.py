@@ -1,12 +1,13 @@
 """First and second derivatives of a map from ``[d]`` to ``[d]``, over many directions at once."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 
 class Map:
@@ -101,7 +102,7 @@ class Map:
     def _batched(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
         out = []
         for at in self.cuts(*rows):
-            with self.lock, torch.enable_grad(), _plain_attention():
+            with self.lock, torch.enable_grad(), plain_kernels():
                 out.append(torch.func.vmap(function)(*(r[at] for r in rows)).detach())
         return torch.cat(out)
 
@@ -124,9 +125,34 @@ class Map:
 
 
 @contextmanager
-def _plain_attention() -> Iterator[Any]:
-    """Fused attention kernels have no forward-mode and no second derivative."""
+def plain_kernels() -> Iterator[None]:
+    """Fused kernels out of the way of forward mode and of second derivatives.
+
+    Fused attention has neither; the fused layer norm has a wrong second derivative wherever
+    forward mode takes part, and says nothing (seen in torch 2.13).
+    """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    with sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH), _PlainNorm():
         yield
+
+
+class _PlainNorm(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.layer_norm:
+            return _layer_norm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    over = tuple(range(-len(shape), 0))
+    x = x - x.mean(over, keepdim=True)
+    x = x * (x.square().mean(over, keepdim=True) + eps).rsqrt()
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Features:
-    """Directions that change much downstream, strongest first (by falling ``alpha^2``).
+    """Directions that change much downstream, strongest first (by ``scores("alpha")``).
 
     Attributes:
         piece: the map on which they were found.
@@ -48,7 +48,7 @@ class Features:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        order = self.alpha.square().argsort(descending=True)
+        order = self.scores("alpha").argsort(descending=True)
         for name in ("V", "U", "alpha", "changes"):
             setattr(self, name, getattr(self, name)[order])
 
@@ -81,7 +81,7 @@ class Features:
                                  f"{list(moved.shape[-1:])}")  # fmt: skip
             return (moved @ by.to(moved)).mean(-1)
         if by == "alpha":
-            return self.alpha.square()
+            return self.alpha if self.method == "melbo" else self.alpha.square()
         if by == "change":
             return self.changes.norm(dim=-1)
         if by == "kl":

@@ -94,7 +94,7 @@ def fit_slice(
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
             raise ValueError(f"{name}={n!r}: give a whole number from 1 on")
     for name, x in (("power", power), ("rate", rate), ("root", 1 if root is None else root)):
-        if not 0 < x < math.inf:
+        if isinstance(x, bool) or not isinstance(x, int | float) or not 0 < x < math.inf:
             raise ValueError(f"{name}={x!r}: give a positive number")
     within = _Within(piece, apart_from, span)
     if n_vectors > within.dimensions:
@@ -144,6 +144,8 @@ class _Within:
         if span is not None:
             if span.dim() != 2 or span.shape[1] != piece.d_model:
                 raise ValueError(f"span has shape {list(span.shape)}: give [n, {piece.d_model}]")
+            if not bool(span.isfinite().all()):
+                raise ValueError("span holds NaN or infinity: give finite directions")
             self._span = _basis(self._outside(span.to(piece.origin)))
         banned = 0 if self._banned is None else len(self._banned)
         self.dimensions = piece.d_model - banned if self._span is None else len(self._span)
@@ -180,6 +182,8 @@ class _Search:
         with suppress(KeyboardInterrupt):
             for i in range(restarts):
                 theta, scores, history = self._climb(m, within, i, _nearest_orthonormal)
+                if not history:
+                    break  # interrupted before there was a score
                 if not len(self.found) or scores.sum() > self.scores.sum():
                     self.found, self.scores, self.history = theta, scores, history
                 if len(history) < self.steps:
@@ -217,9 +221,14 @@ class _Search:
         with suppress(KeyboardInterrupt):
             for _ in track(range(self.steps), "steps",
                            status=lambda: f"objective {history[-1]:.4g}"):  # fmt: skip
-                scores, grads = self.piece.gradient(theta, self.goal)
-                best = theta.clone()
-                history.append(float(scores.mean()))
+                now, grads = self.piece.gradient(theta, self.goal)
+                if not bool(now.isfinite().all() and grads.isfinite().all()):
+                    raise ValueError(f"the objective is not finite at radius {self.r:.4g}: give a "
+                                     "smaller radius")  # fmt: skip
+                better = (now > scores if not together else now.sum() > scores.sum()).expand(k)
+                best = torch.where(better[:, None], theta, best)
+                scores = torch.where(better, now, scores)
+                history.append(float(now.mean()))
                 theta.grad = -_tangent(allowed(grads), theta / self.r, together)
                 optimiser.step()
                 theta.copy_(self.r * arrange(allowed(theta)))

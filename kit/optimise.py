@@ -143,7 +143,7 @@ class _Example:
     def log_p(self, layer: int, theta: Tensor) -> Tensor:
         n = len(self.target)
         out = steered_logits(self.model, self.tokens, layer, theta, self.where, keep=n)
-        return out[0].log_softmax(-1)[torch.arange(n), self.target].sum()
+        return out[0].log_softmax(-1)[torch.arange(n, device=out.device), self.target].sum()
 
     def loss(self, layer: int, theta: Tensor) -> Tensor:
         log_p = self.log_p(layer, theta)

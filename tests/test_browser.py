@@ -296,6 +296,68 @@ def test_no_request_left_loopback(lab: Page) -> None:
     assert lab.asked <= {"127.0.0.1", ""}, lab.asked
 
 
+GALLERY = """
+import kit, torch
+from kit.widgets import FeatureGallery, SteeringPanel
+model = kit.load_model()
+rng = torch.Generator().manual_seed(0)
+vectors = [kit.SteeringVector(torch.randn(model.cfg.d_model, generator=rng), 10, f"f{i}",
+                              metadata={"coefficient": 0.25}) for i in range(8)]
+panel = SteeringPanel(model, (), "How are you?", max_new_tokens=4)
+gallery = FeatureGallery(model, vectors, "How are you?", panel=panel, batch=4, page_size=6,
+                         max_new_tokens=6)
+"""
+
+
+def test_the_gallery_streams_is_marked_and_is_dragged_from(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nbformat
+
+    from kit.labcheck import server
+
+    cells = [nbformat.v4.new_code_cell(c) for c in (GALLERY.strip(), "gallery", "panel")]
+    book = nbformat.v4.new_notebook(cells=cells)
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3",
+                                   "language": "python"}
+    nbformat.write(book, tmp_path / "live.ipynb")
+    monkeypatch.setenv("PYTHONPATH", _search_path())
+    monkeypatch.setenv("JUPYTERLAB_SETTINGS_DIR", str(tmp_path / ".settings"))
+    with server("--expose-app-in-browser", folder=tmp_path) as running:
+        page = Page(browser.new_page(viewport={"width": 1280, "height": 1400}))
+        page.page.goto(f"{running.url}lab/tree/live.ipynb?token={running.token}&reset")
+        _run_all(page)
+        gallery = page.page.locator(".kit-gallery").first
+        gallery.get_by_role("button", name="Generate", exact=True).click()
+        _wait(lambda: "done in" in gallery.inner_text() and "8 of 8" in gallery.inner_text())
+        cards = gallery.locator(".kit-card")
+        assert cards.count() == 6 and all(cards.nth(i).locator(".kit-text").inner_text().strip()
+                                          for i in range(6))
+        assert "each steered by its own vector alone" in gallery.inner_text()
+        name = cards.nth(2).locator("input[type=text]")
+        name.fill("pies")
+        name.press("Enter")
+        cards.nth(2).get_by_role("button", name="\u2606").click()
+        cards.nth(0).get_by_role("button", name="Hide").click()
+        _wait(lambda: "1\u20136 of 7" in gallery.inner_text())
+        gallery.locator("select").first.select_option(label="starred")
+        _wait(lambda: cards.count() == 1)
+        panel = page.page.locator(f"{PANEL}:not(.kit-gallery)").first
+        field = page.page.locator(".kit-drop input").first
+        field.scroll_into_view_if_needed()
+        gallery.locator(".kit-rank a").first.drag_to(field)
+        _wait(lambda: "pies" in panel.inner_text() and field.input_value() == "")
+        assert page.asked <= {"127.0.0.1", ""}, page.asked
+        page.page.close()
+
+
+def _wait(condition: Callable[[], Any], seconds: float = 180.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
+
+
 def test_voila_serves_the_panel_alone(browser: Any, tmp_path: Path) -> None:
     pytest.importorskip("voila")
     with socket.socket() as s:

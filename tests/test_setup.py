@@ -175,6 +175,7 @@ CARRIED = {
     "jupyter_client": "jupyterlab",
     "jupyter_core": "jupyterlab",
     "nbconvert": "jupyterlab",
+    "scipy": "scikit-learn",
     "sklearn": "scikit-learn",
 }
 

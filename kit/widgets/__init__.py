@@ -11,6 +11,7 @@ _HOME = {
     "SteeringPanel": "panel",
     "TokenMask": "token_mask",
     "BlindRating": "rating",
+    "FeatureGallery": "gallery",
     "Controller": "controller",
     "Request": "controller",
     "Arm": "controller",

@@ -102,16 +102,15 @@ class VectorRow(w.HBox):
         self.slider.value = coefficient
 
     def set_range(self, calibration: Any) -> None:
-        """Shade what a calibration found to be safe, and fit the slider around it."""
+        """Shade the range that a calibration found, and fit the slider around it."""
         low, high = float(calibration["low"]), float(calibration["high"])
         self.safe = (low, high)
         half = math.ceil(10 * max(2 * abs(low), 2 * abs(high), 0.2)) / 10
         self._resize(max(half, abs(self.slider.value)))
-        target = calibration.get("target_kl", STRONG)
+        text, why = range_label(calibration)
         self._range.value = (
-            f'<div style="font-size:12px;opacity:.85;white-space:nowrap" title="range in which the '
-            f'mean KL stays below {target:g} nats a token">safe {signed(low)} to {signed(high)}'
-            "</div>"
+            f'<div style="font-size:12px;opacity:.85;white-space:nowrap" title="{escape(why)}">'
+            f"{text}</div>"
         )
         self._range.layout.display, self.find.layout.display = "", "none"
 
@@ -124,6 +123,27 @@ class VectorRow(w.HBox):
 
     def _no_range(self) -> None:
         self._range.layout.display = "none"
+
+
+def range_label(calibration: Any) -> tuple[str, str]:
+    """What a range is called on screen, and why: a bound on cost, or the radius of training.
+
+    ``kind="radius"`` (:func:`kit.factors.vector`) says nothing about cost. Its ``ratio`` is the
+    non-linear over the linear part of the change there (default 0.5); None: never calibrated.
+    """
+    low, high = float(calibration["low"]), float(calibration["high"])
+    ends = f"{signed(low)} to {signed(high)}"
+    if calibration.get("kind") != "radius":
+        target = calibration.get("target_kl", STRONG)
+        return f"safe {ends}", f"range in which the mean KL stays below {target:g} nats a token"
+    if low == -high:
+        ends = signed(high).replace("+", "±")
+    ratio = calibration.get("ratio", 0.5)
+    if ratio is None or not math.isfinite(ratio):
+        return f"radius {ends}", "the norm at which it was trained; nobody calibrated it"
+    part = "half" if abs(ratio - 0.5) < 0.05 else f"{ratio:.2g} times"
+    return (f"calibrated {ends}",
+            f"the norm where the non-linear part of the change is {part} the linear part")
 
 
 def usable(calibration: Any) -> bool:

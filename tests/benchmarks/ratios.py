@@ -23,7 +23,7 @@ _PROMPT = "Tell me about your favourite day of the week and say why you like it 
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table; ``values`` are the pairs' ratios or the single runs."""
+    """One line of the table; ``values`` are the pairs' ratios or the single runs (none: not run)."""
 
     what: str
     must: str
@@ -33,14 +33,16 @@ class Figure:
 
     @property
     def shown(self) -> str:
-        return f"{median(self.values):.2f}{self.unit}"
+        return f"{median(self.values):.2f}{self.unit}" if self.values else "not run"
 
     @property
     def spread(self) -> str:
-        return f"{min(self.values):.2f} to {max(self.values):.2f}"
+        return f"{min(self.values):.2f} to {max(self.values):.2f}" if self.values else ""
 
     @property
     def held(self) -> bool:
+        if not self.values:
+            return True
         sign, bound = self.must.split(" ")
         value = median(self.values)
         return value >= float(bound) if sign == ">=" else value <= float(bound)
