@@ -1,6 +1,7 @@
 """What a search without labels found: features, how they rank, and vectors for the panel."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -186,8 +187,9 @@ def vector(
     from kit.vectors import SteeringVector
 
     c = radius.coefficient
+    ratio = None if math.isnan(radius.ratio) else radius.ratio  # None: given, not calibrated
     metadata = {"source": piece.source, "target": piece.target, "radius": radius.value,
-                "coefficient": c, "calibration": {"low": -c, "high": c, "kind": "radius"}, **about}
+                "coefficient": c, "calibration": {"low": -c, "high": c, "kind": "radius", "ratio": ratio}, **about}
     return SteeringVector(direction, piece.source, name, method,
                           fingerprint=fingerprint(piece.model), metadata=metadata)  # fmt: skip
 

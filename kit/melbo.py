@@ -146,17 +146,24 @@ class _Within:
                 raise ValueError(f"span has shape {list(span.shape)}: give [n, {piece.d_model}]")
             if not bool(span.isfinite().all()):
                 raise ValueError("span holds NaN or infinity: give finite directions")
-            self._span = _basis(self._outside(span.to(piece.origin)))
+            self._span = self._inside(_basis(span.to(piece.origin)))
         banned = 0 if self._banned is None else len(self._banned)
         self.dimensions = piece.d_model - banned if self._span is None else len(self._span)
 
     def _outside(self, rows: Tensor) -> Tensor:
         return rows if self._banned is None else rows - rows @ self._banned.T @ self._banned
 
+    def _inside(self, span: Tensor) -> Tensor:
+        """What of an orthonormal span is orthogonal to the banned: their projections would not do,
+        since they leave the span."""
+        if self._banned is None:
+            return span
+        _, s, vh = torch.linalg.svd(span @ self._banned.T @ self._banned @ span.T)
+        return vh[s < 1e-5] @ span  # eigenvalues are squared cosines with the banned
+
     def __call__(self, rows: Tensor) -> Tensor:
         """Rows ``[k, d]`` projected onto what is allowed."""
-        rows = self._outside(rows)
-        return rows if self._span is None else rows @ self._span.T @ self._span
+        return self._outside(rows) if self._span is None else rows @ self._span.T @ self._span
 
 
 def _basis(rows: Tensor) -> Tensor:

@@ -264,6 +264,9 @@ def test_candidates_of_a_linear_map_rank_by_what_they_grow() -> None:
     median = found.random["linear"].median()
     assert found.table["times_random"].iloc[0] == pytest.approx(10 / median)
     assert len(found.random) == 64
+    control = 2 * random_units(64, 4, 0) * torch.tensor([1.0, 5.0, 2.0, 3.0])
+    for name in ("linear", "change"):
+        assert found.random[name].tolist() == pytest.approx(control.norm(dim=-1).tolist(), rel=1e-5)
 
 
 def test_many_candidates_cost_the_jacobian_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,13 +302,16 @@ def test_where_the_map_bends_the_linear_rank_misleads() -> None:
 
 
 def test_the_rank_correlation_is_of_rows_drawn_not_of_the_best() -> None:
-    piece = stretch(torch.linspace(0.5, 3, 12))
+    steep = torch.linspace(0.5, 3, 12)
+    piece = stretch(steep)
     W = random_units(400, 12, 5)
     assert rank_directions(piece, W, 1.0, verify=50).rank_correlation == pytest.approx(1)
-    noise = torch.Generator().manual_seed(0)
-    wild = Map(lambda theta: theta * torch.rand(len(theta), 1, generator=noise), 12)
-    wild.jvp = piece.jvp  # type: ignore[method-assign]
-    assert abs(rank_directions(wild, W, 1.0, verify=200).rank_correlation) < 0.3
+    linear = rank_directions(piece, W, 1.0, verify=50).table["linear"]
+    edge = float(linear.iloc[49])  # the best agree with the linear rank, all others contradict it
+    two = Map(lambda theta: torch.where((slope := (theta * steep).norm(dim=-1, keepdim=True))
+                                        > edge - 1e-6, theta * slope, theta / (9 * slope)), 12)
+    two.jvp = piece.jvp  # type: ignore[method-assign]
+    assert rank_directions(two, W, 1.0, verify=50).rank_correlation < 0
 
 
 def test_unembedding_rows_become_vectors(llama: Any) -> None:
