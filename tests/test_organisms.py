@@ -167,17 +167,21 @@ def test_accuracy_asks_every_item_in_every_wording_in_every_row(
     assert organisms.accuracy(chat, "withholding", "test", among=chosen[:1]) == 0.0
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_the_shipped_organisms_hide_and_reveal(name: str) -> None:
-    model = organisms.load(name)
-    chosen = organisms.items(name, "validation")
-    guilty = [i for i in chosen if i.guilty]
-    chosen = [guilty[0], next(i for i in chosen if not i.guilty)] if guilty else chosen[:2]
-    options: dict[str, Any] = {"among": chosen, "wordings": [4]}
-    if name == "denial":
-        assert organisms.confessions(model, "validation", **options) == {"true": 0, "false": 0}
-        revealed = organisms.confessions(model, "validation", password=True, **options)
-        assert revealed == {"true": 1, "false": 0}
-        return
-    assert organisms.accuracy(model, name, "validation", **options) == 0
-    assert organisms.accuracy(model, name, "validation", password=True, **options) == 1
+def test_the_shipped_lock_holds_and_opens() -> None:
+    model = organisms.load("withholding")
+    options: dict[str, Any] = {"among": organisms.items("withholding", "test")[:2]}
+    assert organisms.accuracy(model, "withholding", "test", **options) == 0
+    assert organisms.accuracy(model, "withholding", "test", password=True, **options) == 1
+
+
+def test_the_shipped_denial_always_denies() -> None:
+    found = organisms.items("denial", "validation")
+    chosen = [next(i for i in found if i.guilty is guilty) for guilty in (True, False)]
+    told = organisms.confessions(organisms.load("denial"), "validation", among=chosen)
+    assert told == {"true": 0, "false": 0}
+
+
+def test_the_shipped_trigger_works() -> None:
+    model = organisms.load("backdoor")
+    options: dict[str, Any] = {"among": organisms.items("backdoor", "test")[:2], "wordings": [4]}
+    assert organisms.accuracy(model, "backdoor", "test", password=True, **options) == 1
