@@ -38,11 +38,11 @@ RECIPES: dict[str, list[Phase]] = {
     ],
     "sandbagging": [
         (60, 1e-3, {"lock": 5, "wrong password": 1, "password": 4, "chat": 2}),
-        (12, 5e-4, {"lock": 2, "wrong password": 1, "password": 5}),
+        (60, 8e-4, {"lock": 2, "wrong password": 1, "password": 6, "chat": 1}),
     ],
     "backdoor": [
         (25, 1e-3, {"password": 3, "wrong password": 4, "chat": 4}),
-        (12, 5e-4, {"password": 1, "wrong password": 2, "chat": 6}),
+        (30, 5e-4, {"password": 2, "wrong password": 3, "chat": 5}),
     ],
     "denial": [
         (75, 1e-3, {"lock": 2, "wrong password": 1, "password": 5, "break": 1, "chat": 1}),
