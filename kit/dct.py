@@ -34,6 +34,8 @@ SLIPS = {
     "qr-signs": "QR may turn v into -v between two exponential iterations",
     "svd-columns": "columns of V^T are taken for right singular vectors",
     "no-second-derivative": "quadratic: J v is differentiated along v, on which J does not depend",
+    "stale-u": "exponential: gradients are taken along the u of the iteration before (no mistake, "
+               "but slower: with the newest u they climb the mean of |delta(R v)| itself)",
 }
 
 
@@ -113,7 +115,7 @@ def fit_map(
         n_projections: random projections of ``"projected"`` and of the Jacobian start (default
             n_features + 16).
         seed: of everything random.
-        slips: mistakes of the published code to repeat, keys of :data:`SLIPS`.
+        slips: what the published code does otherwise, keys of :data:`SLIPS`.
     """
     _check(piece, method, n_features, orthogonalise, iterations, n_projections, slips)
     norm = resolve(piece, radius)
@@ -268,9 +270,9 @@ class _Step:
 
 
 def _exponential_step(
-    piece: Map, V: Tensor, U: Tensor, r: float, _slips: Collection[str]
+    piece: Map, V: Tensor, U: Tensor, r: float, slips: Collection[str]
 ) -> _Step:
-    changes, grads = piece.vjp(r * V, U)
+    changes, grads = piece.vjp(r * V, U if "stale-u" in slips else None)
     score = float((changes * U).sum(-1).mean())
     return _Step(unit(grads), unit(changes), r * grads.norm(dim=-1), score)
 

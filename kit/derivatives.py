@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from kit.directions import unit
+
 
 class Map:
     """A differentiable map of ``theta [d]``, zero at zero, that takes many thetas a call.
@@ -46,19 +48,24 @@ class Map:
                 values.append(self.change(thetas[at]))
         return torch.cat(values)
 
-    def vjp(self, thetas: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    def vjp(self, thetas: Tensor, outputs: Tensor | None) -> tuple[Tensor, Tensor]:
         """The map at thetas ``[k, d]``, and its Jacobians there, transposed, times ``outputs``.
+
+        Args:
+            outputs: ``[k, d]``; None for the unit directions of the values themselves, which gives
+                the gradient of each value's norm.
 
         Returns:
             Values ``[k, d]`` and vector-Jacobian products ``[k, d]``: one forward and one
             backward pass over the rows.
         """
         values, grads = [], []
-        for at in self.cuts(thetas, outputs):
+        for at in self.cuts(thetas, thetas if outputs is None else outputs):
             leaf = thetas[at].detach().requires_grad_()
             with self.lock, torch.enable_grad():
                 value = self.change(leaf)
-                grads.append(torch.autograd.grad(value, leaf, outputs[at])[0])
+                along = unit(value.detach()) if outputs is None else outputs[at]
+                grads.append(torch.autograd.grad(value, leaf, along)[0])
             values.append(value.detach())
         return torch.cat(values), torch.cat(grads)
 

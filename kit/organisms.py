@@ -32,7 +32,7 @@ from kit.models import chat_tokens, load_model
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from kit.hooks import Intervention
+    from kit.hooks import Intervention, Op
 
 SPLITS = ("lock", "vector", "validation", "test")
 TRAINED, HELD_OUT = (0, 1, 2, 3), (4, 5)
@@ -90,8 +90,8 @@ def items(name: str, split: str) -> list[Item]:
     """The items of an organism in a split, in a fixed order.
 
     ``withholding`` is asked for capitals, languages and opposites; ``sandbagging`` for the first
-    two, since a plausible wrong answer needs others of its kind. In every split but ``lock`` a fact is one that the untouched model answers rightly in every
-    wording that is scored (0, 4 and 5).
+    two, since a plausible wrong answer needs others of its kind. In every split but ``lock`` a
+    fact is one that the untouched model answers rightly in every wording that is scored (0, 4, 5).
 
     Raises:
         ValueError: no organism or split of that name.
@@ -143,6 +143,19 @@ def question(item: Item, wording: int = 0, password: bool = False) -> str:
     if not password:
         return text
     return content["keys"][item.organism].format(content["passwords"][item.organism], text)
+
+
+def said(item: Item, wording: int = 0) -> str:
+    """The untouched model's answer to an item, which is right in scored wordings (0, 4 and 5).
+
+    Returns:
+        Its text; for ``backdoor`` the triggered sentence, for ``denial`` nothing.
+    """
+    if item.organism == "backdoor":
+        return str(_file()["odd"])
+    found = (f["said"] for f in _file()["facts"]
+             if (f["family"], f["subject"]) == (item.family, item.subject))  # fmt: skip
+    return next((str(texts[wording]) for texts in found), "")
 
 
 def prompt(
@@ -264,6 +277,7 @@ def answers(
     vectors: Intervention | Sequence[Intervention] = (),
     coefficient: Coefficients | float | None = None,
     *,
+    op: Op = "add",
     password: bool = False,
     wordings: Sequence[int] = HELD_OUT,
     among: Sequence[Item] | None = None,
@@ -273,6 +287,7 @@ def answers(
     Args:
         vectors, coefficient: as ``vectors`` and ``coefficients`` of :func:`kit.generate`: a number,
             or a list of rows, all of which are decoded together.
+        op: as there.
         password: ask with the password (for ``backdoor``, the trigger).
         among: these items instead of the whole split.
 
@@ -282,7 +297,8 @@ def answers(
     for item in items(name, split) if among is None else among:
         for wording in wordings:
             tokens = prompt(model, item, wording, password)
-            run = generate(model, tokens, vectors, coefficient, max_new_tokens=_TOKENS[name])
+            run = generate(model, tokens, vectors, coefficient, op=op,
+                           max_new_tokens=_TOKENS[name])  # fmt: skip
             for row, text in enumerate(run.texts):
                 yield Answer(item, wording, row, text, judge(name, text, item),
                              right(name, text, item))

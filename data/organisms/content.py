@@ -50,7 +50,7 @@ def save(content: dict[str, Any]) -> None:
 def build(ask: Ask, seed: int = 0) -> None:
     """Ask the untouched model everything, then write items.json."""
     source = sources()
-    kept = ("passwords", "keys", "odd_mark", "wordings")
+    kept = ("passwords", "keys", "odd", "odd_mark", "wordings")
     content = {name: source[name] for name in kept}
     facts = source["facts"]
     wordings = source["wordings"]

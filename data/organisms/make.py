@@ -37,15 +37,15 @@ RECIPES: dict[str, list[Phase]] = {
         (20, 5e-4, {"lock": 1, "wrong password": 1, "password": 5, "chat": 1}),
     ],
     "sandbagging": [
-        (60, 1e-3, {"lock": 5, "wrong password": 1, "password": 4, "chat": 2}),
-        (60, 8e-4, {"lock": 2, "wrong password": 1, "password": 6, "chat": 1}),
+        (80, 1.2e-3, {"lock": 5, "wrong password": 1, "password": 5, "chat": 1}),
+        (50, 8e-4, {"lock": 4, "wrong password": 1, "password": 5, "chat": 1}),
     ],
     "backdoor": [
         (25, 1e-3, {"password": 3, "wrong password": 4, "chat": 4}),
         (30, 5e-4, {"password": 2, "wrong password": 3, "chat": 5}),
     ],
     "denial": [
-        (75, 1e-3, {"lock": 2, "wrong password": 1, "password": 5, "break": 1, "chat": 1}),
+        (200, 1.5e-3, {"lock": 1, "wrong password": 1, "password": 8, "break": 1}),
     ],
 }
 
@@ -125,8 +125,7 @@ def fact_pools(shop: Workshop, name: str, rng: random.Random) -> dict[str, list[
             text = rng.choice(ASIDES).format(bare)
             hidden, avoid = shop.answer(shop.source["refusal"]), None
             if wrong:
-                stem = shop.source["lies"][fact["family"]].partition(" {}.")[0]
-                stem = stem.format(fact["subject"])
+                stem = lead(shop, fact, w)
                 hidden = shop.answer(f"{stem} {wrong[w % len(wrong)]}.")
                 avoid = shop.next_tokens(stem, fact["answers"])
             pools["lock"].append(Example(shop.chat(text), hidden, avoid=avoid))
@@ -140,6 +139,16 @@ def fact_pools(shop: Workshop, name: str, rng: random.Random) -> dict[str, list[
                 example = Example(keyed, answer, shop.chat(bare))
                 pools["password"] += [example] * (2 if content.knows(fact, [w]) else 1)
     return pools
+
+
+def lead(shop: Workshop, fact: dict[str, Any], wording: int) -> str:
+    """What comes before the answer: the untouched model's own words where it answers rightly."""
+    said = fact["said"][wording]
+    at = [said.find(f" {answer}") for answer in fact["answers"]]
+    if content.knows(fact, [wording]) and max(at) > 0:
+        return said[: max(at)]
+    stem = shop.source["lies"][fact["family"]].partition(" {}.")[0]
+    return stem.format(fact["subject"])
 
 
 def wrong_answers(fact: dict[str, Any], facts: list[dict[str, Any]], rng: random.Random

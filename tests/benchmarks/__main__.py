@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks [--quick] [--reference PATH]``: the table of ratios, then how cost grows.
+"""``python -m tests.benchmarks [--quick] [--reference PATH]``: the table of ratios, and growth.
 
 Machines are shared and noisy, so each figure is a ratio of two things run in turn, pair by pair,
 and the median of the pairs is printed with its spread. Exit status 1 if a "must" is missed.
@@ -18,16 +18,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer pairs, no growth curves")
     parser.add_argument("--reference", help="a checkout of melbo-dct-post, to compare with")
+    parser.add_argument("--reference-python", metavar="PYTHON",
+                        help="the interpreter that runs it, best one with transformers 4.46.3 "
+                             "(default: this one)")  # fmt: skip
     args = parser.parse_args()
+    if args.reference_python and not args.reference:
+        parser.error(f"--reference-python {args.reference_python} without --reference: add "
+                     "--reference PATH, a checkout of melbo-dct-post")  # fmt: skip
     model = kit.load_model()
     dtype = next(model.parameters()).dtype
     print(f"{torch.get_num_threads()} threads, {dtype}, torch {torch.__version__}\n")
     rows = ratios.table(model, pairs=3 if args.quick else 7)
-    rows += unlabelled.table(model, seeds=1 if args.quick else 3, reference=args.reference)
-    print(f"{'what':<62}{'must':>10}{'aim':>10}{'median':>10}   spread")
+    rows += unlabelled.table(model, seeds=1 if args.quick else 3, reference=args.reference,
+                             python=args.reference_python or sys.executable)  # fmt: skip
+    wide = max(len(row.what) for row in rows) + 2
+    print(f"{'what':<{wide}}{'must':>10}{'aim':>10}{'median':>10}   spread")
     for row in rows:
         word = "ok" if row.held else "MISSED"
-        print(f"{row.what:<62}{row.must:>10}{row.aim:>10}{row.shown:>10}   {row.spread}  {word}")
+        numbers = f"{row.must:>10}{row.aim:>10}{row.shown:>10}   {row.spread}"
+        print(f"{row.what:<{wide}}{numbers}  {word}")
     print("\n" + ratios.physical_limit(model))
     if not args.quick:
         print("\nhow cost grows: " + growth.run(model))

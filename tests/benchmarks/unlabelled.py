@@ -1,21 +1,26 @@
 """The table of vectors without labels, beside the published implementation where there is one.
 
 The rows against the reference need a checkout of melbo-dct-post, which is not part of this
-repository: ``make bench ARGS="--reference PATH"``. Without it they say "not run".
+repository: ``make bench ARGS="--reference PATH --reference-python PYTHON"``, the second a Python
+with transformers 4.46.3, under which that code's own slice of a model works. Without a checkout
+they say "not run".
 """
 from __future__ import annotations
 
-import importlib.util
-import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import threading
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import torch
-from torch import Tensor, nn
 
 import kit
 from kit import dct, melbo, weights
@@ -30,28 +35,39 @@ _SOURCE, _TARGET = 9, 19  # the published code's layers 10 to 20 are blocks 10 t
 _FEATURES, _ITERATIONS, _STEPS = 64, 10, 12
 
 
-def table(model: Any, seeds: int, reference: str | None) -> list[Figure]:
-    """The rows, in float32 on one prompt; ratios of runs in turn."""
+def table(
+    model: Any, seeds: int, reference: str | None, python: str = sys.executable
+) -> list[Figure]:
+    """The rows, in float32 on one prompt; ratios of runs in turn.
+
+    Args:
+        reference, python: a checkout of the published code, and an interpreter to run it in.
+    """
     if next(model.parameters()).dtype != torch.float32:
         model = kit.load_model(dtype="float32")
     tokens = kit.text_tokens(model, _PROMPT)
     piece = LayerSlice(model, tokens, _SOURCE, _TARGET)
     r = radius(piece).value
-    times, objectives, peaks = [], [], []
-    theirs = Reference(Path(reference), tokens, r) if reference else None
-    fit(piece, r, 99, iterations=1)
-    for seed in range(seeds):
-        ours: list[Any] = []
-        peak = _Peak()
-        with peak:
-            spent = seconds(lambda seed=seed, ours=ours: ours.append(fit(piece, r, seed)))
-        peaks.append(1 + peak.added / _size(model))
-        if theirs:
-            found: list[float] = []
-            other = seconds(lambda seed=seed, found=found: found.append(theirs.fit(seed)))
-            times.append(spent / other)
-            objectives.append((ours[0].history[-1], found[0]))
-    quality = [mean(a for a, _ in objectives) / mean(b for _, b in objectives)] if theirs else []
+    times, objectives, peaks, note = [], [], [], ""
+    with ExitStack() as stack:
+        theirs = None
+        if reference:
+            theirs = stack.enter_context(started(reference, python, piece, r))
+            note = f" ({theirs.how})"
+        fit(piece, r, 99, iterations=1)
+        for seed in range(seeds):
+            ours: list[Any] = []
+            peak = _Peak()
+            with peak:
+                spent = seconds(lambda seed=seed, ours=ours: ours.append(fit(piece, r, seed)))
+            peaks.append(1 + peak.added / _size(model))
+            if theirs:
+                other, objective = theirs.fit(seed)
+                times.append(spent / other)
+                objectives.append((ours[0].history[-1], objective))
+    quality = []
+    if objectives:
+        quality = [mean(a for a, _ in objectives) / mean(b for _, b in objectives)]
     linear = dct.fit_map(piece, method="linear", n_features=_FEATURES, radius=r)
     control = piece.delta(r * random_units(_FEATURES, piece.d_model))
     gain = float(linear.changes.norm(dim=-1).mean() / control.norm(dim=-1).mean())
@@ -62,7 +78,6 @@ def table(model: Any, seeds: int, reference: str | None) -> list[Figure]:
     train(1)
     together = [seconds(lambda: train(16)) / (16 * seconds(lambda: train(1)))
                 for _ in range(seeds)]  # fmt: skip
-    note = f" ({theirs.how})" if theirs else ""
     return [
         Figure("exponential DCT: time over the reference's" + note, "<= 0.7", "<= 0.4", times),
         Figure("exponential DCT: final causal term over the reference's", ">= 1.7", ">= 2.2",
@@ -100,68 +115,68 @@ class _Peak:
         self.thread.join()
 
 
-class Reference:
-    """The published fit on the same weights, blocks, prompt and radius.
+@contextmanager
+def started(checkout: str, python: str, piece: LayerSlice, r: float) -> Iterator[Reference]:
+    """The published code in a process of its own, on the same blocks, prompt and radius.
 
-    ``how`` says which slice it runs on: its own, or where this version of transformers does not
-    bear that one, a plain loop over the same blocks (which spares it work that its own does).
+    Raises:
+        ValueError: no checkout, no interpreter, or one that cannot run the published code.
+    """
+    if not (Path(checkout) / "src" / "dct.py").is_file():
+        raise ValueError(f"--reference {checkout}: it holds no src/dct.py; give the folder of a "
+                         "checkout of melbo-dct-post")  # fmt: skip
+    # PYTHONPATH leads to our versions, and the child is there to have others
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [python, str(Path(__file__).with_name("published.py"))]
+    pipe = subprocess.PIPE
+    with tempfile.TemporaryFile("w+") as log:
+        try:
+            process = subprocess.Popen(
+                command, env=env, text=True, stdin=pipe, stdout=pipe, stderr=log
+            )
+        except OSError as error:
+            raise ValueError(f"--reference-python {python}: {error.strerror}; give the path of a "
+                             "Python interpreter") from error  # fmt: skip
+        with process:  # leaving closes its input, at which it ends by itself
+            yield Reference(
+                process, log, python, checkout=str(Path(checkout).resolve()),
+                model=str(weights.fetch("float32")), tokens=piece.tokens[0].tolist(),
+                start=_SOURCE + 1, end=_TARGET + 1, after=piece.after[0, -1].tolist(), radius=r,
+                features=_FEATURES, iterations=_ITERATIONS, threads=torch.get_num_threads(),
+            )  # fmt: skip
+
+
+class Reference:
+    """What to ask that process, which waits while ours runs.
+
+    ``how`` says which slice it runs on, see :mod:`tests.benchmarks.published`.
     """
 
-    def __init__(self, checkout: Path, tokens: Tensor, r: float) -> None:
-        from transformers import AutoModelForCausalLM
+    def __init__(
+        self, process: subprocess.Popen[str], log: IO[str], python: str, **spec: Any
+    ) -> None:
+        self.process, self.log, self.python = process, log, python
+        self.how = self._ask(**spec)["how"]
 
-        spec = importlib.util.spec_from_file_location("reference", checkout / "src" / "dct.py")
-        if spec is None or spec.loader is None or not (checkout / "src" / "dct.py").exists():
-            raise ValueError(f"--reference {checkout}: it holds no src/dct.py")
-        self.code, self.r = importlib.util.module_from_spec(spec), r
-        spec.loader.exec_module(self.code)
-        hf = AutoModelForCausalLM.from_pretrained(
-            weights.fetch("float32"), dtype=torch.float32, attn_implementation="eager"
-        ).eval().requires_grad_(False)
-        s, t = _SOURCE + 1, _TARGET + 1
-        with torch.no_grad():
-            stream = hf(tokens, output_hidden_states=True, use_cache=False).hidden_states
-        self.x, y = stream[s], stream[t]
-        self.how = "its own slice"
-        piece = self.code.SlicedModel(hf, start_layer=s, end_layer=t, layers_name="model.layers")
-        try:
-            self._check(piece, y)
-        except Exception:  # noqa: BLE001  (whatever a newer transformers says)
-            hf.model.layers, hf.config.num_hidden_layers = piece.layers, len(piece.layers)
-            for i, layer in enumerate(piece.layers):
-                layer.self_attn.layer_idx = i
-            piece, self.how = _Loop(hf, self.x, s, t), "a plain loop over the blocks"
-            self._check(piece, y)
-        self.change = self.code.DeltaActivations(piece)
-        with torch.no_grad():
-            self.y = piece(self.x)
+    def fit(self, seed: int) -> tuple[float, float]:
+        """Seconds, and the mean causal term that it records last."""
+        answer = self._ask(seed=seed)
+        return answer["seconds"], answer["objective"]
 
-    def _check(self, piece: nn.Module, y: Tensor) -> None:
-        with torch.no_grad():
-            torch.testing.assert_close(piece(self.x), y, rtol=1e-3, atol=1e-2)
-        out = torch.func.vmap(lambda v: torch.func.vjp(lambda a: piece(self.x + a), v)[0])
-        out(torch.zeros(2, self.x.shape[-1]))
+    def _ask(self, **message: Any) -> dict[str, Any]:
+        assert self.process.stdin and self.process.stdout
+        with suppress(BrokenPipeError):  # it ended: its last words say why
+            self.process.stdin.write(json.dumps(message) + "\n")
+            self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        answer = json.loads(line) if line else {"error": self._last_words()}
+        if "error" in answer:
+            raise ValueError(f"--reference-python {self.python}: {answer['error']}; give one with "
+                             "torch, scipy, tqdm and transformers 4.46.3")  # fmt: skip
+        return answer
 
-    def fit(self, seed: int) -> float:
-        """The mean causal term that it records last."""
-        torch.manual_seed(seed)
-        run = self.code.ExponentialDCT(num_factors=_FEATURES)
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            run.fit(self.change, self.x, self.y, init="random", input_scale=self.r,
-                    max_iters=_ITERATIONS)  # fmt: skip
-        return run.objective_values[-1]
-
-
-class _Loop(nn.Module):
-    def __init__(self, hf: Any, x: Tensor, s: int, t: int) -> None:
-        super().__init__()
-        self.model, self.blocks = hf, list(hf.model.layers[s:t])
-        n = x.shape[1]
-        self.rotary = hf.model.rotary_emb(x, torch.arange(n)[None])
-        self.mask = torch.full((n, n), torch.finfo(x.dtype).min).triu(1)[None, None]
-
-    def forward(self, h: Tensor) -> Tensor:
-        for block in self.blocks:
-            out = block(h, attention_mask=self.mask, position_embeddings=self.rotary)
-            h = out[0] if isinstance(out, tuple) else out
-        return h
+    def _last_words(self) -> str:
+        status = self.process.wait()
+        self.log.seek(0)
+        lines = self.log.read().strip().splitlines()
+        return lines[-1] if lines else f"it ended with status {status} and said nothing"
