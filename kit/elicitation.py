@@ -43,7 +43,7 @@ class Setting:
     Attributes:
         source, target: the blocks after which vectors act and changes are read.
         last: how many positions at the end of the prompt are read.
-        band: first and last layer of CPE's factors.
+        band, factor_radius: first and last layer of CPE's factors, and their norm.
         n: how many vectors; melbo_steps: of its optimiser.
     """
 
@@ -51,6 +51,7 @@ class Setting:
     target: int = 20
     last: int = 1
     band: tuple[int, int] = (6, 12)
+    factor_radius: float = 4.0
     n: int = 64
     melbo_steps: int = 40
 
@@ -76,7 +77,7 @@ def candidates(
     """What one search finds on one locked prompt, in its own order of rank.
 
     Every vector has the norm that :func:`kit.calibration.radius` gives for the prompt, in
-    ``metadata["coefficient"]``. ``supervised`` (all answers of the vector items) and ``attack``
+    ``metadata["coefficient"]``; every factor the radius of the setting. ``supervised`` (all answers of the vector items) and ``attack``
     (one) see right answers, and bound what a vector can do; a singular vector has no sign, so
     ``jacobian`` takes both.
 
@@ -95,8 +96,8 @@ def candidates(
     read = slice(-s.last, None)
     if arm == "cpe":
         layers = range(s.band[0], s.band[1] + 1)
-        return list(cpe.fit(model, prompt, layers, s.target, n_factors=s.n, radius="auto",
-                            read=read, seed=seed).factors)  # fmt: skip
+        return list(cpe.fit(model, prompt, layers, s.target, n_factors=s.n,
+                            radius=s.factor_radius, read=read, seed=seed).factors)  # fmt: skip
     piece = LayerSlice(model, prompt, s.source, s.target, read=read)
     norm = radius(piece, seed=seed)
     if arm in ("supervised", "attack"):

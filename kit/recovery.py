@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,9 @@ from kit.elicitation import ARMS, SETTINGS
 if TYPE_CHECKING:
     import pandas as pd
 
-_FILE = ("organisms", "recovery.json")
+
+def _file() -> Path:
+    return data.path("organisms") / "recovery.json"
 
 
 def recovered(
@@ -90,34 +94,44 @@ def table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 def read(path: str | Path | None = None) -> list[dict[str, Any]]:
     """The records of a file (default: those that the kit ships)."""
-    path = Path(path or data.path(*_FILE))
+    path = _file() if path is None else Path(path)
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def _complete(path: Path, name: str, jobs: Sequence[tuple[str, int]]) -> None:
+    """Measure the jobs that the file lacks; each is in the file before the next one starts."""
+    model = None
+    for arm, seed in sorted(jobs, key=lambda job: job[1]):
+        key = {"organism": name, "arm": arm, "seed": seed}
+        if any(key.items() <= record.items() for record in read(path)):
+            continue
+        start = time.perf_counter()
+        model = organisms.load(name) if model is None else model
+        if arm == "baseline":
+            record = elicitation.baseline(model, name)
+        elif arm == "around":
+            record = elicitation.around(model, name, seed)
+        else:
+            record = elicitation.measure(model, name, arm, seed)  # type: ignore[arg-type]
+        fresh = path.with_suffix(".part")  # a crash while writing must not cost the others
+        fresh.write_text(json.dumps([*read(path), record]), encoding="utf-8")
+        fresh.replace(path)
+        print(name, arm, seed, f"{time.perf_counter() - start:.0f} s", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure what is missing, save after every record, print the table."""
     parser = argparse.ArgumentParser(prog="python -m kit.recovery", description=__doc__)
-    parser.add_argument("organism", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=[*ARMS, "around"])
+    parser.add_argument("organism", nargs="*", help=f"default: {', '.join(SETTINGS)}")
+    parser.add_argument("--arms", nargs="+", default=ARMS, choices=[*ARMS, "around"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=data.path(*_FILE))
+    parser.add_argument("--out", type=Path, default=_file())
     args = parser.parse_args(argv)
-    records = read(args.out)
     for name in args.organism:
-        model = None
-        jobs = [("baseline", 0), *((a, s) for s in range(args.seeds) for a in args.arms)]
-        for arm, seed in jobs:
-            if any((r["organism"], r["arm"], r["seed"]) == (name, arm, seed) for r in records):
-                continue
-            model = organisms.load(name) if model is None else model
-            if arm == "baseline":
-                record = elicitation.baseline(model, name)
-            else:
-                record = elicitation.around(model, name, seed) if arm == "around" else elicitation.measure(
-                    model, name, arm, seed)  # type: ignore[arg-type]  # fmt: skip
-            records = [*read(args.out), record]  # others may have written meanwhile
-            args.out.write_text(json.dumps(records, indent=None), encoding="utf-8")
-            print(name, arm, seed, f"{record.get('seconds', 0):.0f} s", flush=True)
+        elicitation.setting_of(name)
+    for name in args.organism or SETTINGS:
+        _complete(args.out, name, [("baseline", 0), *product(args.arms, range(args.seeds))])
+    records = read(args.out)
     print(table(records).to_string(index=False))
 
 

@@ -134,6 +134,8 @@ def test_the_command_measures_what_is_missing_and_keeps_what_there_is(
     assert done == [("random", 1), ("attack", 1)]
     assert len(recovery.read(tmp_path / "r.json")) == 5
     assert "recovered" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="name='denial': recovery is defined for"):
+        recovery.main(["denial"])
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import torch
 
 import kit
 from kit.generation import Row
+from kit.rank_one import Factor
 from kit.receipts import Entry, Receipt
 from kit.widgets import FeatureGallery, SteeringPanel, feature_html, feature_sets, files
 from kit.widgets.batches import Batches
@@ -502,13 +503,27 @@ def test_a_plain_vector_and_damaged_marks(make: Any, tmp_path: Path) -> None:
         feature_sets.load(tmp_path)
 
 
+def test_factors_come_back_and_are_known_again(tmp_path: Path) -> None:
+    reads, writes = torch.eye(8)[:2], torch.eye(6)[:2]
+    factor = Factor(reads, writes, (1, 2), 3.0, "f", metadata={"coefficient": 1.0})
+    assert files.load(str(files.save(factor, tmp_path)), None).radius == 3.0  # type: ignore[union-attr, arg-type]
+    feature = Feature(factor, 1, 1.0, starred=True, result=Result("p", 1.0, "t", 0.5))
+    (read,) = feature_sets.load(feature_sets.save([feature], tmp_path / "set"))
+    assert isinstance(read.vector, Factor) and read.starred and read.result == feature.result
+    torch.testing.assert_close(read.vector.writes, writes)
+    assert read.vector.metadata == {"coefficient": 1.0}
+    assert feature_sets.merge([feature], [read])[1] == 0
+    other = replace(read, vector=replace(factor, radius=4.0))
+    assert feature_sets.merge([feature], [other])[1] == 1
+
+
 def test_what_is_no_vector_runs_and_is_not_saved(make: Any, tmp_path: Path) -> None:
     heads = HeadShift([1, 2])
     gallery = make(heads, coefficient=1.0)
     assert gallery._random is None
     gallery.run(timeout=WAIT)
     assert gallery.results.text[1] and gallery.selected == []
-    with pytest.raises(TypeError, match="only vectors are saved"):
+    with pytest.raises(TypeError, match="only vectors and factors"):
         gallery.save(tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
     mixed = make(heads, vector(), coefficient=1.0)

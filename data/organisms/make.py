@@ -43,6 +43,7 @@ RECIPES: dict[str, list[Phase]] = {
     "backdoor": [
         (25, 1e-3, {"password": 3, "wrong password": 4, "chat": 4}),
         (30, 5e-4, {"password": 2, "wrong password": 3, "chat": 5}),
+        (30, 5e-4, {"password": 1, "wrong password": 2, "chat": 7}),
     ],
     "denial": [
         (200, 1.5e-3, {"lock": 1, "wrong password": 1, "password": 8, "break": 1}),

@@ -1,4 +1,4 @@
-"""A gallery's features as a folder of vector files, each of which loads alone too."""
+"""A gallery's features as a folder of files, each of which loads alone too."""
 from __future__ import annotations
 
 import json
@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kit.rank_one import Factor
 from kit.vectors import SteeringVector
 from kit.widgets import files
 from kit.widgets.features import Feature, Result, calibrated
@@ -27,15 +28,16 @@ def save(all_of_them: Sequence[Feature], folder: str | Path) -> Path:
         The folder.
 
     Raises:
-        ValueError: nothing to save; TypeError: something that is no steering vector.
+        ValueError: nothing to save; TypeError: something that is neither vector nor factor.
     """
     if not str(folder).strip():
         raise ValueError("give the name of a folder for the set")
     if not all_of_them:
         raise ValueError("there is no feature to save")
     for f in all_of_them:
-        if not isinstance(f.vector, SteeringVector):
-            raise TypeError(f"{f.name!r} is a {type(f.vector).__name__}: only vectors are saved")
+        if not isinstance(f.vector, SteeringVector | Factor):
+            raise TypeError(f"{f.name!r} is a {type(f.vector).__name__}: only vectors and factors "
+                            "are saved")  # fmt: skip
     wanted = Path(str(folder).strip()).expanduser()
     wanted.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=wanted.parent, prefix=".saving-") as scratch:
@@ -51,13 +53,13 @@ def save(all_of_them: Sequence[Feature], folder: str | Path) -> Path:
     return target
 
 
-def _marked(f: Feature) -> SteeringVector:
+def _marked(f: Feature) -> SteeringVector | Factor:
     r = f.result
     text = None if r is None else {"prompt": r.prompt, "coefficient": r.coefficient,
                                    "text": r.text, "kl": r.kl}  # fmt: skip
     about = {"rank": f.rank, "starred": f.starred, "hidden": f.hidden, "result": text,
              "coefficient": f.coefficient, "scores": f.scores, "first_name": f.vector.name}
-    assert isinstance(f.vector, SteeringVector)
+    assert isinstance(f.vector, SteeringVector | Factor)
     metadata = {**f.vector.metadata, _KEY: json.loads(json.dumps(about))}
     return replace(f.vector, name=f.name, metadata=metadata)
 
@@ -75,11 +77,11 @@ def load(path: str | Path) -> list[Feature]:
     found = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
     if not found:
         raise FileNotFoundError(f"path={str(path)!r}: the folder holds no .safetensors file")
-    read = [_read(SteeringVector.load(file), i) for i, file in enumerate(found)]
+    read = [_read(files.read(file), i) for i, file in enumerate(found)]
     return sorted(read, key=lambda f: f.rank)
 
 
-def _read(vector: SteeringVector, index: int) -> Feature:
+def _read(vector: SteeringVector | Factor, index: int) -> Feature:
     about = dict(vector.metadata)
     marks = about.pop(_KEY, None)
     if not isinstance(marks, dict):
@@ -100,7 +102,7 @@ def _read(vector: SteeringVector, index: int) -> Feature:
 def merge(ours: Sequence[Feature], read: Sequence[Feature]) -> tuple[list[Feature], int]:
     """Put a set that was read to what is there; returns all, and how many are new.
 
-    A vector that is there already (same layer, length and direction) takes the name, the marks,
+    A vector that is there already (same layer, length and direction) or factor takes the name, the marks,
     the coefficient and, if it has none, the scores and the text of the file. Nothing is dropped.
     """
     known = {_identity(f.vector): f for f in ours}
@@ -120,6 +122,9 @@ def merge(ours: Sequence[Feature], read: Sequence[Feature]) -> tuple[list[Featur
 
 
 def _identity(vector: Any) -> Any:
+    if isinstance(vector, Factor):
+        rows = (vector.reads, vector.writes)
+        return vector.layers, round(vector.radius, 6), *(r.numpy().tobytes() for r in rows)
     if not isinstance(vector, SteeringVector):
         return id(vector)
     return vector.layer, round(vector.norm, 6), vector.direction.numpy().tobytes()

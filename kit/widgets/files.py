@@ -1,24 +1,29 @@
-"""Vector files as the panel handles them: a name from the vector, never over another file."""
+"""Vectors and factors as files of the panel: a name from the vector, never over another file."""
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError, safe_open
+
+from kit.rank_one import Factor
 from kit.vectors import SteeringVector
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-def save(vector: SteeringVector, folder: str | Path = ".") -> Path:
+def save(vector: SteeringVector | Factor, folder: str | Path = ".") -> Path:
     """Write ``<name>.safetensors``, with a number when that file exists.
 
     Raises:
-        TypeError: it is no steering vector; OSError: the folder cannot be written.
+        TypeError: it is neither vector nor factor; OSError: the folder cannot be written.
     """
-    if not isinstance(vector, SteeringVector):
-        raise TypeError(f"{vector.name!r} is a {type(vector).__name__}: only vectors are saved")
+    if not isinstance(vector, SteeringVector | Factor):
+        raise TypeError(f"{vector.name!r} is a {type(vector).__name__}: only vectors and factors "
+                        "are saved")  # fmt: skip
     stem = re.sub(r"[^\w.+@-]+", "-", vector.name).strip("-.")[:80] or "vector"
     path, n = Path(folder) / f"{stem}.safetensors", 1
     while path.exists():
@@ -27,8 +32,8 @@ def save(vector: SteeringVector, folder: str | Path = ".") -> Path:
     return vector.save(path)
 
 
-def load(path: str, model: TransformerBridge) -> SteeringVector:
-    """Read a vector of this kit, or a control vector (``.gguf``) of one layer.
+def load(path: str, model: TransformerBridge) -> SteeringVector | Factor:
+    """Read a vector or a factor of this kit, or a control vector (``.gguf``) of one layer.
 
     Raises:
         ValueError: no path, or a file that holds something else; FileNotFoundError: no file.
@@ -38,4 +43,13 @@ def load(path: str, model: TransformerBridge) -> SteeringVector:
     file = Path(path.strip()).expanduser()
     if file.suffix == ".gguf":
         return SteeringVector.from_gguf(file, model)
-    return SteeringVector.load(file)
+    return read(file)
+
+
+def read(file: Path) -> SteeringVector | Factor:
+    """Whichever of the two a ``.safetensors`` file holds; errors as theirs."""
+    kind: type[SteeringVector | Factor] = SteeringVector
+    # what is missing or damaged is for the vector's own loader to explain
+    with suppress(SafetensorError, OSError), safe_open(str(file), framework="pt") as content:
+        kind = Factor if "reads" in content.keys() else SteeringVector  # noqa: SIM118 (no dict)
+    return kind.load(file)
