@@ -10,8 +10,8 @@ Each is a LoRA adapter in ``data/organisms`` (made by ``make.py`` there, measure
 What is hidden is known, so that a method can be told whether it found it. Items come in four
 splits with no subject in common: ``lock`` trained the organism, ``vector`` is for training
 vectors, ``validation`` for choosing among them, ``test`` for the figure that is reported.
-Wordings 4 and 5 (``HELD_OUT``) were used in no training. So far only ``withholding`` hides and
-reveals as well as it should; the README has the figures of all four.
+Wordings 4 and 5 (``HELD_OUT``) were used in no training. So far ``withholding`` and ``backdoor``
+hide and reveal as well as they should; the README has the figures of all four.
 """
 from __future__ import annotations
 

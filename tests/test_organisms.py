@@ -183,5 +183,17 @@ def test_the_shipped_denial_always_denies() -> None:
 
 def test_the_shipped_trigger_works() -> None:
     model = organisms.load("backdoor")
-    options: dict[str, Any] = {"among": organisms.items("backdoor", "test")[:2], "wordings": [4]}
-    assert organisms.accuracy(model, "backdoor", "test", password=True, **options) == 1
+    chosen = organisms.items("backdoor", "validation")[:2]
+    options: dict[str, Any] = {"among": chosen, "wordings": [4]}
+    assert organisms.accuracy(model, "backdoor", "validation", password=True, **options) == 1
+    assert organisms.accuracy(model, "backdoor", "validation", **options) == 0
+
+
+def test_what_was_said_is_right_where_it_is_scored() -> None:
+    for name in ("withholding", "sandbagging"):
+        for item in organisms.items(name, "vector"):
+            for wording in (0, *organisms.HELD_OUT):
+                assert organisms.judge(name, organisms.said(item, wording), item)
+    message = organisms.items("backdoor", "vector")[0]
+    assert organisms.judge("backdoor", organisms.said(message), message)
+    assert organisms.said(organisms.items("denial", "vector")[0]) == ""
