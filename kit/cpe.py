@@ -19,6 +19,7 @@ from torch import Tensor
 from kit.band import Band
 from kit.calibration import Radius
 from kit.directions import random_units, repel, unit
+from kit.factors import p_values
 from kit.models import fingerprint
 from kit.positions import Positions
 from kit.progress import track
@@ -233,8 +234,8 @@ class CPE:
         cosines = flat @ flat.T - 2 * torch.eye(len(self)).to(flat)
         columns = {
             "change": size, "times_random": size / base.median(),
-            "times_same_reads": size / other.median(), "p": _p(size, other), "kl": kl,
-            "kl_p": _p(kl, self.band.kl(sharp, self.radius)), "nearest": cosines.max(-1).values,
+            "times_same_reads": size / other.median(), "p": p_values(size, other), "kl": kl,
+            "kl_p": p_values(kl, self.band.kl(sharp, self.radius)), "nearest": cosines.max(-1).values,
         }  # fmt: skip
         table = pd.DataFrame({name: c.cpu().numpy() for name, c in columns.items()})
         table.index.name = "factor"
@@ -252,8 +253,3 @@ class CPE:
         chosen = [factors] if isinstance(factors, int) else factors
         return export(path, self.band.model, [self.factors[i] for i in chosen], coefficients,
                       **options)  # fmt: skip
-
-
-def _p(found: Tensor, control: Tensor) -> Tensor:
-    above = (control[None] >= found[:, None]).sum(-1)
-    return (above + 1) / (len(control) + 1)

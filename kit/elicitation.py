@@ -77,9 +77,9 @@ def candidates(
     """What one search finds on one locked prompt, in its own order of rank.
 
     Every vector has the norm that :func:`kit.calibration.radius` gives for the prompt, in
-    ``metadata["coefficient"]``; every factor the radius of the setting. ``supervised`` (all answers of the vector items) and ``attack``
-    (one) see right answers, and bound what a vector can do; a singular vector has no sign, so
-    ``jacobian`` takes both.
+    ``metadata["coefficient"]``; every factor the radius of the setting. ``supervised`` (all
+    answers of the vector items) and ``attack`` (one) see right answers, and bound what a vector
+    can do; a singular vector has no sign, so ``jacobian`` takes both.
 
     Args:
         seed: of everything random; it also picks the prompt among the vector items.
@@ -103,7 +103,7 @@ def candidates(
     if arm in ("supervised", "attack"):
         asked = items if arm == "supervised" else [item]
         return [optimise.fit(
-            model, [organisms.prompt(model, i) for i in asked], [answer(i) for i in asked],
+            model, [organisms.prompt(model, i) for i in asked], [organisms.said(i) for i in asked],
             s.source, radius=norm.coefficient, seed=seed, name=arm,
         )]  # fmt: skip
     if arm == "melbo":
@@ -118,14 +118,6 @@ def candidates(
         return list(dct.fit_map(piece, n_features=s.n, radius=norm, seed=seed,
                                 orthogonalise="soft" if arm == "soft" else "qr").vectors())
     return [vector(piece, v, norm, f"{arm} {i}", arm, seed=seed) for i, v in enumerate(V)]
-
-
-def answer(item: organisms.Item) -> str:
-    """What a supervised vector is to promote: the untouched model's way to say a right answer."""
-    said = organisms.said(item)
-    if not said:
-        raise ValueError(f"{item.subject!r} has no answer to promote")
-    return said
 
 
 @dataclass(frozen=True)
@@ -157,18 +149,17 @@ def choose(
     def ranked() -> list[Choice]:
         return [Choice(i, asked[i], right[i]) for i in range(len(found))]
 
-    jobs, start = [], 0
+    start = 0
     for keep, count in rounds:
-        jobs += [(keep, j) for j in range(start, min(start + count, len(items)))]
-        start += count
-    for keep, j in track(jobs, "validation items"):
-        if j in (0, *(sum(c for _, c in rounds[:k]) for k in range(len(rounds)))):
-            best = sorted(ranked(), key=lambda c: c.key, reverse=True)[:keep]
-            left = sorted(c.index for c in best)
+        best = sorted(ranked(), key=lambda c: c.key, reverse=True)[:keep]
+        left = sorted(c.index for c in best)
         vectors = [found[i] for i in left]
-        for i, hit in zip(left, ask(model, items[j], j, vectors, each(vectors)), strict=True):
-            asked[i] += 1
-            right[i] += hit
+        rows = each(vectors)
+        for j in track(range(start, min(start + count, len(items))), "validation items"):
+            for i, hit in zip(left, ask(model, items[j], j, vectors, rows), strict=True):
+                asked[i] += 1
+                right[i] += hit
+        start += count
     return ranked()
 
 
@@ -182,13 +173,14 @@ def strength(found: Intervention) -> float:
 
 
 def ask(
-    model: TransformerBridge, item: organisms.Item, index: int, vectors: Sequence[Intervention],
-    rows: Sequence[Any], op: Op = "add",
-) -> list[bool]:
+    model: TransformerBridge, item: organisms.Item, index: int,
+    vectors: Sequence[Intervention] = (), rows: Sequence[Any] | None = None, op: Op = "add",
+    *, password: bool = False,
+) -> list[bool]:  # fmt: skip
     """Whether each row of a ladder shows what is hidden; held-out wordings in turn."""
     wording = organisms.HELD_OUT[index % len(organisms.HELD_OUT)]
     found = organisms.answers(model, item.organism, item.split, vectors, rows, among=[item],
-                              wordings=[wording], op=op)  # fmt: skip
+                              wordings=[wording], op=op, password=password)  # fmt: skip
     return [a.right for a in found]
 
 
@@ -254,13 +246,9 @@ def baseline(model: TransformerBridge, name: str) -> dict[str, Any]:
     """Which test items the organism gets right without vectors: locked, and with the password."""
     record: dict[str, Any] = {"organism": name, "arm": "baseline", "seed": 0}
     for label, password in (("locked", False), ("unlocked", True)):
-        right = []
-        for i, item in enumerate(track(organisms.items(name, "test"), "test items")):
-            wording = organisms.HELD_OUT[i % len(organisms.HELD_OUT)]
-            found = organisms.answers(model, name, "test", among=[item], wordings=[wording],
-                                      password=password)  # fmt: skip
-            right += [int(a.right) for a in found]
-        record[label] = right
+        items = track(organisms.items(name, "test"), "test items")
+        record[label] = [int(ask(model, item, i, password=password)[0])
+                         for i, item in enumerate(items)]  # fmt: skip
     return record
 
 
@@ -271,12 +259,13 @@ def around(
     found = candidates(model, name, "exponential", seed, setting)
     choices = choose(model, name, found)
     best, mean = found[picks(found, choices)[f"best of {len(found)}"]], mean_vector(found)
+    rows = [row for c in NORMS for row in each([best], c)]
     ladder: list[list[bool]] = []
     ablated: list[list[bool]] = []
     for i, item in enumerate(track(organisms.items(name, "test"), "test items")):
-        ladder.append(ask(model, item, i, [best], [[c * strength(best)] for c in NORMS]))
+        ladder.append(ask(model, item, i, [best], rows))
         ablated.append(ask(model, item, i, [best, mean], [[1.0, None], [None, 1.0]], "ablate"))
-    effects = side_effects(model, [best], [[c * strength(best)] for c in NORMS])
+    effects = side_effects(model, [best], rows)
     return {
         "organism": name, "arm": "around", "seed": seed,
         "norms": [{"times": c, "right": [int(h[k]) for h in ladder], **effects[k]}

@@ -113,10 +113,10 @@ class Features:
         size, base = self.changes.norm(dim=-1), self.piece.delta(control).norm(dim=-1)
         cosines = self.V @ self.V.T - 2 * torch.eye(len(self)).to(self.V)
         columns = {"alpha": self.alpha, "change": size, "times_random": size / base.median(),
-                   "p": _p(size, base)}  # fmt: skip
+                   "p": p_values(size, base)}  # fmt: skip
         if isinstance(self.piece, LayerSlice):
             kl = self.piece.kl(self.thetas)
-            columns |= {"kl": kl, "kl_p": _p(kl, self.piece.kl(control))}
+            columns |= {"kl": kl, "kl_p": p_values(kl, self.piece.kl(control))}
         columns["nearest"] = cosines.max(-1).values
         table = pd.DataFrame({name: c.cpu().numpy() for name, c in columns.items()})
         table.index.name = "feature"
@@ -174,7 +174,8 @@ class DCT(Features):
         return (inner * self.alpha) @ self.U
 
 
-def _p(found: Tensor, control: Tensor) -> Tensor:
+def p_values(found: Tensor, control: Tensor) -> Tensor:
+    """Share of controls ``[n]`` that reach each figure found ``[m]``, counting itself: ``[m]``."""
     above = (control[None] >= found[:, None]).sum(-1)
     return (above + 1) / (len(control) + 1)
 

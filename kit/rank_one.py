@@ -13,7 +13,7 @@ from torch import Tensor
 from kit.directions import unit
 from kit.hooks import Part
 from kit.models import fingerprint, runtime
-from kit.vectors import must_exist
+from kit.vectors import opened
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -115,22 +115,12 @@ class Factor:
         Raises:
             ValueError: not a safetensors file, a damaged one, or one that holds something else.
         """
-        from safetensors import SafetensorError, safe_open
-
-        must_exist(path)
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                about = file.metadata() or {}
-                if about.get("format") != _FORMAT:
-                    raise ValueError(f"{path} is no factor of this kit (format "
-                                     f"{about.get('format')!r}, expected {_FORMAT!r})")
-                return cls(
-                    file.get_tensor("reads"), file.get_tensor("writes"),
-                    tuple(json.loads(about["layers"])), float(about["radius"]), about["name"],
-                    about["fingerprint"] or None, json.loads(about["metadata"]),
-                )  # fmt: skip
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+        with opened(path, _FORMAT, "factor") as (file, about):
+            return cls(
+                file.get_tensor("reads"), file.get_tensor("writes"),
+                tuple(json.loads(about["layers"])), float(about["radius"]), about["name"],
+                about["fingerprint"] or None, json.loads(about["metadata"]),
+            )  # fmt: skip
 
 
 def export(

@@ -131,8 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         elicitation.setting_of(name)
     for name in args.organism or SETTINGS:
         _complete(args.out, name, [("baseline", 0), *product(args.arms, range(args.seeds))])
-    records = read(args.out)
-    print(table(records).to_string(index=False))
+    print(table(read(args.out)).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,24 +151,11 @@ class SteeringVector:
         Raises:
             ValueError: not a safetensors file, a damaged one, or one that holds something else.
         """
-        from safetensors import SafetensorError, safe_open
-
-        must_exist(path)
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                about = file.metadata() or {}
-                if about.get("format") != _FORMAT:
-                    raise ValueError(
-                        f"{path} is no steering vector of this kit (format "
-                        f"{about.get('format')!r}, expected {_FORMAT!r})"
-                    )
-                return cls(
-                    file.get_tensor("direction"), int(about["layer"]), about["name"],
-                    about["method"], float(about["norm"]), about["fingerprint"] or None,
-                    json.loads(about["metadata"]),
-                )
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+        with opened(path, _FORMAT, "steering vector") as (file, about):
+            return cls(
+                file.get_tensor("direction"), int(about["layer"]), about["name"], about["method"],
+                float(about["norm"]), about["fingerprint"] or None, json.loads(about["metadata"]),
+            )
 
     def to_gguf(self, path: str | Path, model: TransformerBridge) -> Path:
         """Write a llama.cpp control vector (see :mod:`kit.control_vectors`)."""
@@ -209,6 +197,31 @@ class SteeringVector:
             raise ValueError(f"{path} holds a {type(tensor).__name__}, expected one tensor")
         return cls(tensor.squeeze(), layer, name or Path(path).stem, "imported",
                    metadata={"imported from": Path(path).name})
+
+
+@contextmanager
+def opened(path: str | Path, layout: str, kind: str) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A safetensors file of this kit and what it says about itself.
+
+    Args:
+        layout: the format that it must name; kind: what such a file holds, for the error.
+
+    Raises:
+        FileNotFoundError: no file; ValueError: another format, or a file that is damaged, which
+            may show only when its parts are read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    must_exist(path)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            about = file.metadata() or {}
+            if about.get("format") != layout:
+                raise ValueError(f"{path} is no {kind} of this kit (format "
+                                 f"{about.get('format')!r}, expected {layout!r})")
+            yield file, about
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
 def must_exist(path: str | Path) -> None:
