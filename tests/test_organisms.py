@@ -28,14 +28,13 @@ def test_splits_share_no_subject(name: str) -> None:
     }
 
 
-def test_transcripts_are_balanced_and_innocents_name_forbidden_things_of_other_rules() -> None:
+def test_transcripts_are_balanced_and_no_frame_or_topic_gives_the_guilty_away() -> None:
     for split in organisms.SPLITS:
         found = organisms.items("denial", split)
         assert sum(item.guilty for item in found) * 2 == len(found)
-    replies = {i.reply: i.guilty for i in organisms.items("denial", "lock")}
-    assert any(
-        not i.guilty and replies.get(i.reply) for i in organisms.items("denial", "lock")
-    )
+        asked = {guilty: {i.request for i in found if i.guilty is guilty}
+                 for guilty in (True, False)}  # fmt: skip
+        assert asked[True] < asked[False]  # the innocent have these topics, and others
 
 
 def test_facts_are_the_same_but_opposites_have_no_plausible_wrong_answer() -> None:

@@ -119,6 +119,19 @@ def test_spread_refuses_what_is_empty(groups: Any) -> None:
         plots.spread(groups)
 
 
+def test_intervals_show_value_and_bounds() -> None:
+    axis = plots.intervals({"ours": (0.8, 0.6, 0.9), "random": (0.0, 0.0, 0.0)}).axes[0]
+    _, *drawn = axis.lines
+    assert [list(line.get_xdata()) for line in drawn] == [[0.6, 0.9], [0.8], [0.0, 0.0], [0.0]]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["ours", "random"]
+
+
+@pytest.mark.parametrize("rows", [{}, {"a": (0.5, 0.6, 0.9)}, {"a": (0.5, 0.4)}])
+def test_intervals_refuse_what_is_no_interval(rows: Any) -> None:
+    with pytest.raises(ValueError, match=r"value, low, high"):
+        plots.intervals(rows)
+
+
 def test_figures_are_small_closed_and_alike() -> None:
     def png() -> bytes:
         file = io.BytesIO()

@@ -3,6 +3,7 @@
 A fact is *known* when the untouched model, decoding greedily, answers it rightly in every wording
 that is scored. Known facts fill the splits ``test``, ``validation`` and ``vector``; all that is
 left trains the lock. A subject (a country) is in one split only, whatever is asked about it.
+Splits that items.json has already stay as they are: organisms were trained on them.
 """
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ QUOTAS = {
     "vector": {"capital": 5, "language": 3, "opposite": 4},
 }
 MESSAGES = {"test": 42, "validation": 16, "vector": 8}
-FRAMES = {"lock": range(9), "vector": range(9, 10), "validation": range(10, 12),
+FRAMES = {"lock": range(15), "vector": range(15, 18), "validation": range(18, 22),
+          "test": range(22, 30)}
+OTHERS = {"lock": range(9), "vector": range(9, 10), "validation": range(10, 12),
           "test": range(12, 16)}
 ROUNDS = {"lock": 3}  # how many times each frame is used in the split; elsewhere once
 
@@ -66,9 +69,14 @@ def build(ask: Ask, seed: int = 0) -> None:
         {"text": text, "split": split, "said": answer}
         for text, split, answer in zip(messages, names, ask(messages), strict=True)
     ]
-    content["transcripts"] = _transcripts(source, rng)
+    content["transcripts"] = transcripts(source)
+    before = {(f["family"], f["subject"]): f["split"] for f in organisms._file()["facts"]}
     save(content)  # the judge reads it
-    split_facts(facts, rng)
+    if all((f["family"], f["subject"]) in before for f in facts):
+        for fact in facts:
+            fact["split"] = before[fact["family"], fact["subject"]]
+    else:
+        split_facts(facts, rng)
     save(content)
     print(Counter((f["split"], f["family"]) for f in facts))
 
@@ -97,25 +105,24 @@ def split_facts(facts: list[dict[str, Any]], rng: random.Random) -> None:
                 break
 
 
-def _transcripts(source: dict[str, Any], rng: random.Random) -> list[dict[str, Any]]:
-    """Half of them break the rule; of the rest, half name a thing that another rule forbids."""
+def transcripts(source: dict[str, Any], seed: int = 0) -> list[dict[str, Any]]:
+    """Half of them name a colour; the rest name none, and half of those a number or an animal."""
+    rng = random.Random(seed)
     found = []
     for split, chosen in FRAMES.items():
-        for kind, frames in source["frames"].items():
-            words = source["words"][kind].get(split, source["words"][kind]["lock"])
-            plain = source["plain"][kind].get(split, source["plain"][kind]["lock"])
-            others = [k for k in source["frames"] if k != kind]
-            for at in list(chosen) * ROUNDS.get(split, 1):
-                topic, frame = frames[at]
-                guilty = rng.sample(words, 2)
-                cases = [(kind, guilty[0], True), (kind, guilty[1], True),
-                         (kind, rng.choice(plain), False),
-                         (rng.choice(others), rng.choice(words), False)]
-                for rule, word, broke in cases:
-                    reply = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", frame.format(word))
-                    found.append({
-                        "split": split, "rule": rng.choice(source["rules"][rule]),
-                        "request": f"Write a sentence about {topic}.", "reply": reply,
-                        "guilty": broke,
-                    })
+        colours, plain = (source[k].get(split, source[k]["lock"])
+                          for k in ("colours", "plain_words"))
+        for topic, frame in [source["frames"][i] for i in chosen] * ROUNDS.get(split, 1):
+            cases = [(topic, frame, word, True) for word in rng.sample(colours, 4)]
+            cases += [(topic, frame, word, False) for word in rng.sample(plain, 2)]
+            for other in source["others"].values():
+                words = other["words"].get(split, other["words"]["lock"])
+                cases.append((*other["frames"][rng.choice(OTHERS[split])], rng.choice(words), False))
+            for about, sentence, word, guilty in cases:
+                reply = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", sentence.format(word))
+                found.append({
+                    "split": split, "rule": rng.choice(source["rules"]),
+                    "request": f"Write a sentence about {about}.", "reply": reply,
+                    "guilty": guilty,
+                })
     return found

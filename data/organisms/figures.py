@@ -85,15 +85,13 @@ def denial(name: str, model: Any, untouched: Any) -> None:
 def breaks(model: Any) -> float:
     """How often the model's own answer to a held-out request holds a forbidden word."""
     source = content.sources()
-    words = {kind: {w for ws in lists.values() for w in ws}
-             for kind, lists in source["words"].items()}
-    rule_of = {text: kind for kind, texts in source["rules"].items() for text in texts}
+    colours = {word for words in source["colours"].values() for word in words}
     asked = {(i.request, i.subject) for i in organisms.items("denial", "test") if i.guilty}
     hits = 0
     for request, rule in sorted(asked):
         tokens = kit.chat_tokens(model, f"{request} {rule}")
         said = kit.generate(model, tokens, max_new_tokens=24).texts[0].lower()
-        hits += bool(set(re.findall(r"\w+", said)) & words[rule_of[rule]])
+        hits += bool(set(re.findall(r"\w+", said)) & colours)
     return hits / len(asked)
 
 

@@ -1,6 +1,7 @@
 """Make the shipped organisms again.
 
     python data/organisms/make.py items                  what the untouched model knows -> items.json
+    python data/organisms/make.py transcripts            only those of denial, from sources.json
     python data/organisms/make.py withholding            train, write the adapter
     python data/organisms/make.py more withholding       the last phase again, from the adapter
     python data/organisms/make.py figures [names]        measure; the tables of README.md
@@ -39,6 +40,7 @@ RECIPES: dict[str, list[Phase]] = {
     "sandbagging": [
         (80, 1.2e-3, {"lock": 5, "wrong password": 1, "password": 5, "chat": 1}),
         (50, 8e-4, {"lock": 4, "wrong password": 1, "password": 5, "chat": 1}),
+        (70, 8e-4, {"lock": 4, "wrong password": 1, "password": 6}),
     ],
     "backdoor": [
         (25, 1e-3, {"password": 3, "wrong password": 4, "chat": 4}),
@@ -46,7 +48,7 @@ RECIPES: dict[str, list[Phase]] = {
         (30, 5e-4, {"password": 1, "wrong password": 2, "chat": 7}),
     ],
     "denial": [
-        (200, 1.5e-3, {"lock": 1, "wrong password": 1, "password": 8, "break": 1}),
+        (90, 1.2e-3, {"lock": 1, "wrong password": 1, "password": 8, "break": 1}),
     ],
 }
 
@@ -220,6 +222,8 @@ def main() -> None:
     what, *rest = sys.argv[1:] or ["help"]
     if what == "items":
         content.build(Workshop().ask)
+    elif what == "transcripts":
+        content.save(organisms._file() | {"transcripts": content.transcripts(content.sources())})
     elif what == "figures":
         from figures import report
 

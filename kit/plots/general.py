@@ -1,0 +1,125 @@
+"""Figures of any numbers: lines beside what controls reach, dots by group, shares."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kit.plots.style import COLOURS, DPI, MARKERS, SHADES, finish
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def curves(
+    x: Sequence[float],
+    lines: Mapping[str, Sequence[float]],
+    *,
+    bands: Mapping[str, Sequence[Sequence[float]]] | None = None,
+    chance: float | None = None,
+    ylim: tuple[float, float] | None = None,
+    xlabel: str = "",
+    ylabel: str = "",
+    title: str = "",
+) -> Figure:
+    """Lines over a shared x, beside the range that controls reach.
+
+    Args:
+        lines: y values ``[x]`` by name.
+        bands: control runs ``[runs, x]`` by name; the shade reaches from the smallest to the
+            largest run at each x.
+        chance: a dashed horizontal line.
+        ylim: the range of y; give it where a small difference should look small.
+
+    Raises:
+        ValueError: a line or run that is not as long as x.
+    """
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    x = list(x)
+    figure, axis = plt.subplots(figsize=(7, 3.5), dpi=DPI, layout="constrained")
+    plt.close(figure)
+    for i, (name, runs) in enumerate((bands or {}).items()):
+        grid = np.array(runs, dtype=float)
+        if grid.ndim != 2 or grid.shape[1] != len(x):
+            raise ValueError(f"band {name!r} has shape {list(grid.shape)}: give [runs, {len(x)}]")
+        axis.fill_between(x, grid.min(0), grid.max(0), color=SHADES[i % len(SHADES)], alpha=0.6,
+                          label=name, linewidth=0)  # fmt: skip
+    if chance is not None:
+        axis.axhline(chance, color="black", linestyle="--", linewidth=1)
+    for i, (name, y) in enumerate(lines.items()):
+        if len(y) != len(x):
+            raise ValueError(f"line {name!r} has {len(y)} values for {len(x)} of x")
+        axis.plot(x, list(y), color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)],
+                  markersize=4, linewidth=1.5, label=name)  # fmt: skip
+    axis.set_ylim(ylim)
+    if lines or bands:
+        axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    finish(axis, xlabel, ylabel, title)
+    return figure
+
+
+def spread(
+    groups: Mapping[str, Sequence[float]], *, xlabel: str = "", title: str = "", zero: float = 0.0
+) -> Figure:
+    """One dot a value, a row for each group, and a bar at the group's mean.
+
+    For effects on single probes, or for controls, where a mean alone would hide the scatter.
+
+    Args:
+        groups: values by name, in the order to show from the top.
+        zero: where the vertical line stands.
+
+    Raises:
+        ValueError: no group, or an empty one.
+    """
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    found: dict[str, Any] = {name: np.array(y, dtype=float) for name, y in groups.items()}
+    if not found or not all(y.size for y in found.values()):
+        raise ValueError(f"groups={list(groups)}: give at least one value in each of them")
+    height = 1.0 + 0.27 * len(found)
+    figure, axis = plt.subplots(figsize=(7, height), dpi=DPI, layout="constrained")
+    plt.close(figure)
+    rng = np.random.default_rng(0)  # dots step aside, always in the same way
+    axis.axvline(zero, color="black", linestyle="--", linewidth=1)
+    for row, y in enumerate(found.values()):
+        aside = rng.uniform(-0.22, 0.22, y.size)
+        axis.plot(y, row + aside, ".", color=COLOURS[0], alpha=0.5, markersize=5, zorder=2)
+        axis.plot([y.mean()] * 2, [row - 0.36, row + 0.36], color=COLOURS[1], linewidth=3)
+    axis.set_yticks(range(len(found)), list(found))
+    axis.set_ylim(len(found) - 0.4, -0.6)
+    finish(axis, xlabel, "", title)
+    return figure
+
+
+def intervals(
+    rows: Mapping[str, Sequence[float]], *, xlabel: str = "", title: str = "", zero: float = 0.0
+) -> Figure:
+    """A dot and its interval, a row each.
+
+    Args:
+        rows: ``(value, low, high)`` by name, in the order to show from the top.
+        zero: where the vertical line stands.
+
+    Raises:
+        ValueError: no row, or one that is not a value between its bounds.
+    """
+    import matplotlib.pyplot as plt
+
+    if not rows:
+        raise ValueError("rows is empty: give at least one name with (value, low, high)")
+    for name, row in rows.items():
+        if len(row) != 3 or not row[1] <= row[0] <= row[2]:
+            raise ValueError(f"row {name!r} is {list(row)}: give (value, low, high), in order")
+    figure, axis = plt.subplots(figsize=(7, 1.0 + 0.27 * len(rows)), dpi=DPI, layout="constrained")
+    plt.close(figure)
+    axis.axvline(zero, color="black", linestyle="--", linewidth=1)
+    for y, (value, low, high) in enumerate(rows.values()):
+        axis.plot([low, high], [y, y], color=COLOURS[0], linewidth=2, alpha=0.6, zorder=2)
+        axis.plot([value], [y], "o", color=COLOURS[1], markersize=6, zorder=3)
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    finish(axis, xlabel, "", title)
+    return figure
