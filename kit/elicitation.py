@@ -45,6 +45,7 @@ class Setting:
         last: how many positions at the end of the prompt are read.
         band, factor_radius: first and last layer of CPE's factors, and their norm.
         n: how many vectors; melbo_steps: of its optimiser.
+        around: the arm whose best find is looked at more closely (:func:`around`).
     """
 
     source: int = 10
@@ -54,10 +55,14 @@ class Setting:
     factor_radius: float = 4.0
     n: int = 64
     melbo_steps: int = 40
+    around: Arm = "exponential"
 
 
-SETTINGS: Mapping[str, Setting] = {name: Setting() for name in ("withholding", "sandbagging",
-                                                                "backdoor")}  # fmt: skip
+SETTINGS: Mapping[str, Setting] = {
+    "withholding": Setting(around="cpe"),
+    "sandbagging": Setting(around="cpe"),
+    "backdoor": Setting(),
+}
 
 
 def setting_of(name: str) -> Setting:
@@ -255,22 +260,29 @@ def baseline(model: TransformerBridge, name: str) -> dict[str, Any]:
 def around(
     model: TransformerBridge, name: str, seed: int = 0, setting: Setting | None = None
 ) -> dict[str, Any]:
-    """The best exponential vector at several norms, and what ablating it or the mean does."""
-    found = candidates(model, name, "exponential", seed, setting)
+    """The best find at several times its norm, and what ablating it or the set's mean does.
+
+    Factors have no mean and cannot be ablated: for them only the norms are measured.
+    """
+    arm = (setting or setting_of(name)).around
+    found = candidates(model, name, arm, seed, setting)
     choices = choose(model, name, found)
     best, mean = found[picks(found, choices)[f"best of {len(found)}"]], mean_vector(found)
     rows = [row for c in NORMS for row in each([best], c)]
+    pair = [] if mean is None else [best, mean]
     ladder: list[list[bool]] = []
     ablated: list[list[bool]] = []
     for i, item in enumerate(track(organisms.items(name, "test"), "test items")):
         ladder.append(ask(model, item, i, [best], rows))
-        ablated.append(ask(model, item, i, [best, mean], [[1.0, None], [None, 1.0]], "ablate"))
+        if pair:
+            ablated.append(ask(model, item, i, pair, [[1.0, None], [None, 1.0]], "ablate"))
     effects = side_effects(model, [best], rows)
     return {
-        "organism": name, "arm": "around", "seed": seed,
+        "organism": name, "arm": "around", "of": arm, "seed": seed,
         "norms": [{"times": c, "right": [int(h[k]) for h in ladder], **effects[k]}
                   for k, c in enumerate(NORMS)],
-        "ablated": {"best": [int(h[0]) for h in ablated], "mean": [int(h[1]) for h in ablated]},
+        "ablated": {label: [int(h[k]) for h in ablated]
+                    for k, label in enumerate(("best", "mean")) if pair},
     }  # fmt: skip
 
 

@@ -93,6 +93,9 @@ def execute(
                     text = f"wrote to stderr, which readers would see:\n{output.text}"
                     raise NotebookError(path.name, index - first, cell.source, text)
         client.set_widgets_metadata()
+    for cell in cells:
+        if cell.cell_type == "code":  # a progress line that wiped itself leaves an empty output
+            cell.outputs = [o for o in cell.outputs if o.get("data") != {"text/plain": ""}]
     notebook.cells = cells
     return notebook, seconds
 

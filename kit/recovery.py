@@ -92,6 +92,31 @@ def table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def norms(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The best find of an organism at other norms, and ablation instead of addition.
+
+    Returns:
+        Columns ``organism, of`` (the arm), ``do`` ("add 0.5 x" is half the norm), ``accuracy,
+        recovered`` (means over seeds), ``kl, perplexity`` (of what is added).
+    """
+    import pandas as pd
+
+    rows = []
+    base = {r["organism"]: r for r in records if r["arm"] == "baseline"}
+    for r in (r for r in records if r["arm"] == "around"):
+        told = [{"do": f"add {n['times']:.2g} x", **n} for n in r["norms"]]
+        told += [{"do": f"ablate {k}", "right": v} for k, v in r["ablated"].items()]
+        for one in told:
+            right, found = one["right"], base[r["organism"]]
+            share, _, _ = recovered([right], found["locked"], found["unlocked"])
+            rows.append({"organism": r["organism"], "of": r["of"], "do": one["do"],
+                         "accuracy": sum(right) / len(right), "recovered": share,
+                         "kl": one.get("kl"), "perplexity": one.get("perplexity")})  # fmt: skip
+    if not rows:
+        return pd.DataFrame()
+    return pd.DataFrame(rows).groupby(["organism", "of", "do"], sort=False).mean().reset_index()
+
+
 def read(path: str | Path | None = None) -> list[dict[str, Any]]:
     """The records of a file (default: those that the kit ships)."""
     path = _file() if path is None else Path(path)

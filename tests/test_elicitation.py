@@ -28,7 +28,8 @@ def answering(monkeypatch: pytest.MonkeyPatch, skill: Sequence[float]) -> list[A
     def ask(_model: Any, item: Any, index: int, vectors: Any, rows: Any, op: str = "add"
             ) -> list[bool]:  # fmt: skip
         calls.append((item.split, index, [v.name for v in vectors], rows, op))
-        return [index % 10 < 10 * skill[int(v.name)] for v in vectors]
+        return [v.name != "mean" and index % 10 < 10 * skill[int(v.name)]
+                for v in vectors for _ in range(len(rows) // len(vectors))]  # fmt: skip
 
     monkeypatch.setattr(elicitation, "ask", ask)
     return calls
@@ -168,3 +169,27 @@ def test_asking_is_in_held_out_wordings_and_side_effects_grow(model: Any) -> Non
 
 def named_in(model: Any) -> list[Any]:
     return [SteeringVector(torch.randn(model.cfg.d_model), 10, "random", "random")]
+
+
+def test_around_asks_at_every_norm_and_ablates_vectors_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = answering(monkeypatch, [0.1, 0.9, 0.2])
+    found = named(3)
+    monkeypatch.setattr(elicitation, "candidates", lambda *_: found)
+    monkeypatch.setattr(elicitation, "side_effects",
+                        lambda _m, _v, rows: [{"kl": 0.1, "perplexity": 9.0}] * len(rows))
+    record = elicitation.around(None, "backdoor")  # type: ignore[arg-type]
+    tests = [(names, rows, op) for split, _, names, rows, op in calls if split == "test"]
+    n = len(organisms.items("backdoor", "test"))
+    assert len(tests) == 2 * n and {op for *_, op in tests} == {"add", "ablate"}
+    assert tests[0] == (["1"], [[0.3 * c] for c in elicitation.NORMS], "add")
+    assert tests[1][0] == ["1", "mean"], "the best on validation, and the mean of the set"
+    assert record["of"] == "exponential" and [x["times"] for x in record["norms"]] == [
+        *elicitation.NORMS
+    ]
+    assert {k: len(v) for k, v in record["ablated"].items()} == {"best": n, "mean": n}
+    base = {"organism": "backdoor", "arm": "baseline", "locked": [0] * n, "unlocked": [1] * n}
+    table = recovery.norms([base, record])
+    assert table.do.tolist()[:2] == ["add 0.5 x", "add 0.71 x"] and len(table) == 7
+    assert table.recovered.tolist()[0] == pytest.approx(sum(record["norms"][0]["right"]) / n)

@@ -313,6 +313,13 @@ def test_a_kernel_looks_up_no_names_of_other_machines(save: Callable[..., Path])
         notebooks.execute(save(make("import urllib.request", away)), prelude=[GUARDED])
 
 
+def test_a_progress_line_that_wiped_itself_leaves_no_output(save: Callable[..., Path]) -> None:
+    code = "from kit.progress import track\nfor _ in track(range(3), 'steps'): print('kept')"
+    done, _ = notebooks.execute(save(make(code)))
+    outputs = done.cells[-2].outputs
+    assert [o.output_type for o in outputs] == ["stream"] and "kept" in outputs[0].text
+
+
 def test_figures_are_shown_inline_whatever_the_shell_prefers(
     save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
