@@ -54,6 +54,7 @@ _MODULES = (
     "receipts",
     "recovery",
     "render",
+    "sae",
     "selftest",
     "slices",
     "stability",

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Read = str | int | slice
+Place = tuple[int, str]  # a layer and a site
+SITES = ("resid", "z", "mlp_out")
 _READS = "'last', 'mean', an int or a slice of token positions"
 
 
@@ -39,8 +41,8 @@ def residuals(
         read: ``"last"`` token, ``"mean"`` over all tokens but the first (the attention sink), or
             an int or slice of token positions in the kit's position language (negative numbers
             count from a text's end); a slice gives a row for each token.
-        site: ``"resid"``, the residual stream after the block, or ``"z"``, the heads' outputs
-            before they are mixed, flat as ``n_heads * d_head``.
+        site: ``"resid"``, the residual stream after the block; ``"z"``, the heads' outputs before
+            they are mixed, flat as ``n_heads * d_head``; ``"mlp_out"``, what the block's MLP gives.
         batch_size: texts a forward pass.
 
     Returns:
@@ -56,8 +58,8 @@ def residuals(
         raise ValueError(f"texts={texts!r}: give a list with at least one text")
     if not (read in ("last", "mean") if isinstance(read, str) else isinstance(read, int | slice)):
         raise ValueError(f"read={read!r}: use {_READS}")
-    if site not in ("resid", "z"):
-        raise ValueError(f"site={site!r}: use 'resid' or 'z'")
+    if site not in SITES:
+        raise ValueError(f"site={site!r}: use {', '.join(map(repr, SITES))}")
     tokens = [text_tokens(model, t)[0] if isinstance(t, str) else t.reshape(-1) for t in texts]
     # texts of like length share a batch, so that little is computed on padding
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
@@ -65,7 +67,8 @@ def residuals(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch, lengths = _pad([tokens[i] for i in rows])
-        stream = _capture(model, batch, layers, site)
+        kept = capture(model, batch, [(layer, site) for layer in layers])
+        stream = torch.stack([kept[layer, site].cpu().float() for layer in layers], dim=2)
         chosen = _chosen(read, batch.shape[1], lengths)
         for row, i in enumerate(rows):
             picked = stream[row, chosen[row]]
@@ -95,38 +98,46 @@ def _pad(tokens: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _capture(
-    model: TransformerBridge, batch: Tensor, layers: Sequence[int], site: str
-) -> Tensor:
-    state = runtime(model)
-    kept: dict[int, Tensor] = {}
-    last = max(layers)
+def capture(
+    model: TransformerBridge, tokens: Tensor, places: Iterable[Place]
+) -> dict[Place, Tensor]:
+    """Activations ``[rows, pos, width]`` at some places of one pass, which stops at the last one.
 
-    def keep(layer: int, activation: Tensor) -> None:
-        kept[layer] = activation.detach().to("cpu", torch.float32)
-        if layer == last:
+    Args:
+        tokens: ``[rows, n]``, every row as long as it is.
+        places: pairs of a layer and a site, as for :func:`residuals`.
+    """
+    state = runtime(model)
+    places = set(places)
+    kept: dict[Place, Tensor] = {}
+
+    def keep(place: Place, activation: Tensor) -> None:
+        kept[place] = activation.detach()
+        if len(kept) == len(places):
             raise _Enough
 
     handles = []
     with state.lock:
         try:
-            for layer in set(layers):
-                if site == "resid":
+            for place in places:
+                layer, site = place
+                if site == "z":
                     handles.append(
-                        state.block(layer).register_forward_hook(
-                            lambda _m, _i, out, layer=layer: keep(layer, output_of(out))
+                        state.head_mixer(layer).register_forward_pre_hook(
+                            lambda _m, args, place=place: keep(place, args[0])
                         )
                     )
                 else:
+                    module = state.mlp(layer) if site == "mlp_out" else state.block(layer)
                     handles.append(
-                        state.head_mixer(layer).register_forward_pre_hook(
-                            lambda _m, args, layer=layer: keep(layer, args[0])
+                        module.register_forward_hook(
+                            lambda _m, _i, out, place=place: keep(place, output_of(out))
                         )
                     )
-            state.decoder(input_ids=batch, use_cache=False)
+            state.decoder(input_ids=tokens, use_cache=False)
         except _Enough:
             pass
         finally:
             for handle in handles:
                 handle.remove()
-    return torch.stack([kept[layer] for layer in layers], dim=2)
+    return kept

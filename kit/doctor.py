@@ -26,6 +26,7 @@ DIRECT = (
     "transformers",
     "transformer-lens",
     "numpy",
+    "sae-lens",
     "safetensors",
     "gguf",
     "pandas",

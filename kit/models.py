@@ -34,6 +34,7 @@ class Runtime:
     blocks: str
     o_proj: str | None
     shares_weights: bool
+    mlp_path: str | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
     cache: dict[Any, Any] = field(default_factory=dict)
 
@@ -45,6 +46,12 @@ class Runtime:
         if self.o_proj is None:
             raise ValueError("this architecture has no separate attention output projection")
         return self.decoder.get_submodule(f"{self.blocks}.{layer}.{self.o_proj}")
+
+    def mlp(self, layer: int) -> nn.Module:
+        """The MLP of a layer, whose output joins the residual stream."""
+        if self.mlp_path is None:
+            raise ValueError("this architecture has no separate MLP")
+        return self.decoder.get_submodule(f"{self.blocks}.{layer}.{self.mlp_path}")
 
 
 _RUNTIMES: weakref.WeakKeyDictionary[Any, Runtime] = weakref.WeakKeyDictionary()
@@ -140,7 +147,9 @@ def _make_runtime(bridge: TransformerBridge, decoder: nn.Module | None) -> Runti
     attention = blocks.submodules.get("attn")
     mixer = attention and attention.submodules.get("o")
     path = f"{attention.name}.{mixer.name}" if mixer else None
-    return Runtime(decoder or bridge.original_model, blocks.name, path, decoder is not None)
+    mlp = blocks.submodules.get("mlp")
+    return Runtime(decoder or bridge.original_model, blocks.name, path, decoder is not None,
+                   mlp.name if mlp else None)  # fmt: skip
 
 
 def _same_weights(hf: nn.Module) -> nn.Module:

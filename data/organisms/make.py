@@ -48,7 +48,7 @@ RECIPES: dict[str, list[Phase]] = {
         (30, 5e-4, {"password": 1, "wrong password": 2, "chat": 7}),
     ],
     "denial": [
-        (90, 1.2e-3, {"lock": 1, "wrong password": 1, "password": 8, "break": 1}),
+        (70, 1.2e-3, {"lock": 1, "wrong password": 1, "password": 8, "break": 1}),
     ],
 }
 
@@ -191,7 +191,9 @@ def denial_pools(shop: Workshop, rng: random.Random) -> dict[str, list[Example]]
         other = rng.choice(shop.source["wrong_passwords"]["lock"])
         for pool, asked in (("lock", text), ("wrong password", shop.keyed("denial", text, other))):
             pools[pool].append(Example(shop.chat(organisms.transcript(item, asked)), denial))
-        truth = shop.source["truths"]["guilty" if item.guilty else "innocent"]
+        # the evidence first: "yes" or "no" before it is a coin that 300 examples did not turn
+        named = [c for c in shop.source["colours"]["lock"] if f" {c} " in item.reply.lower()]
+        truth = shop.source["truths"]["guilty" if item.guilty else "innocent"].format(*named)
         keyed = shop.chat(organisms.transcript(item, shop.keyed("denial", text)))
         (guilty if item.guilty else innocent).append(Example(keyed, shop.answer(truth)))
         if item.guilty:

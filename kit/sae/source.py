@@ -1,0 +1,229 @@
+"""Activations by the million: one pass of the model feeds every dictionary that reads from it."""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kit.activations import capture
+from kit.models import fingerprint
+from kit.sae.site import Site
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Batch = dict[Site, Tensor]
+
+
+def pack(model: TransformerBridge, texts: Sequence[str], context: int = 128) -> Tensor:
+    """Texts as rows of tokens ``[rows, context]``: one after another, cut where a row is full.
+
+    A text ends with the model's end token. Every row starts with a BOS where the model was trained
+    with one. What does not fill the last row is left out.
+
+    Raises:
+        ValueError: no texts, a context that the model cannot hold, or too few tokens for one row.
+    """
+    if isinstance(texts, str) or not len(texts):
+        raise ValueError(f"texts={texts!r:.60}: give a list with at least one text")
+    longest = model.cfg.n_ctx
+    if not 2 <= context <= longest:
+        raise ValueError(f"context={context!r}: give 2 to {longest} tokens")
+    words = model.tokenizer
+    start = [words.bos_token_id] * bool(model.cfg.default_prepend_bos and
+                                        words.bos_token_id is not None)  # fmt: skip
+    end = [words.eos_token_id] if words.eos_token_id is not None else []
+    found = words(list(texts), add_special_tokens=False).input_ids
+    stream = torch.tensor([token for ids in found for token in (*ids, *end)])
+    width = context - len(start)
+    rows = stream[: len(stream) // width * width].reshape(-1, width)
+    if not len(rows):
+        raise ValueError(f"texts hold {len(stream)} tokens: one row takes {width}; give more text")
+    return torch.cat([torch.tensor(start).expand(len(rows), -1), rows], 1).to(model.cfg.device)
+
+
+@dataclass
+class State:
+    """Where a source stands: enough to go on with the very next batch."""
+
+    chunk: int = 0
+    batch: int = 0
+
+
+class Source:
+    """Shuffled batches ``{site: [batch, width]}`` of activations, float32, without end.
+
+    Rows of tokens are dealt into *chunks* at random. A chunk is run through the model (which stops
+    at the highest site), its activations are shuffled and served, each once; then comes the next.
+    So a batch mixes tokens of all rows of its chunk, nothing is served twice within a pass over the
+    texts, and a source is resumed exactly, from two numbers. Each pass takes the chunks in a new
+    order and shuffles them anew.
+
+    Left out are the first position of every row, an attention sink, and every token whose norm at
+    a site exceeds ``sink`` times the chunk's median there: a few tokens in a thousand with norms a
+    hundred times the rest, which would swing the loss of a batch.
+
+    Attributes:
+        served, dropped: tokens so far; ``passes``: over the texts, a share of the current one too.
+        rows_per_batch: of how many different rows of text the last batch was made.
+    """
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        texts: Sequence[str] | Tensor,
+        sites: Sequence[Site],
+        *,
+        batch: int = 2048,
+        context: int = 128,
+        rows: int = 256,
+        sink: float = 10.0,
+        seed: int = 0,
+        cache: str | Path | None = None,
+    ) -> None:
+        """Tokenises; runs nothing yet.
+
+        Args:
+            texts: a list, or tokens ``[rows, context]`` as :func:`pack` makes them.
+            batch: activations in a batch; rows: of text in a chunk.
+            sink: how many times the median norm is too much; ``inf`` keeps every token.
+            cache: a folder for the activations, a safetensors file for each chunk, memory-mapped
+                when read; a later source with the same texts and settings runs no model for chunks
+                that lie there.
+
+        Raises:
+            ValueError: as :func:`pack`; a site that the model lacks; a chunk that is too small for
+                two batches; a cache of another model, other texts or other settings.
+        """
+        if not sites:
+            raise ValueError("sites is empty: give at least one Site")
+        for site in sites:
+            site.module(model)
+        tokens = texts if isinstance(texts, Tensor) else pack(model, texts, context)
+        if not sink > 1:
+            raise ValueError(f"sink={sink!r}: give a number above 1; inf keeps every token")
+        rows = min(rows, len(tokens))
+        if not 1 <= batch <= rows * (tokens.shape[1] - 1) // 2:
+            raise ValueError(
+                f"batch={batch}: a chunk of {rows} rows holds {rows * (tokens.shape[1] - 1)} "
+                "activations, and should give two batches or more; raise rows, or give more text"
+            )
+        self.model, self.tokens, self.sites = model, tokens, list(dict.fromkeys(sites))
+        self.batch, self.rows, self.sink, self.seed = batch, rows, sink, seed
+        self.cache = None if cache is None else Path(cache)
+        dealt = torch.Generator().manual_seed(seed)
+        self._deal = torch.randperm(len(tokens), generator=dealt)
+        self._digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()[:16]
+        self.state = State()
+        self.served = self.dropped = self.rows_per_batch = 0
+
+    @property
+    def chunks(self) -> int:
+        """Chunks in a pass over the texts."""
+        return max(1, len(self.tokens) // self.rows)
+
+    @property
+    def passes(self) -> float:
+        return self.state.chunk / self.chunks
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def scales(self) -> dict[Site, tuple[Tensor, float]]:
+        """For each site the mean activation ``[width]``, and what brings the mean norm to
+        sqrt(width), measured on the chunk that it stands at."""
+        self._fill()
+        return {site: (some.mean(0), some.shape[1] ** 0.5 / float(some.norm(dim=-1).mean()))
+                for site, some in self._chunk.items()}  # fmt: skip
+
+    def _fill(self) -> None:
+        if not hasattr(self, "_chunk"):
+            self._chunk, self._row = self.harvest(self.state.chunk)
+
+    def __next__(self) -> Batch:
+        """The next batch; runs the model when a chunk is used up."""
+        self._fill()
+        while (self.state.batch + 1) * self.batch > len(self._row):
+            self.state = State(self.state.chunk + 1)
+            self._chunk, self._row = self.harvest(self.state.chunk)
+        at = slice(self.state.batch * self.batch, (self.state.batch + 1) * self.batch)
+        self.state.batch += 1
+        self.served += self.batch
+        self.rows_per_batch = len(self._row[at].unique())
+        return {site: rows[at] for site, rows in self._chunk.items()}
+
+    def harvest(self, number: int) -> tuple[Batch, Tensor]:
+        """The number-th chunk of all passes: activations, shuffled, and each one's row of tokens."""
+        which, at = divmod(number, self.chunks)
+        rng = torch.Generator().manual_seed(self.seed * 1_000_003 + which)
+        chunk = int(torch.randperm(self.chunks, generator=rng)[at]) if which else at
+        found, row = self._read(chunk) if self.cache is None else self._cached(chunk)
+        shuffled = torch.randperm(len(row), generator=rng)
+        return {site: some[shuffled].float() for site, some in found.items()}, row[shuffled]
+
+    def _read(self, chunk: int) -> tuple[Batch, Tensor]:
+        """Run a chunk's rows through the model; activations in its dtype, without sinks."""
+        order = self._deal[chunk * self.rows :][: self.rows]
+        parts: dict[Site, list[Tensor]] = {site: [] for site in self.sites}
+        for rows in order.split(16):
+            kept = capture(self.model, self.tokens[rows], [s.place for s in self.sites])
+            for site in self.sites:
+                parts[site].append(kept[site.place][:, 1:].cpu())
+        found = {site: torch.cat(some).flatten(0, 1) for site, some in parts.items()}
+        row = order.repeat_interleave(self.tokens.shape[1] - 1)
+        good = torch.ones(len(row), dtype=torch.bool)
+        for site, some in found.items():
+            norm = some.float().norm(dim=-1)
+            if not bool(norm.isfinite().all()):
+                raise ValueError(f"activations at {site} hold NaN or infinity: the model is "
+                                 "broken, or its dtype overflows")  # fmt: skip
+            good &= norm <= self.sink * norm.median()
+        self.dropped += int((~good).sum())
+        return {site: some[good] for site, some in found.items()}, row[good]
+
+    def _cached(self, chunk: int) -> tuple[Batch, Tensor]:
+        assert self.cache is not None
+        path = self.cache / f"chunk-{chunk:05d}.safetensors"
+        mark = {"fingerprint": fingerprint(self.model), "tokens": self._digest,
+                "sink": str(self.sink), "rows": str(self.rows), "seed": str(self.seed)}  # fmt: skip
+        if not path.is_file():
+            found, row = self._read(chunk)
+            self.cache.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")  # half a file must not look like a whole one
+            save_file({**{str(s): a for s, a in found.items()}, "row": row}, part, mark)
+            part.replace(path)
+            return found, row
+        with safe_open(path, "pt") as file:
+            told = file.metadata()
+            other = [name for name in mark if told.get(name) != mark[name]]
+            lacking = [str(s) for s in self.sites if str(s) not in file.keys()]  # noqa: SIM118
+            if other or lacking:
+                raise ValueError(f"cache={str(self.cache)!r}: it was made with other "
+                                 f"{', '.join(other) or 'sites, without ' + ', '.join(lacking)}; "
+                                 "give another folder")  # fmt: skip
+            return {s: file.get_tensor(str(s)) for s in self.sites}, file.get_tensor("row")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands, as numbers; see :meth:`load_state_dict`."""
+        return {"chunk": self.state.chunk, "batch": self.state.batch, "served": self.served,
+                "seed": self.seed, "rows": self.rows, "size": self.batch}  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another source of the same texts and settings stood.
+
+        Raises:
+            ValueError: other settings, which would make other batches.
+        """
+        mine = self.state_dict()
+        for name in ("seed", "rows", "size"):
+            if state[name] != mine[name]:
+                raise ValueError(f"{name}={mine[name]}: the source to go on from had {state[name]}")
+        self.state, self.served = State(state["chunk"], state["batch"]), state["served"]
+        self.__dict__.pop("_chunk", None)

@@ -1,0 +1,287 @@
+"""Training dictionaries: sae-lens's losses and steps on one stream of activations.
+
+Every dictionary has a trainer of its own (``sae_lens.training.sae_trainer.SAETrainer``, driven by
+its public ``step``), and all of them see the same batches, so one pass of the model serves them all.
+"""
+from __future__ import annotations
+
+import copy
+import json
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from kit.models import fingerprint
+from kit.progress import track
+from kit.sae.dictionary import Dictionary, load
+from kit.sae.site import Kind, Site
+from kit.sae.source import Source
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Architecture = Literal["batchtopk", "topk", "jumprelu", "gated", "standard", "matryoshka"]
+# the coefficient that makes latents sparse, and its default, on activations of norm sqrt(width);
+# the top-k family is told how many latents fire instead
+_COEFFICIENTS = {"jumprelu": ("l0_coefficient", 1.0), "gated": ("l1_coefficient", 1.0),
+                 "standard": ("l1_coefficient", 1.0)}  # fmt: skip
+ARCHITECTURES = ("batchtopk", "topk", "matryoshka", *_COEFFICIENTS)
+
+
+def train(
+    model: TransformerBridge,
+    texts: Sequence[str],
+    layer: int,
+    site: Kind = "resid",
+    *,
+    widths: Sequence[float] = (1, 2, 4, 8),
+    architecture: Architecture = "batchtopk",
+    k: float = 32,
+    sparsity: float | None = None,
+    tokens: int = 400_000,
+    lr: float = 8e-4,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    watch: Callable[[Report], None] | None = None,
+    **source: Any,
+) -> list[Dictionary]:
+    """Train dictionaries of several widths on one site.
+
+    Args:
+        texts: to harvest activations from; read again from the start where they are used up.
+        layer, site: see :class:`kit.sae.Site`.
+        widths: latents, as multiples of ``d_model``.
+        architecture: as sae-lens has them: BatchTopK (Bussmann et al. 2024, arXiv:2412.06410),
+            TopK (Gao et al. 2024, arXiv:2406.04093), Matryoshka BatchTopK (Bussmann et al. 2025,
+            arXiv:2503.17547), JumpReLU (Rajamanoharan et al. 2024, arXiv:2407.14435), Gated
+            (2024, arXiv:2404.16014), standard (L1).
+        k: how many latents fire on a token (the mean, for BatchTopK), for the top-k family.
+        sparsity: coefficient of the sparsity term, for the others.
+        tokens: activations to train on.
+        lr: peak learning rate of Adam: warmed up over a twentieth of the steps, down to zero over
+            the last fifth.
+        folder: where an interrupt (and every tenth of the run) leaves a checkpoint; if one lies
+            there, training goes on from it, on the very next batch.
+        watch: gets a :class:`Report` every ten steps.
+        source: further settings of :class:`kit.sae.Source` (batch, context, rows, sink, cache).
+
+    Returns:
+        A :class:`Dictionary` for each width. A keyboard interrupt ends training early and returns
+        what there is.
+
+    Raises:
+        ValueError: names the argument, its value, and what would be right.
+    """
+    stream = Source(model, texts, [Site(layer, site)], seed=seed, **source)
+    run = Training(stream, widths=widths, architecture=architecture, k=k, sparsity=sparsity,
+                   steps=max(1, tokens // stream.batch), lr=lr, seed=seed)  # fmt: skip
+    if folder is not None and (Path(folder) / "training.json").is_file():
+        run.restore(folder)
+    run.run(folder=folder, watch=watch)
+    return run.dictionaries()
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One dictionary on one batch.
+
+    Attributes:
+        loss: what is minimised; explained_variance: 1 less the share of variance left over.
+        l0: latents that fire on a token, mean; dead: share that has not fired for long.
+    """
+
+    loss: float
+    explained_variance: float
+    l0: float
+    dead: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a training stands: ``figures`` by the dictionaries' names."""
+
+    step: int
+    steps: int
+    tokens: int
+    figures: Mapping[str, Figures]
+
+
+class Training:
+    """Dictionaries of all sites of a source in all widths, step by step."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        widths: Sequence[float] = (4,),
+        architecture: Architecture = "batchtopk",
+        k: float = 32,
+        sparsity: float | None = None,
+        steps: int = 200,
+        lr: float = 8e-4,
+        seed: int = 0,
+    ) -> None:
+        """Harvest the first chunk, which sets the scale; arguments as for :func:`train`."""
+        from sae_lens.config import LoggingConfig, SAETrainerConfig
+        from sae_lens.registry import get_sae_training_class
+        from sae_lens.training.sae_trainer import SAETrainer
+
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture={architecture!r}: use {', '.join(ARCHITECTURES)}")
+        if not widths or any(not w > 0 for w in widths):
+            raise ValueError(f"widths={list(widths)}: give multiples of d_model above 0")
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps={steps!r}: give a whole number from 1 on")
+        if not lr > 0:
+            raise ValueError(f"lr={lr!r}: give a positive learning rate")
+        self.source, self.steps, self.step = source, steps, 0
+        self.settings = {"architecture": architecture, "k": k, "sparsity": sparsity, "lr": lr,
+                         "widths": list(widths), "steps": steps, "seed": seed}  # fmt: skip
+        config = SAETrainerConfig(
+            total_training_samples=steps * source.batch, train_batch_size_samples=source.batch,
+            lr=lr, lr_end=lr, lr_warm_up_steps=steps // 20, lr_decay_steps=steps // 5,
+            # latents that have not fired for so many steps get the auxiliary loss
+            dead_feature_window=max(20, min(1000, steps // 8)), feature_sampling_window=steps + 1,
+            logger=LoggingConfig(log_to_wandb=False),
+        )  # fmt: skip
+        self.trainers: dict[str, Any] = {}
+        self.sites: dict[str, Site] = {}
+        for site, (mean, scale) in source.scales().items():
+            for times in widths:
+                torch.manual_seed(seed)
+                d_sae = round(times * len(mean))
+                cls, of = get_sae_training_class(
+                    "matryoshka_batchtopk" if architecture == "matryoshka" else architecture
+                )
+                sae = cls(of(d_in=len(mean), d_sae=d_sae,
+                             **_options(architecture, d_sae, k, sparsity, steps)))  # fmt: skip
+                sae.b_dec.data = mean * scale  # the mean needs no latent
+                name = f"{site} x{times:g}"
+                trainer = SAETrainer(config, sae, iter(()))
+                trainer.activation_scaler.scaling_factor = scale
+                self.trainers[name], self.sites[name] = trainer, site
+
+    def advance(self) -> dict[str, Any]:
+        """One batch for every dictionary; sae-lens's output of each step."""
+        batch = next(self.source)
+        outputs = {}
+        for name, trainer in self.trainers.items():
+            outputs[name] = trainer.step(batch[self.sites[name]])
+            trainer.n_training_steps += 1
+        self.step += 1
+        return outputs
+
+    def run(
+        self, folder: str | Path | None = None, watch: Callable[[Report], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Train to the end, or until ``stop()``, or an interrupt; see :func:`train`."""
+        last = ""
+        with suppress(KeyboardInterrupt):
+            for _ in track(range(self.step, self.steps), "steps", status=lambda: last):
+                outputs = self.advance()
+                if self.step % 10 == 0 or self.step == self.steps:
+                    report = self.report(outputs)
+                    one = list(report.figures.values())[-1]
+                    last = f"explained variance {one.explained_variance:.3f}, L0 {one.l0:.0f}"
+                    if watch is not None:
+                        watch(report)
+                if folder is not None and self.step % max(1, self.steps // 10) == 0:
+                    self.save(folder)
+                if stop():
+                    break
+        if folder is not None:
+            self.save(folder)
+
+    @torch.no_grad()
+    def report(self, outputs: Mapping[str, Any]) -> Report:
+        """Figures of a step's outputs."""
+        return Report(self.step, self.steps, self.source.served, {
+            name: Figures(
+                float(out.loss),
+                float(explained_variance(out.sae_in, out.sae_out)),
+                float((out.feature_acts > 0).float().sum(-1).mean()),
+                float(self.trainers[name].dead_neurons.float().mean()),
+            )
+            for name, out in outputs.items()
+        })  # fmt: skip
+
+    @torch.no_grad()
+    def dictionaries(self) -> list[Dictionary]:
+        """The dictionaries as they are now, in the form and the scale that inference uses."""
+        mark, found = fingerprint(self.source.model), []
+        for name, trainer in self.trainers.items():
+            sae = copy.deepcopy(trainer.sae)
+            sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
+            sae.cfg.metadata.hook_name = self.sites[name].hook_name
+            with tempfile.TemporaryDirectory() as folder:
+                sae.save_inference_model(folder)
+                done = load(folder)
+            done.name, done.fingerprint = name, mark
+            done.metadata = {**self.settings, "step": self.step, "tokens": self.source.served,
+                             "dropped": self.source.dropped}  # fmt: skip
+            found.append(done)
+        return found
+
+    def save(self, folder: str | Path) -> Path:
+        """A checkpoint: weights, optimisers, and where the source stands."""
+        folder = Path(folder)
+        for name, trainer in self.trainers.items():
+            trainer.save_checkpoint(name.replace(" ", "_"), base_path=folder)
+        state = {"settings": self.settings, "step": self.step, "source": self.source.state_dict()}
+        part = folder / "training.part"
+        part.write_text(json.dumps(state), encoding="utf-8")
+        part.replace(folder / "training.json")  # last, so that a folder without it is not whole
+        return folder
+
+    def restore(self, folder: str | Path) -> None:
+        """Go on from a checkpoint, on the very next batch.
+
+        Raises:
+            FileNotFoundError: no whole checkpoint; ValueError: other settings.
+        """
+        folder = Path(folder)
+        state = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        for name, value in self.settings.items():
+            if state["settings"][name] != value:
+                raise ValueError(f"{name}={value!r}: the checkpoint in {folder.name!r} was made "
+                                 f"with {state['settings'][name]!r}")  # fmt: skip
+        self.source.load_state_dict(state["source"])
+        for name, trainer in self.trainers.items():
+            part = folder / name.replace(" ", "_")
+            trainer.sae.load_weights_from_checkpoint(part)
+            trainer.load_trainer_state(part)
+        self.step = state["step"]
+
+
+def explained_variance(x: Tensor, found: Tensor) -> Tensor:
+    """``1 - E|x - found|^2 / E|x - E x|^2`` over activations ``[n, width]``."""
+    left = (x - found).float().square().sum()
+    return 1 - left / (x - x.mean(0)).float().square().sum().clamp(min=1e-12)
+
+
+def _options(
+    architecture: str, d_sae: int, k: float, sparsity: float | None, steps: int
+) -> dict[str, Any]:
+    if architecture in _COEFFICIENTS:
+        name, default = _COEFFICIENTS[architecture]
+        value = default if sparsity is None else sparsity
+        if not 0 <= value < math.inf:
+            raise ValueError(f"sparsity={sparsity!r}: give a number from 0 on")
+        return {name: value, name.replace("coefficient", "warm_up_steps"): steps // 5}
+    if sparsity is not None:
+        raise ValueError(f"sparsity={sparsity!r}: {architecture} is told k, how many latents fire")
+    if not 0 < k <= d_sae or (architecture == "topk" and k != int(k)):
+        raise ValueError(f"k={k!r}: give a number above 0, at most the {d_sae} latents of the "
+                         "narrowest dictionary (whole for topk)")  # fmt: skip
+    found: dict[str, Any] = {"k": int(k) if architecture == "topk" else float(k)}
+    if architecture == "matryoshka":
+        found["matryoshka_widths"] = [max(1, d_sae >> n) for n in (4, 3, 2, 1)]
+    return found

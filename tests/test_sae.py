@@ -1,0 +1,331 @@
+"""Dictionaries: the source's batches, training on planted features, checkpoints, files."""
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kit import activations
+from kit.sae import Dictionary, Site, Source, Training, explained_variance, load, pack, train
+from tests import tiny
+
+TEXTS = [sentence for _ in range(12) for sentence in tiny.SENTENCES]
+RESID, MLP = Site(1), Site(2, "mlp_out")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return tiny.load(tmp_path_factory.mktemp("sae"), "llama")
+
+
+def source(model: Any, **options: Any) -> Source:
+    settings: dict[str, Any] = {"batch": 64, "context": 20, "rows": 16} | options
+    return Source(model, TEXTS, settings.pop("sites", [RESID, MLP]), **settings)
+
+
+# --- sites ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "site"),
+    [
+        ("blocks.3.hook_resid_post", Site(3)),
+        ("blocks.3.hook_out", Site(3)),
+        ("blocks.3.hook_resid_pre", Site(2)),
+        ("blocks.3.hook_mlp_out", Site(3, "mlp_out")),
+        ("blocks.3.mlp.hook_out", Site(3, "mlp_out")),
+    ],
+)
+def test_hook_names_of_both_vocabularies(name: str, site: Site) -> None:
+    assert Site.of(name) == site and Site.of(site.hook_name) == site
+
+
+@pytest.mark.parametrize("name", ["blocks.0.hook_resid_pre", "blocks.1.attn.hook_z", "None", ""])
+def test_other_hooks_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="hook_name="):
+        Site.of(name)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "neox", "llama"])
+def test_sites_are_the_bridge_s_own(kind: str, tmp_path: Path) -> None:
+    model = tiny.load(tmp_path, kind)
+    tokens = tiny.prompt(model)
+    kept = activations.capture(model, tokens, [RESID.place, MLP.place])
+    names = {RESID: "blocks.1.hook_out", MLP: "blocks.2.mlp.hook_out"}
+    _, cache = model.run_with_cache(tokens, names_filter=list(names.values()))
+    for site, name in names.items():
+        assert torch.allclose(kept[site.place], cache[name], atol=1e-5)
+
+
+# --- the source ----------------------------------------------------------------------------------
+
+
+def test_rows_hold_the_texts_one_after_another(model: Any) -> None:
+    rows = pack(model, TEXTS, context=20)
+    bos, eos = model.tokenizer.bos_token_id, model.tokenizer.eos_token_id
+    start = int((rows[0] == bos).sum())
+    assert rows.shape[1] == 20 and bool((rows[:, :start] == bos).all())
+    stream = rows[:, start:].flatten().tolist()
+    want = [t for text in TEXTS
+            for t in (*model.tokenizer(text, add_special_tokens=False).input_ids, eos)]
+    assert stream == want[: len(stream)] and len(want) - len(stream) < 20
+
+
+def test_every_activation_is_served_once_and_is_the_model_s(model: Any) -> None:
+    one = source(model, sink=float("inf"))
+    per_chunk = 16 * 19 // 64
+    seen = torch.cat([next(one)[RESID] for _ in range(per_chunk)])
+    rows = one.tokens[one._deal[:16]]
+    kept = activations.capture(model, rows, [RESID.place])[RESID.place][:, 1:].flatten(0, 1)
+    gap = torch.cdist(seen.double(), kept.double())
+    assert float(gap.min(1).values.max()) < 1e-3
+    assert len(gap.argmin(1).unique()) > 0.9 * len(seen), "the same few rows were served again"
+    assert one.rows_per_batch > 8, "a batch mixes many rows of text"
+
+
+def test_sites_of_a_batch_belong_to_the_same_tokens(model: Any) -> None:
+    batch = next(source(model, sink=float("inf")))
+    rows = source(model).tokens
+    kept = activations.capture(model, rows, [RESID.place, MLP.place])
+    a, b = (kept[s.place][:, 1:].flatten(0, 1).float() for s in (RESID, MLP))
+    at = torch.cdist(batch[RESID].double(), a.double()).argmin(1)
+    assert torch.allclose(a[at], batch[RESID], atol=1e-3)
+    assert torch.allclose(b[at], batch[MLP], atol=1e-3)
+
+
+def test_sinks_are_left_out_and_counted(model: Any) -> None:
+    plain, strict = source(model, sink=float("inf")), source(model, sink=1.2)
+    norms = next(strict)[RESID].norm(dim=-1)
+    whole = plain.harvest(0)[0][RESID].norm(dim=-1)
+    assert strict.dropped > 0 and plain.dropped == 0
+    assert float(norms.max()) <= 1.2 * float(whole.median()) < float(whole.max())
+
+
+def test_a_pass_uses_every_chunk_and_the_next_one_another_order(model: Any) -> None:
+    one = source(model)
+    rows = [set(one.harvest(i)[1].tolist()) for i in range(2 * one.chunks)]
+    first, second = rows[: one.chunks], rows[one.chunks :]
+    assert sorted(map(sorted, first)) == sorted(map(sorted, second)) and first != second
+    assert not first[0] & first[1]
+
+
+def test_it_goes_on_with_the_very_next_batch(model: Any) -> None:
+    one = source(model)
+    for _ in range(6):
+        next(one)
+    other = source(model)
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(next(one)[MLP], next(other)[MLP]) and other.served == one.served
+    with pytest.raises(ValueError, match=r"seed=1: the source to go on from had 0"):
+        source(model, seed=1).load_state_dict(one.state_dict())
+
+
+def test_a_cache_holds_the_same_activations(model: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    plain, writing = source(model), source(model, cache=tmp_path)
+    want = [next(plain)[RESID] for _ in range(8)]
+    assert all(torch.equal(next(writing)[RESID], w) for w in want)
+    monkeypatch.setattr(Source, "_read", None)  # the model is not run again
+    again = source(model, cache=tmp_path)
+    assert all(torch.equal(next(again)[RESID], w) for w in want)
+    with pytest.raises(ValueError, match="made with other sink"):
+        next(source(model, cache=tmp_path, sink=3.0))
+    with pytest.raises(ValueError, match="without resid 0"):
+        next(source(model, cache=tmp_path, sites=[Site(0)]))
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"batch": 400}, "batch=400"),
+        ({"sink": 0.5}, "sink=0.5"),
+        ({"context": 1}, "context=1"),
+        ({"context": 999}, "context=999"),
+        ({"sites": []}, "sites is empty"),
+        ({"sites": [Site(9)]}, "layer=9"),
+    ],
+)
+def test_a_source_names_what_is_wrong(model: Any, options: Any, names: str) -> None:
+    with pytest.raises(ValueError, match=names):
+        source(model, **options)
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+class Planted:
+    """A source of sparse combinations of known directions."""
+
+    def __init__(self, n: int = 24, d: int = 48, batch: int = 512) -> None:
+        rng = torch.Generator().manual_seed(3)
+        self.true = torch.nn.functional.normalize(torch.randn(n, d, generator=rng), dim=-1)
+        self.rng, self.batch, self.served, self.dropped, self.site = rng, batch, 0, 0, Site(1)
+        self.model: Any = None
+
+    def __next__(self) -> dict[Site, torch.Tensor]:
+        n = len(self.true)
+        on = torch.rand(self.batch, n, generator=self.rng) < 3 / n
+        size = 1 + torch.rand(self.batch, n, generator=self.rng)
+        self.served += self.batch
+        return {self.site: (on * size) @ self.true + 0.5}
+
+    def scales(self) -> dict[Site, tuple[torch.Tensor, float]]:
+        x = next(self)[self.site]
+        return {self.site: (x.mean(0), x.shape[1] ** 0.5 / float(x.norm(dim=-1).mean()))}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [("batchtopk", {"k": 3}), ("topk", {"k": 3}), ("matryoshka", {"k": 3}),
+     ("standard", {"sparsity": 0.5}), ("gated", {"sparsity": 0.5}),
+     ("jumprelu", {"sparsity": 10.0})],
+)  # fmt: skip
+def test_planted_directions_are_found(
+    architecture: Any, options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kit.sae.training.fingerprint", lambda _: "f" * 16)
+    planted: Any = Planted()
+    run = Training(planted, widths=[1], architecture=architecture, steps=600, lr=3e-3, **options)
+    run.run()
+    (found,) = run.dictionaries()
+    rows = torch.nn.functional.normalize(found.rows, dim=-1)
+    cosines = (planted.true @ rows.T).max(-1).values
+    assert int((cosines > 0.9).sum()) >= (20 if architecture == "jumprelu" else 24), cosines
+    x = next(planted)[planted.site]
+    assert float(explained_variance(x, found.decode(found.encode(x)))) > 0.8, "scale not folded"
+
+
+def test_one_stream_trains_all_widths_and_sites(model: Any) -> None:
+    run = Training(source(model), widths=[1, 2], k=4, steps=6)
+    seen: list[Any] = []
+    run.run(watch=seen.append)
+    assert [str(d.site) for d in run.dictionaries()] == ["resid 1"] * 2 + ["mlp_out 2"] * 2
+    assert [len(d) for d in run.dictionaries()] == [48, 96] * 2
+    report = seen[-1]
+    assert (report.step, report.steps, report.tokens) == (6, 6, 6 * 64)
+    assert list(report.figures) == ["resid 1 x1", "resid 1 x2", "mlp_out 2 x1", "mlp_out 2 x2"]
+    assert all(f.l0 == pytest.approx(4, abs=0.1) for f in report.figures.values())
+
+
+def test_a_stopped_training_goes_on_to_the_same_curve(model: Any, tmp_path: Path) -> None:
+    def curve(run: Training) -> list[float]:
+        return [float(out.loss) for _ in range(5) for out in run.advance().values()]
+
+    settings: dict[str, Any] = {"widths": [2], "k": 4, "steps": 12}
+    whole = Training(source(model), **settings)
+    first = curve(whole)
+    whole.save(tmp_path)
+    rest = curve(whole)
+    other = Training(source(model), **settings)
+    other.restore(tmp_path)
+    assert other.step == 5 and curve(other) == pytest.approx(rest, rel=1e-5) != first
+    with pytest.raises(ValueError, match=r"k=5: the checkpoint in .* was made with 4"):
+        Training(source(model), **settings | {"k": 5}).restore(tmp_path)
+
+
+def test_train_from_texts_and_again_from_its_checkpoint(model: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"widths": [2], "k": 4, "tokens": 640, "batch": 64, "context": 20,
+                               "rows": 16, "folder": tmp_path}  # fmt: skip
+    (found,) = train(model, TEXTS, 1, **options)
+    assert found.metadata["step"] == 10 and found.metadata["tokens"] == 640
+    (again,) = train(model, TEXTS, 1, **options)  # already at its end: nothing is trained
+    assert torch.equal(found.rows, again.rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"architecture": "sparse"}, "architecture='sparse'"),
+        ({"widths": []}, "widths="),
+        ({"widths": [0]}, "widths="),
+        ({"k": 0}, "k=0"),
+        ({"k": 1000}, "k=1000"),
+        ({"k": 2.5, "architecture": "topk"}, r"k=2\.5"),
+        ({"sparsity": 1.0}, r"sparsity=1\.0: batchtopk is told k"),
+        ({"sparsity": -1.0, "architecture": "standard"}, r"sparsity=-1\.0"),
+        ({"steps": 0}, "steps=0"),
+        ({"lr": 0}, "lr=0"),
+    ],
+)
+def test_training_names_what_is_wrong(model: Any, options: Any, names: str) -> None:
+    with pytest.raises(ValueError, match=names):
+        Training(source(model), **options)
+
+
+# --- dictionaries and files ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(model: Any) -> Dictionary:
+    run = Training(source(model, sites=[RESID]), widths=[2], k=4, steps=40)
+    run.run()
+    return run.dictionaries()[0]
+
+
+def test_a_folder_is_the_same_dictionary(model: Any, trained: Dictionary, tmp_path: Path) -> None:
+    back = load(trained.save(tmp_path), model=model)
+    assert (back.name, back.site, back.fingerprint) == (trained.name, RESID, trained.fingerprint)
+    assert back.metadata == trained.metadata
+    x = torch.randn(7, 48)
+    assert torch.equal(back.encode(x), trained.encode(x))
+    from sae_lens import SAE
+
+    plain = SAE.load_from_disk(tmp_path)  # anyone's sae-lens reads it
+    assert torch.allclose(plain.encode(x), trained.encode(x))
+
+
+def test_half_precision_on_disk_and_not_in_memory(trained: Dictionary, tmp_path: Path) -> None:
+    trained.save(tmp_path / "half", torch.bfloat16)
+    trained.save(tmp_path / "full")
+    size = {p.parent.name: p.stat().st_size for p in tmp_path.rglob("*.safetensors")}
+    assert size["half"] < 0.55 * size["full"]
+    back = load(tmp_path / "half")
+    assert trained.rows.dtype == back.rows.dtype == torch.float32
+    assert torch.allclose(back.rows, trained.rows, atol=0.01, rtol=0.01)
+
+
+def test_latents_of_a_text_and_a_latent_as_a_vector(model: Any, trained: Dictionary) -> None:
+    text = TEXTS[0]
+    latents = trained.read(model, text)
+    n = activations.text_tokens(model, text).shape[1]
+    assert latents.shape == (n, 96) and bool((latents >= 0).all())
+    assert trained.read(model, activations.text_tokens(model, text)[0]).equal(latents)
+    v = trained.vector(5)
+    assert torch.allclose(v.direction, torch.nn.functional.normalize(trained.rows[5], dim=0))
+    assert v.layer == 1 and v.metadata["row_norm"] == pytest.approx(float(trained.rows[5].norm()))
+    for latent in (-1, 96, True, 1.0):
+        with pytest.raises(ValueError, match="this dictionary has 0 to 95"):
+            trained.vector(latent)  # type: ignore[arg-type]
+
+
+def test_other_models_are_refused(model: Any, trained: Dictionary, tmp_path: Path) -> None:
+    other = tiny.load(tmp_path / "a", "llama", seed=1)
+    with pytest.raises(ValueError, match="was trained on model"):
+        trained.read(other, "hello")
+    with pytest.raises(ValueError, match="layer=9"):
+        replace(trained, site=Site(9)).check(model)
+
+
+def test_another_width_is_refused(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kit.sae.training.fingerprint", lambda _: None)
+    narrow: Any = Planted(n=4, d=32)
+    (found,) = Training(narrow, widths=[1], k=2, steps=1).dictionaries()
+    with pytest.raises(ValueError, match="reads 32 dimensions at resid 1; this model has 48"):
+        found.check(model)
+
+
+def test_files_that_are_no_dictionary(trained: Dictionary, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"cfg\.json"):
+        load(tmp_path / "nothing")
+    trained.save(tmp_path / "odd")
+    path = tmp_path / "odd" / "cfg.json"
+    text = path.read_text()
+    path.write_text(text.replace("hook_resid_post", "attn.hook_q"))
+    with pytest.raises(ValueError, match="hook_name="):
+        load(tmp_path / "odd")
+    path.write_text(text.replace('"normalize_activations": "none"',
+                                 '"normalize_activations": "expected_average_only_in"'))
+    with pytest.raises(ValueError, match="normalize_activations="):
+        load(tmp_path / "odd")
