@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from kit import activations
-from kit.sae import Dictionary, Site, Source, Training, explained_variance, load, pack, train
+from kit.sae import (
+    Dictionary,
+    Site,
+    Source,
+    Training,
+    evaluate,
+    explained_variance,
+    load,
+    pack,
+    train,
+)
 from tests import tiny
 
 TEXTS = [sentence for _ in range(12) for sentence in tiny.SENTENCES]
@@ -329,3 +339,68 @@ def test_files_that_are_no_dictionary(trained: Dictionary, tmp_path: Path) -> No
                                  '"normalize_activations": "expected_average_only_in"'))
     with pytest.raises(ValueError, match="normalize_activations="):
         load(tmp_path / "odd")
+
+
+# --- quality -------------------------------------------------------------------------------------
+
+
+def exact(site: Site, size: float = 1.0) -> Dictionary:
+    """A dictionary that gives back ``size`` times what it reads: rows are the axes, both signs."""
+    from sae_lens import StandardSAE, StandardSAEConfig
+
+    sae = StandardSAE(StandardSAEConfig(d_in=48, d_sae=96))
+    axes = torch.cat([torch.eye(48), -torch.eye(48)])
+    sae.W_enc.data, sae.W_dec.data = axes.T.clone(), size * axes
+    sae.b_enc.data.zero_()
+    sae.b_dec.data.zero_()
+    return Dictionary(sae, site, "exact")
+
+
+@pytest.mark.parametrize("site", [RESID, MLP])
+def test_a_perfect_dictionary_recovers_everything_and_an_empty_one_nothing(
+    model: Any, site: Site
+) -> None:
+    whole, none = (evaluate(exact(site, size), model, TEXTS, context=20, rows=12)
+                   for size in (1.0, 0.0))
+    assert whole.ce_sae == pytest.approx(whole.ce_clean, abs=1e-5)
+    assert abs(whole.kl) < 1e-5
+    assert whole.explained_variance == pytest.approx(1, abs=1e-6)
+    assert whole.l0 == pytest.approx(48, abs=0.1)
+    assert none.ce_sae == pytest.approx(none.ce_zero, abs=1e-6)
+    assert none.kl > 0 and none.explained_variance <= 0
+    for got, want in ((whole, 1.0), (none, 0.0)):  # on a random model zeros may do no harm
+        share = pytest.approx(want, abs=1e-4)
+        assert got.ce_recovered == share if got.ce_zero > got.ce_clean else got.ce_recovered != share
+
+
+def test_losses_are_those_of_the_patched_bridge(model: Any) -> None:
+    """One row, by hand through the bridge's own hook point."""
+    tokens = pack(model, TEXTS, 20)[:1]
+    found = exact(RESID, 0.5)
+    got = evaluate(found, model, tokens, sink=float("inf"))
+
+    def patch(x: torch.Tensor, hook: Any) -> torch.Tensor:
+        return torch.cat([x[:, :1], 0.5 * x[:, 1:]], dim=1)
+
+    name = "blocks.1.hook_out"
+    for hooks, want in (([], got.ce_clean), ([(name, patch)], got.ce_sae)):
+        log_p = model.run_with_hooks(tokens, fwd_hooks=hooks)[0, 1:-1].log_softmax(-1)
+        ce = -log_p.gather(1, tokens[0, 2:, None]).mean()
+        assert want == pytest.approx(float(ce), abs=1e-4)
+    assert got.tokens == 19 and got.sinks == 0
+
+
+def test_sinks_are_measured_apart(model: Any) -> None:
+    got = evaluate(exact(RESID, 0.5), model, TEXTS, context=20, rows=12, sink=1.1)
+    plain = evaluate(exact(RESID, 0.5), model, TEXTS, context=20, rows=12, sink=float("inf"))
+    assert 0 < got.sinks < 0.6 and plain.sinks == 0
+    assert got.explained_variance_all == pytest.approx(plain.explained_variance_all)
+    assert got.explained_variance != pytest.approx(got.explained_variance_all, abs=1e-3)
+
+
+def test_dead_latents_and_l0_against_brute_force(model: Any, trained: Dictionary) -> None:
+    tokens = pack(model, TEXTS, 20)[:6]
+    got = evaluate(trained, model, tokens, sink=float("inf"))
+    on = torch.cat([trained.read(model, row)[1:] for row in tokens]) > 0
+    assert got.l0 == pytest.approx(float(on.float().sum(1).mean()), rel=1e-5)
+    assert got.dead == pytest.approx(float((~on.any(0)).float().mean()), abs=1e-6)
