@@ -1,0 +1,307 @@
+"""Everything a dictionary did on a corpus, on disk: the ground of every feature page."""
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kit.activations import capture
+from kit.models import fingerprint
+from kit.progress import track
+from kit.sae.dictionary import Dictionary
+from kit.sae.source import pack
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
+
+_FORMAT = "steering-kit-store/1"
+_NAMES = ("tokens", "start", "where", "value")
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A piece of text and what one latent did on it.
+
+    Attributes:
+        tokens, values: ``[n]``; at: which of them the example is about.
+        row: of the corpus, from which it was cut.
+    """
+
+    tokens: Tensor
+    values: Tensor
+    at: int
+    row: int
+
+    @property
+    def value(self) -> float:
+        return float(self.values[self.at])
+
+
+class FeatureStore:
+    """Every activation of every latent on a corpus: sparse, sorted by latent, memory-mapped.
+
+    From it come top and uniform examples, histograms, densities and co-firing, each read when it
+    is asked for. It takes 8 bytes for each latent that fires on a token (about 50 MB for 200,000
+    tokens at L0 = 32).
+
+    Attributes:
+        dictionary: whose latents they are.
+        tokens: ``[rows, context]``, the corpus.
+        start: ``[latents + 1]``: latent i has the entries ``start[i]`` to ``start[i + 1]``.
+        where, value: ``[entries]``: the place in ``tokens``, flat and rising within a latent, and
+            the activation there.
+    """
+
+    def __init__(self, dictionary: Dictionary, tokens: Tensor, start: Tensor, where: Tensor,
+                 value: Tensor) -> None:  # fmt: skip
+        self.dictionary = dictionary
+        self.tokens, self.start, self.where, self.value = tokens, start, where, value
+
+    @classmethod
+    @torch.no_grad()
+    def build(
+        cls, dictionary: Dictionary, model: TransformerBridge, texts: Sequence[str] | Tensor, *,
+        context: int = 128, path: str | Path | None = None,
+    ) -> FeatureStore:  # fmt: skip
+        """Run a corpus through the model once, up to the dictionary's site.
+
+        Args:
+            texts: or tokens ``[rows, context]``, as :func:`kit.sae.pack` makes them.
+            path: a file to write it to; then it is read from there, mapped, not held in memory.
+
+        Returns:
+            The store. A keyboard interrupt ends it early and keeps the rows that were run.
+
+        Raises:
+            ValueError: as :meth:`Dictionary.check` and :func:`kit.sae.pack`.
+        """
+        dictionary.check(model)
+        tokens = (texts if isinstance(texts, Tensor) else pack(model, texts, context)).cpu()
+        width, done = tokens.shape[1], 0
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        with suppress(KeyboardInterrupt):
+            for rows in track(list(tokens.split(16)), "batches of text"):
+                kept = capture(model, rows.to(model.cfg.device), [dictionary.site.place])
+                latents = dictionary.encode(kept[dictionary.site.place]).cpu()
+                latents[:, 0] = 0  # the first position is an attention sink
+                flat = latents.flatten(0, 1)
+                at, which = flat.nonzero(as_tuple=True)
+                parts.append((which.int(), (at + done * width).int(), flat[at, which]))
+                done += len(rows)
+        if not done:
+            raise KeyboardInterrupt("stopped before the first batch was whole")
+        which, where, value = (torch.cat(part) for part in zip(*parts, strict=True))
+        order = which.argsort(stable=True)
+        count = torch.bincount(which.long(), minlength=len(dictionary))
+        start = torch.cat([count.new_zeros(1), count.cumsum(0)])
+        store = cls(dictionary, tokens[:done].int(), start, where[order], value[order])
+        return store if path is None else cls.open(store.save(path, model), dictionary, model)
+
+    def save(self, path: str | Path, model: TransformerBridge) -> Path:
+        """Write it to a file; see :meth:`open`."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        told = {"format": _FORMAT, "dictionary": self.dictionary.name,
+                "latents": str(len(self.dictionary)), "fingerprint": fingerprint(model)}  # fmt: skip
+        part = path.with_name(path.name + ".part")  # half a file must not look like a whole one
+        save_file({name: getattr(self, name).contiguous() for name in _NAMES}, part, told)
+        part.replace(path)
+        return path
+
+    @classmethod
+    def open(
+        cls, path: str | Path, dictionary: Dictionary, model: TransformerBridge
+    ) -> FeatureStore:
+        """A store from its file, in milliseconds: it is mapped, and read where it is looked at.
+
+        Raises:
+            FileNotFoundError: no such file; ValueError: no store, or one of another dictionary or
+                model.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{str(path)!r}: no such file")
+        with safe_open(path, "pt") as file:
+            told = file.metadata() or {}
+            if told.get("format") != _FORMAT:
+                raise ValueError(f"{str(path)!r} is no feature store: {json.dumps(told)[:80]}")
+            for name, mine in (("dictionary", dictionary.name), ("latents", str(len(dictionary))),
+                               ("fingerprint", fingerprint(model))):  # fmt: skip
+                if told[name] != mine:
+                    raise ValueError(f"{str(path)!r} belongs to {name} {told[name]!r}, not {mine!r}")
+            return cls(dictionary, *(file.get_tensor(name) for name in _NAMES))
+
+    def __len__(self) -> int:
+        return len(self.start) - 1
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens looked at: all but the first of each row."""
+        return len(self.tokens) * (self.tokens.shape[1] - 1)
+
+    def entries(self, latent: int) -> tuple[Tensor, Tensor]:
+        """Where a latent fires, ``[n]`` flat places in ``tokens``, and how strongly, ``[n]``.
+
+        Raises:
+            ValueError: no such latent.
+        """
+        if isinstance(latent, bool) or not isinstance(latent, int) or not 0 <= latent < len(self):
+            raise ValueError(f"latent={latent!r}: this dictionary has 0 to {len(self) - 1}")
+        at = slice(int(self.start[latent]), int(self.start[latent + 1]))
+        return self.where[at].long(), self.value[at]
+
+    # --- all latents at once ---
+
+    def density(self) -> Tensor:
+        """Share of tokens on which each latent fires, ``[latents]``."""
+        return self.start.diff() / self.n_tokens
+
+    def maxima(self) -> Tensor:
+        """The largest activation of each latent, ``[latents]``; 0 where it never fires."""
+        return self._reduce("amax")
+
+    def means(self) -> Tensor:
+        """Mean activation where a latent fires, ``[latents]``; 0 where it never does."""
+        return self._reduce("mean")
+
+    def _reduce(self, how: str) -> Tensor:
+        if not hasattr(self, f"_{how}"):
+            which = torch.arange(len(self)).repeat_interleave(self.start.diff())
+            found = torch.zeros(len(self)).scatter_reduce(0, which, self.value.float(), how,
+                                                          include_self=False)  # fmt: skip
+            setattr(self, f"_{how}", found)
+        return getattr(self, f"_{how}")
+
+    # --- one latent ---
+
+    def top(self, latent: int, n: int = 10, window: tuple[int, int] = (12, 6)) -> list[Example]:
+        """Where it fires most, at most once in a row of text; see :meth:`example` for window."""
+        where, value = self.entries(latent)
+        found: list[Example] = []
+        seen: set[int] = set()
+        for i in value.argsort(descending=True, stable=True).tolist():
+            row = int(where[i]) // self.tokens.shape[1]
+            if row not in seen:
+                seen.add(row)
+                found.append(self.example(latent, int(where[i]), window))
+            if len(found) == n:
+                break
+        return found
+
+    def intervals(
+        self, latent: int, bins: int = 10, n: int = 3, seed: int = 0,
+        window: tuple[int, int] = (12, 6),
+    ) -> list[tuple[float, float, float, list[Example]]]:  # fmt: skip
+        """Uniform examples: what it does over its whole range, not only at the top.
+
+        Its range from 0 to the largest activation is cut into bins of equal width ("uniform
+        activation examples" of the dictionary-learning posts), strongest first.
+
+        Returns:
+            For each bin: its lower and upper end, the share of firings in it, and up to n examples
+            drawn from it at random.
+        """
+        where, value = self.entries(latent)
+        if not len(value):
+            return []
+        edges = torch.linspace(0, float(value.max()), bins + 1)
+        rng = torch.Generator().manual_seed(seed)
+        found = []
+        for low, high in reversed(list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))):
+            inside = ((value > low) & (value <= high * (1 + 1e-6))).nonzero()[:, 0]
+            drawn = inside[torch.randperm(len(inside), generator=rng)[:n]]
+            some = [self.example(latent, int(where[i]), window) for i in drawn]
+            found.append((low, high, len(inside) / len(value), some))
+        return found
+
+    def example(
+        self, latent: int, place: int, window: tuple[int, int] | None = (12, 6)
+    ) -> Example:
+        """The text around a flat place in ``tokens``: so many tokens before and after; None for
+        the whole row."""
+        where, value = self.entries(latent)
+        width = self.tokens.shape[1]
+        row, at = divmod(place, width)
+        first, last = 0, width
+        if window is not None:
+            first, last = max(0, at - window[0]), min(width, at + window[1] + 1)
+        a, b = torch.searchsorted(where, torch.tensor([row * width + first, row * width + last]))
+        values = torch.zeros(last - first)
+        values[where[a:b] - row * width - first] = value[a:b].float()
+        return Example(self.tokens[row, first:last].long(), values, at - first, row)
+
+    def histogram(self, latent: int, bins: int = 40) -> tuple[Tensor, Tensor]:
+        """How often it fires how strongly: counts ``[bins]`` and edges ``[bins + 1]``."""
+        _, value = self.entries(latent)
+        top = float(value.max()) if len(value) else 1.0
+        return torch.histc(value.float(), bins, 0, top), torch.linspace(0, top, bins + 1)
+
+    def by_token(self, latent: int, n: int = 10, least: int = 2) -> pd.DataFrame:
+        """On which tokens it fires.
+
+        Returns:
+            Columns ``token`` (id), ``share`` (of this token's occurrences on which it fires),
+            ``mean`` (activation there), ``count`` (of firings; ``least`` or more); by the
+            activation summed over the corpus.
+        """
+        import pandas as pd
+
+        where, value = self.entries(latent)
+        ids = self.tokens.flatten()[where].long()
+        kinds, at = ids.unique(return_inverse=True)
+        count = torch.bincount(at, minlength=len(kinds))
+        total = torch.zeros(len(kinds)).index_add(0, at, value.float())
+        seen = torch.bincount(self.tokens[:, 1:].flatten().long())[kinds]
+        table = pd.DataFrame({"token": kinds.tolist(), "share": (count / seen).tolist(),
+                              "mean": (total / count.clamp(min=1)).tolist(),
+                              "count": count.tolist()})  # fmt: skip
+        order = total.argsort(descending=True, stable=True).tolist()
+        table = table.iloc[order]
+        return table[table["count"] >= least].head(n).reset_index(drop=True)
+
+    def together(self, latent: int, n: int = 10) -> pd.DataFrame:
+        """Which other latents fire on the same tokens.
+
+        Returns:
+            Columns ``latent``, ``both`` (tokens), ``share`` (of this latent's tokens), ``lift``
+            (how many times chance) and ``jaccard`` (both over either), by the last.
+        """
+        import pandas as pd
+
+        where, _ = self.entries(latent)
+        here = torch.zeros(self.tokens.numel(), dtype=torch.bool)
+        here[where] = True
+        hits = torch.cat([torch.zeros(1, dtype=torch.long),
+                          here[self.where.long()].long().cumsum(0)])  # fmt: skip
+        both = hits[self.start[1:]] - hits[self.start[:-1]]
+        both[latent] = 0
+        count = self.start.diff()
+        jaccard = both / (count + len(where) - both).clamp(min=1)
+        order = jaccard.argsort(descending=True, stable=True)[:n]
+        order = order[both[order] > 0]
+        share = both[order] / max(len(where), 1)
+        lift = share / (count[order] / self.n_tokens)
+        return pd.DataFrame({"latent": order.tolist(), "both": both[order].tolist(),
+                             "share": share.tolist(), "lift": lift.tolist(),
+                             "jaccard": jaccard[order].tolist()})  # fmt: skip
+
+    def firing_on(self, model: TransformerBridge, text: str, n: int = 10) -> pd.DataFrame:
+        """Which latents a text fires: ``latent``, ``value`` (largest on it), ``share`` of the
+        latent's maximum on the corpus; by the last."""
+        import pandas as pd
+
+        latents = self.dictionary.read(model, text)[1:]
+        value = latents.amax(0) if len(latents) else torch.zeros(len(self))
+        share = value / self.maxima().clamp(min=1e-6)
+        order = share.argsort(descending=True, stable=True)[:n]
+        order = order[value[order] > 0]
+        return pd.DataFrame({"latent": order.tolist(), "value": value[order].tolist(),
+                             "share": share[order].tolist()})  # fmt: skip
