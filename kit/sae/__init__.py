@@ -1,12 +1,15 @@
 """Sparse dictionaries (SAEs): train them, look into them, steer with them."""
 from __future__ import annotations
 
+from kit.sae.ablation import Ablation, ablated_text, gradients
 from kit.sae.dictionary import Dictionary, load
+from kit.sae.lens import Lens, direct_attribution, logit_lens, long_tokens
 from kit.sae.quality import Quality, evaluate
 from kit.sae.site import Site
 from kit.sae.source import Source, pack
 from kit.sae.store import Example, FeatureStore
 from kit.sae.training import Report, Training, explained_variance, train
 
-__all__ = ["Dictionary", "Example", "FeatureStore", "Quality", "Report", "Site", "Source",
-           "Training", "evaluate", "explained_variance", "load", "pack", "train"]
+__all__ = ["Ablation", "Dictionary", "Example", "FeatureStore", "Lens", "Quality", "Report", "Site",
+           "Source", "Training", "ablated_text", "direct_attribution", "evaluate",
+           "explained_variance", "gradients", "load", "logit_lens", "long_tokens", "pack", "train"]

@@ -61,6 +61,15 @@ class Dictionary:
         flat = latents.reshape(-1, latents.shape[-1]).to(self.sae.W_dec)
         return self.sae.decode(flat).float().reshape(*latents.shape[:-1], -1)
 
+    def before(self, x: Tensor) -> Tensor:
+        """Pre-activations ``[n, latents]`` of activations ``[n, width]``, differentiable: also
+        latents that do not fire have a gradient here."""
+        sae = self.sae
+        pre = sae.process_sae_in(x.to(sae.W_dec)) @ sae.W_enc
+        if hasattr(sae, "r_mag"):  # gated: the magnitude path
+            return pre * sae.r_mag.exp() + sae.b_mag
+        return pre + sae.b_enc
+
     def read(self, model: TransformerBridge, text: str | Tensor) -> Tensor:
         """Latents ``[n, latents]`` on every token of a text, or of tokens ``[n]``, ``[1, n]``.
 
