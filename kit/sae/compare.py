@@ -1,0 +1,179 @@
+"""Are they the same latents? Maximal cosine similarity across widths, and k-sparse probes."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kit.directions import random_units, unit
+from kit.models import runtime
+from kit.progress import track
+from kit.sae.dictionary import Dictionary
+from kit.sae.quality import replaced
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """For each row of one set, the nearest of another.
+
+    Attributes:
+        cosine: ``[n]``, the largest (signed) cosine; nearest: ``[n]``, whose it is.
+    """
+
+    cosine: Tensor
+    nearest: Tensor
+
+    @property
+    def mean(self) -> float:
+        """MMCS, the mean of the maximal cosines."""
+        return float(self.cosine.mean())
+
+
+def mcs(a: Dictionary | Tensor, b: Dictionary | Tensor) -> Match:
+    """Maximal cosine similarity of each decoder row of ``a`` among those of ``b``.
+
+    Directional, and signed: a row that points the other way is no match. From a smaller to a
+    larger dictionary it asks which latents were found again (Sharkey, Braun and Millidge 2022;
+    Cunningham et al. 2023, arXiv:2309.08600).
+
+    Args:
+        a, b: dictionaries, or rows ``[n, width]``.
+
+    Raises:
+        ValueError: rows of different widths, or zero rows only.
+    """
+    x, y = (rows.rows if isinstance(rows, Dictionary) else rows.float() for rows in (a, b))
+    if x.dim() != 2 or y.dim() != 2 or x.shape[1] != y.shape[1]:
+        raise ValueError(f"a has shape {list(x.shape)} and b {list(y.shape)}: give rows of one width")
+    y = unit(y)
+    parts = [(unit(some) @ y.T).max(1) for some in x.split(4096)]
+    return Match(torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts]))
+
+
+def mcs_table(
+    dictionaries: Sequence[Dictionary], control: Sequence[Dictionary] = (), *, above: float = 0.9,
+    seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """MMCS of every dictionary with the next larger one, beside two controls.
+
+    Args:
+        dictionaries: in rising width.
+        control: the same widths, trained on a model with random weights (Heap et al. 2025,
+            arXiv:2501.17727): what the method finds where nothing was learnt.
+        above: cosines that count as found again.
+
+    Returns:
+        Columns ``a, b`` (names), ``mmcs``, ``found`` (share above), ``random`` (MMCS of random
+        rows of the same sizes) and, with controls, ``untrained`` and ``untrained_found``.
+
+    Raises:
+        ValueError: fewer than two dictionaries, or controls of other sizes.
+    """
+    import pandas as pd
+
+    if len(dictionaries) < 2:
+        raise ValueError(f"dictionaries={list(dictionaries)}: give two or more, in rising width")
+    if control and [len(d) for d in control] != [len(d) for d in dictionaries]:
+        raise ValueError(f"control has sizes {[len(d) for d in control]}: give the sizes "
+                         f"{[len(d) for d in dictionaries]}")  # fmt: skip
+    rows = []
+    for i, (a, b) in enumerate(pairwise(dictionaries)):
+        found, d = mcs(a, b), a.rows.shape[1]
+        row = {"a": a.name, "b": b.name, "mmcs": found.mean,
+               "found": float((found.cosine > above).float().mean()),
+               "random": mcs(random_units(len(a), d, seed), random_units(len(b), d, seed + 1)).mean}
+        if control:
+            plain = mcs(control[i], control[i + 1])
+            row |= {"untrained": plain.mean,
+                    "untrained_found": float((plain.cosine > above).float().mean())}  # fmt: skip
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def importance(
+    dictionary: Dictionary, model: TransformerBridge, tokens: Tensor, latents: Sequence[int]
+) -> Tensor:
+    """What the model's loss loses when a latent is taken out of the stream: ``[latents]``.
+
+    The latent's part of the reconstruction, ``activation * row``, is subtracted from what the
+    model has (the dictionary's error stays), at every position but the first.
+
+    Args:
+        tokens: ``[rows, n]``.
+
+    Returns:
+        Increase of the cross-entropy in nats, a mean over all tokens (not only where it fires).
+
+    Raises:
+        ValueError: no such latent, or as :meth:`Dictionary.check`.
+    """
+    dictionary.check(model)
+    for latent in latents:
+        dictionary.vector(latent)
+    state = runtime(model)
+
+    def loss(change: object) -> float:
+        with replaced(model, dictionary.site, change):  # type: ignore[arg-type]
+            logits = state.decoder(input_ids=tokens, use_cache=False).logits
+        log_p = logits[:, :-1].float().log_softmax(-1)
+        return -float(log_p.gather(-1, tokens[:, 1:, None]).mean())
+
+    kept: list[Tensor] = []
+
+    def keep(x: Tensor) -> Tensor:
+        kept.append(x)
+        return x
+
+    with state.lock:
+        clean = loss(keep)
+        values = dictionary.encode(kept[0])
+        values[:, 0] = 0
+        found = []
+        for i in track(latents, "latents"):
+            part = values[..., i, None] * dictionary.rows[i].to(values)
+            found.append(loss(lambda x, part=part: x - part.to(x)) - clean)
+    return torch.tensor(found)
+
+
+def sparse_probe(
+    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], k: int | None
+) -> tuple[float, list[int]]:
+    """Accuracy of a logistic probe on the k features that differ most between two classes.
+
+    Features are chosen by the difference of their class means, on the training set (Gurnee et al.
+    2023, arXiv:2305.01610; the measure of SAEBench, Karvonen et al. 2025, arXiv:2503.09532).
+
+    Args:
+        train, test: features ``[n, m]`` (latents, or the stream's own coordinates as the baseline)
+            and labels ``[n]`` of 0 and 1.
+        k: how many features; None for all.
+
+    Returns:
+        Accuracy on the test set, and the features.
+
+    Raises:
+        ValueError: a k that makes no sense, or one class only.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    (x, y), (x_test, y_test) = train, test
+    if k is not None and (not isinstance(k, int) or not 1 <= k <= x.shape[1]):
+        raise ValueError(f"k={k!r}: give 1 to {x.shape[1]}, or None for all features")
+    on = y.bool()
+    if bool(on.all()) or not bool(on.any()):
+        raise ValueError("train has one class only: give examples of both")
+    gap = (x[on].mean(0) - x[~on].mean(0)).abs()
+    best = torch.arange(x.shape[1]) if k is None else gap.argsort(descending=True, stable=True)[:k]
+    scale = x[:, best].std(0).clamp(min=1e-6)
+    probe = LogisticRegression(max_iter=1000)
+    probe.fit((x[:, best] / scale).numpy(), y.numpy())
+    return float(probe.score((x_test[:, best] / scale).numpy(), y_test.numpy())), best.tolist()
