@@ -4,6 +4,7 @@ from __future__ import annotations
 from kit.sae.ablation import Ablation, ablated_text, gradients
 from kit.sae.compare import Match, importance, mcs, mcs_table, sparse_probe
 from kit.sae.dictionary import Dictionary, load
+from kit.sae.latent import Latent, combine
 from kit.sae.lens import Lens, direct_attribution, logit_lens, long_tokens
 from kit.sae.quality import Quality, evaluate
 from kit.sae.site import Site
@@ -11,7 +12,7 @@ from kit.sae.source import Source, pack
 from kit.sae.store import Example, FeatureStore
 from kit.sae.training import Report, Training, explained_variance, train
 
-__all__ = ["Ablation", "Dictionary", "Example", "FeatureStore", "Lens", "Match", "Quality",
-           "Report", "Site", "Source", "Training", "ablated_text", "direct_attribution", "evaluate",
-           "explained_variance", "gradients", "importance", "load", "logit_lens", "long_tokens",
-           "mcs", "mcs_table", "pack", "sparse_probe", "train"]
+__all__ = ["Ablation", "Dictionary", "Example", "FeatureStore", "Latent", "Lens", "Match",
+           "Quality", "Report", "Site", "Source", "Training", "ablated_text", "combine",
+           "direct_attribution", "evaluate", "explained_variance", "gradients", "importance", "load",
+           "logit_lens", "long_tokens", "mcs", "mcs_table", "pack", "sparse_probe", "train"]
