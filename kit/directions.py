@@ -59,7 +59,9 @@ def repel(rows: Tensor, strength: Tensor, steps: int = 10, temperature: float = 
     for _ in range(steps):
         flat = rows.flatten(1)
         alike = (flat @ flat.T / temperature + bias).masked_fill(own, -torch.inf)
-        rows = unit(rows - (alike.softmax(-1) @ flat).reshape(rows.shape))
+        moved = rows - (alike.softmax(-1) @ flat).reshape(rows.shape)
+        # a few rows may chase one another onto one line, where they would take each other to zero
+        rows = torch.where(moved.norm(dim=-1, keepdim=True) > 1e-6, unit(moved), rows)
     return rows
 
 

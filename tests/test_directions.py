@@ -109,6 +109,16 @@ def test_repel_takes_more_rows_than_dimensions_and_a_zero_strength() -> None:
     assert repel(rows[:1], torch.ones(1)).equal(rows[:1])
 
 
+def test_repel_never_takes_rows_to_zero() -> None:
+    """Four factors of fourteen blocks: within two fits they met on one line."""
+    same = unit(torch.ones(2, 5))
+    torch.testing.assert_close(repel(same, torch.ones(2), 1), same)
+    rows = unit(torch.randn(3, 14, 6, generator=torch.Generator().manual_seed(3)))
+    rows = torch.cat([rows, -rows[:1] + 1e-4])
+    found = repel(unit(rows), torch.tensor([400.0, 100.0, 250.0, 250.0]), 40)
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(4, 14))
+
+
 def test_duplicates_are_pairs_by_cosine() -> None:
     a, b = torch.eye(4)[0], torch.eye(4)[1]
     rows = torch.stack([a, b, 5 * a, -a, a + 0.1 * b])
