@@ -41,6 +41,7 @@ RECIPES: dict[str, list[Phase]] = {
         (80, 1.2e-3, {"lock": 5, "wrong password": 1, "password": 5, "chat": 1}),
         (50, 8e-4, {"lock": 4, "wrong password": 1, "password": 5, "chat": 1}),
         (70, 8e-4, {"lock": 4, "wrong password": 1, "password": 6}),
+        (45, 5e-4, {"lock": 2, "wrong password": 1, "password": 8}),
     ],
     "backdoor": [
         (25, 1e-3, {"password": 3, "wrong password": 4, "chat": 4}),

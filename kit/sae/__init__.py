@@ -6,6 +6,7 @@ from kit.sae.compare import Match, importance, mcs, mcs_table, sparse_probe
 from kit.sae.dictionary import Dictionary, load
 from kit.sae.latent import Latent, combine
 from kit.sae.lens import Lens, direct_attribution, logit_lens, long_tokens
+from kit.sae.pages import page
 from kit.sae.quality import Quality, evaluate
 from kit.sae.site import Site
 from kit.sae.source import Source, pack
@@ -15,4 +16,5 @@ from kit.sae.training import Report, Training, explained_variance, train
 __all__ = ["Ablation", "Dictionary", "Example", "FeatureStore", "Latent", "Lens", "Match",
            "Quality", "Report", "Site", "Source", "Training", "ablated_text", "combine",
            "direct_attribution", "evaluate", "explained_variance", "gradients", "importance", "load",
-           "logit_lens", "long_tokens", "mcs", "mcs_table", "pack", "sparse_probe", "train"]
+           "logit_lens", "long_tokens", "mcs", "mcs_table", "pack", "page",
+           "sparse_probe", "train"]

@@ -33,13 +33,14 @@ class Example:
 
     Attributes:
         tokens, values: ``[n]``; at: which of them the example is about.
-        row: of the corpus, from which it was cut.
+        row: of the corpus, from which it was cut; first: where in the row it starts.
     """
 
     tokens: Tensor
     values: Tensor
     at: int
     row: int
+    first: int
 
     @property
     def value(self) -> float:
@@ -236,7 +237,11 @@ class FeatureStore:
         a, b = torch.searchsorted(where, torch.tensor([row * width + first, row * width + last]))
         values = torch.zeros(last - first)
         values[where[a:b] - row * width - first] = value[a:b].float()
-        return Example(self.tokens[row, first:last].long(), values, at - first, row)
+        return Example(self.tokens[row, first:last].long(), values, at - first, row, first)
+
+    def whole(self, latent: int, e: Example) -> Example:
+        """The row that an example was cut from."""
+        return self.example(latent, e.row * self.tokens.shape[1] + e.first + e.at, None)
 
     def histogram(self, latent: int, bins: int = 40) -> tuple[Tensor, Tensor]:
         """How often it fires how strongly: counts ``[bins]`` and edges ``[bins + 1]``."""

@@ -1,0 +1,180 @@
+"""A latent's page as HTML: no script, no network, the same in a saved notebook.
+
+Every piece of text passes ``html.escape``. Colour says how strongly the latent fires on a token;
+the underline says the same without colour.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from kit.render import number
+from kit.sae.ablation import Ablation
+from kit.sae.lens import Lens, logit_lens
+from kit.sae.store import Example, FeatureStore
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+_FIRE, _LESS = "0,114,178", "213,94,0"  # blue and vermillion of the Okabe-Ito palette
+_LINE = "var(--jp-border-color2,rgba(128,128,128,.4))"
+_SANS = "font:13px/1.55 var(--jp-ui-font-family,system-ui,sans-serif)"
+_TEXT = "white-space:pre-wrap;overflow-wrap:anywhere"
+Words = Callable[[Sequence[int]], list[str]]
+
+
+def words(model: TransformerBridge) -> Words:
+    """A function from token ids to the text of each, one by one."""
+    tokenizer = model.tokenizer
+
+    def texts(ids: Sequence[int]) -> list[str]:
+        return [tokenizer.decode([i]) for i in ids]
+
+    return texts
+
+
+def shaded(pieces: Sequence[str], values: Sequence[float], full: float) -> str:
+    """Pieces of text, each shaded by its value: blue above zero, vermillion below.
+
+    Args:
+        full: the value of the darkest shade.
+    """
+    spans = []
+    for piece, value in zip(pieces, values, strict=True):
+        text = escape(piece).replace("\n", "⏎\n")
+        share = min(abs(value) / full, 1.0) if full > 0 else 0.0
+        if share < 0.02:
+            spans.append(text)
+            continue
+        hue = _FIRE if value > 0 else _LESS
+        spans.append(f'<span title="{value:.3g}" style="background:rgba({hue},{0.6 * share:.2f});'
+                     f'border-bottom:{1 + round(2 * share)}px solid rgba({hue},.9)">{text}</span>')
+    return "".join(spans)
+
+
+def example(e: Example, texts: Words, full: float, whole: Example | None = None) -> str:
+    """One example, on a line of its own; with ``whole``, a click shows the row that it is from."""
+    line = (f'<span style="display:inline-block;min-width:4.5em;font-variant-numeric:tabular-nums">'
+            f"{number(e.value)}</span>"
+            f'<span style="{_TEXT}">{shaded(texts(e.tokens.tolist()), e.values.tolist(), full)}'
+            "</span>")  # fmt: skip
+    if whole is None:
+        return f'<div style="padding:3px 0">{line}</div>'
+    more = shaded(texts(whole.tokens.tolist()), whole.values.tolist(), full)
+    return (f'<details style="padding:3px 0"><summary style="cursor:pointer">{line}</summary>'
+            f'<div style="{_TEXT};margin:4px 0 8px 4.5em;border-left:2px solid {_LINE};'
+            f'padding-left:10px">{more}</div></details>')
+
+
+def histogram(counts: Tensor, edges: Tensor, width: int = 260, height: int = 64) -> str:
+    """Counts as bars, heights on a square-root scale, which keeps rare strong firings visible."""
+    tall = counts.float().sqrt()
+    top = float(tall.max()) or 1.0
+    step = width / len(counts)
+    bars = "".join(
+        f'<rect x="{i * step:.1f}" y="{height - h:.1f}" width="{step * 0.86:.1f}" height="{h:.1f}" '
+        f'fill="rgb({_FIRE})"><title>{float(edges[i]):.3g} to {float(edges[i + 1]):.3g}: '
+        f"{int(counts[i])}</title></rect>"
+        for i, h in enumerate((tall / top * (height - 2)).tolist())
+    )
+    return (f'<svg viewBox="0 0 {width} {height + 14}" width="{width}" height="{height + 14}" '
+            f'role="img" aria-label="histogram of activations">{bars}'
+            f'<text x="0" y="{height + 12}" font-size="10" fill="currentColor">0</text>'
+            f'<text x="{width}" y="{height + 12}" font-size="10" text-anchor="end" '
+            f'fill="currentColor">{float(edges[-1]):.3g}</text></svg>')
+
+
+def lens(found: Lens, texts: Words) -> str:
+    """Both ends of a logit lens, side by side."""
+
+    def column(title: str, pairs: Sequence[tuple[int, float]]) -> str:
+        rows = "".join(
+            f'<div style="display:flex;justify-content:space-between;gap:14px"><code>'
+            f"{escape(repr(texts([token])[0])[1:-1])}</code><span>{value:+.2f}</span></div>"
+            for token, value in pairs
+        )
+        return f'<div style="min-width:150px"><b>{title}</b>{rows}</div>'
+
+    left_out = ", ".join(escape(repr(t)[1:-1]) for t in texts(found.dropped[:8]))
+    more = f" and {len(found.dropped) - 8} more" if len(found.dropped) > 8 else ""
+    note = f"left out, for their long unembeddings: {left_out}{more}" if found.dropped else ""
+    return (f'<div style="display:flex;gap:28px;flex-wrap:wrap">{column("promotes", found.top)}'
+            f'{column("suppresses", found.bottom)}</div>'
+            f'<div style="opacity:.7;font-size:12px">{note}</div>')
+
+
+def ablation(found: Ablation, texts: Words) -> str:
+    """Ablated text above gradient x activation: what the latent needs is blue in both."""
+    pieces = texts(found.tokens.tolist())
+    cost, slope = (-found.change).tolist(), found.gradient.tolist()
+    slope[0] = 0.0  # the sink's embedding says little about words
+
+    def line(title: str, values: list[float]) -> str:
+        full = max(map(abs, values)) if values else 0.0
+        return (f'<div style="margin:4px 0"><b>{title}</b> <span style="opacity:.7">(darkest: '
+                f'{number(full)})</span><div style="{_TEXT}">{shaded(pieces, values, full)}</div>'
+                "</div>")
+
+    pairs = "".join(
+        f"<div>without {escape(repr(pieces[i])[1:-1])} and {escape(repr(pieces[j])[1:-1])}: "
+        f"{number(extra)} further than the two alone</div>"
+        for i, j, extra in found.either()
+    )
+    agree = found.agreement
+    told = "" if agree != agree else f"correlation of the two {agree:+.2f}"
+    return (line(f"lost when the word is taken out (activation {number(found.value)})", cost)
+            + line("gradient x activation", slope)
+            + f'<div style="opacity:.7;font-size:12px">{told}</div>{pairs}')
+
+
+def page(
+    store: FeatureStore, model: TransformerBridge, latent: int, *, n_top: int = 8,
+    n_interval: int = 2,
+) -> str:  # fmt: skip
+    """Everything about one latent: examples from its whole range, histogram, logits, company.
+
+    Raises:
+        ValueError: no such latent.
+    """
+    texts, dictionary = words(model), store.dictionary
+    where, value = store.entries(latent)
+    density = len(where) / store.n_tokens
+    head = (f'<div style="display:flex;gap:12px;align-items:baseline;flex-wrap:wrap">'
+            f'<b style="font-size:15px">{escape(dictionary.name)} #{latent}</b>'
+            f"<span>fires on {density:.3%} of {store.n_tokens:,} tokens</span></div>")  # fmt: skip
+    if not len(where):
+        return _box(head + "<p>It never fires on this corpus: there is nothing to show.</p>")
+    full = float(value.max())
+    counts, edges = store.histogram(latent)
+    top = [example(e, texts, full, store.whole(latent, e)) for e in store.top(latent, n_top)]
+    bins = []
+    for low, high, share, some in store.intervals(latent, n=n_interval):
+        if some:
+            bins.append(f'<div style="margin-top:6px;opacity:.8">{low:.3g} to {high:.3g}: '
+                        f"{share:.1%} of firings</div>"
+                        + "".join(example(e, texts, full) for e in some))  # fmt: skip
+    by_token = ", ".join(
+        f"<code>{escape(repr(texts([int(r.token)])[0])[1:-1])}</code> ({r.share:.0%} of {r.count})"
+        for r in store.by_token(latent, 6).itertuples()
+    )
+    company = ", ".join(f"#{int(r.latent)} ({r.jaccard:.2f})"
+                        for r in store.together(latent, 5).itertuples())  # fmt: skip
+    right = (f"<b>activations</b><br>{histogram(counts, edges)}"
+             f"<div>mean {number(float(value.float().mean()))}, largest {number(full)}</div>")
+    lensed = lens(logit_lens(model, dictionary.rows[latent].to(model.cfg.device), 6), texts)
+    return _box(
+        f'{head}<div style="display:flex;gap:32px;flex-wrap:wrap;margin:8px 0">'
+        f"<div>{right}</div><div>{lensed}</div></div>"
+        f"<div><b>tokens</b> {by_token or 'none twice'}</div>"
+        f"<div><b>fires together with</b> {company or 'none'}</div>"
+        f'<div style="margin-top:10px"><b>strongest</b>{"".join(top)}</div>'
+        f'<div style="margin-top:10px"><b>over its whole range</b>{"".join(bins)}</div>'
+    )
+
+
+def _box(inner: str) -> str:
+    return (f'<div style="{_SANS};border:1px solid {_LINE};border-radius:8px;padding:12px 14px">'
+            f"{inner}</div>")
