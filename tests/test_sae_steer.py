@@ -55,6 +55,22 @@ def test_without_the_error_the_reconstruction_takes_its_place(llama: Any, latent
     assert not torch.allclose(after, kept, atol=1.0)
 
 
+def test_the_control_reads_the_same_and_writes_at_random(llama: Any, latent: Latent) -> None:
+    other = latent.random(3)
+    row = latent.dictionary.rows[0]
+    assert float(other.writes.norm()) == pytest.approx(float(row.norm()))
+    assert abs(float(torch.cosine_similarity(other.writes, row, dim=0))) < 0.6
+    assert other.name == "random 3" and latent.random(3).writes.equal(other.writes)
+    before, after = streams(llama, other, 1.0, "ablate")
+    old = latent.dictionary.encode(before)[..., :1]
+    assert torch.allclose(after, before - old * other.writes, atol=1e-2)
+    bare = Latent(latent.dictionary, 0, 3.0, keep_error=False).random(3)
+    _, swapped = streams(llama, bare, 2.0, "clamp")
+    values = latent.dictionary.encode(before)
+    values[..., 0] = 0
+    assert torch.allclose(swapped, latent.dictionary.decode(values) + 6.0 * other.writes, atol=1e-2)
+
+
 def test_rows_of_a_ladder_differ(llama: Any, latent: Latent) -> None:
     run = kit.generate(llama, tiny.prompt(llama), latent, [None, 0.0, 4.0], op="clamp",
                        max_new_tokens=4)  # fmt: skip

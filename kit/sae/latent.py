@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from kit.directions import random_units
 from kit.hooks import Op, Part
 from kit.sae.dictionary import Dictionary
 from kit.vectors import SteeringVector
@@ -32,6 +33,7 @@ class Latent:
         keep_error: clamping and ablating change the latent's part of the stream and leave what the
             dictionary does not explain; with False its reconstruction replaces the stream, and
             the error is lost too (what steering through a dictionary often does unsaid).
+        row: ``[d_model]``, written instead of the latent's own row: the control of :meth:`random`.
         name, fingerprint, metadata: as of a :class:`kit.SteeringVector`.
 
     A clamped latent need not read as its target afterwards: the encoder is no inverse of the row.
@@ -46,6 +48,7 @@ class Latent:
     index: int
     top: float = 1.0
     keep_error: bool = True
+    row: Tensor | None = field(default=None, repr=False)
     name: str = ""
     fingerprint: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -65,10 +68,22 @@ class Latent:
         object.__setattr__(self, "fingerprint", self.dictionary.fingerprint)
         object.__setattr__(self, "metadata", {**told, **self.metadata})
 
+    def random(self, seed: int = 0) -> Latent:
+        """The control: it reads what this latent reads, and writes a random row of equal length."""
+        own = self.dictionary.rows[self.index]
+        row = random_units(1, len(own), seed)[0] * own.norm()
+        return replace(self, row=row, name=f"random {seed}", metadata={"control of": self.name,
+                                                                       "seed": seed})  # fmt: skip
+
+    @property
+    def writes(self) -> Tensor:
+        """What is added at activation 1, ``[d_model]``."""
+        return self.dictionary.rows[self.index] if self.row is None else self.row
+
     def parts(self, model: TransformerBridge) -> Sequence[Part]:
         """See :class:`kit.hooks.Intervention`."""
         self.dictionary.check(model)
-        row = self.dictionary.rows[self.index]
+        row = self.writes
         size = float(row.norm())
         return [_LatentPart(self.dictionary.site.layer, "resid", row / size, self.top * size,
                             None, self)]  # fmt: skip
@@ -88,9 +103,10 @@ class _LatentPart(Part):
         old, c = values[..., i, None], coefficient.to(values)
         new = c * self.latent.top if op == "clamp" else (1 - c) * old
         if self.latent.keep_error:
-            return ((new - old) * dictionary.rows[i]).to(activation)
-        values = torch.cat([values[..., :i], new.expand_as(old), values[..., i + 1 :]], dim=-1)
-        return (dictionary.decode(values) - activation.float()).to(activation)
+            return ((new - old) * self.latent.writes).to(activation)
+        rest = torch.cat([values[..., :i], 0 * old, values[..., i + 1 :]], dim=-1)
+        found = dictionary.decode(rest) + new * self.latent.writes
+        return (found - activation.float()).to(activation)
 
 
 def combine(latents: Mapping[Latent, float], name: str = "combined") -> SteeringVector:

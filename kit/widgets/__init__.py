@@ -12,6 +12,7 @@ _HOME = {
     "TokenMask": "token_mask",
     "BlindRating": "rating",
     "FeatureGallery": "gallery",
+    "FeatureBrowser": "browser",
     "Controller": "controller",
     "Request": "controller",
     "Arm": "controller",

@@ -198,7 +198,7 @@ class FeatureGallery(Freezing):
         feature = sets.find(self.features, which)
         if self.panel is None:
             raise ValueError("panel=None: make the gallery with panel=... to add vectors to it")
-        name = to_panel.put(self.panel, feature)
+        name = to_panel.put(self.panel, feature.named(), feature.coefficient)
         self._say(f"{name} is on the panel at {feature.coefficient:+.3g}.")
 
     def save(self, folder: str | Path | None = None) -> Path:

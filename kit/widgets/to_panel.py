@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as w
 
 from kit.widgets.feature_card import dropped
-from kit.widgets.features import Feature
 
 if TYPE_CHECKING:
+    from kit.hooks import Intervention
     from kit.widgets.panel import SteeringPanel
 
 
-def put(panel: SteeringPanel, feature: Feature) -> str:
-    """Put a feature on a panel at its calibrated coefficient, and run the panel.
+def put(panel: SteeringPanel, vector: Intervention, coefficient: float) -> str:
+    """Put a vector on a panel at a coefficient, and run the panel.
 
     A vector that is there already, whatever its name, gets that coefficient.
 
@@ -28,13 +28,12 @@ def put(panel: SteeringPanel, feature: Feature) -> str:
     Raises:
         ValueError: it does not fit the panel's model.
     """
-    vector = feature.named()
     there = [row for row in panel._vectors.children if _same(row.vector, vector)]
     if there:
         there[0].on.value = True
-        panel.set(there[0].vector.name, feature.coefficient)
+        panel.set(there[0].vector.name, coefficient)
     else:
-        panel.add(vector, feature.coefficient)
+        panel.add(vector, coefficient)
     panel.run(wait=False)
     return str((there or panel._vectors.children)[-1].vector.name)
 

@@ -1,0 +1,251 @@
+"""FeatureBrowser: search a dictionary's latents, open one, try a text on it, steer with it."""
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as w
+import torch
+from torch import Tensor
+
+from kit import render
+from kit.models import text_tokens
+from kit.sae import pages
+from kit.sae.ablation import ablated_text
+from kit.sae.latent import Latent
+from kit.widgets import style, to_panel
+from kit.widgets.freezing import Freezing
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from kit.sae.store import FeatureStore
+    from kit.widgets.panel import SteeringPanel
+
+_TEXT = "how strongly the text fires it"
+_LIKE = "similarity to the given vector"
+_LISTED = 200  # latents in the list at once
+
+
+class FeatureBrowser(Freezing):
+    """A feature store on screen: ``FeatureBrowser(store, model)``.
+
+    Attributes:
+        latent: the one whose page is open; listed: those in the list, in its order.
+        panel: where "Steer with it" puts a latent.
+        frozen_html: the page as HTML that needs no kernel.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        model: TransformerBridge,
+        *,
+        panel: SteeringPanel | None = None,
+        like: Tensor | None = None,
+        coefficient: float = 1.0,
+    ) -> None:
+        """Open the latent that fires most strongly.
+
+        Args:
+            like: ``[d_model]``; latents can then be sorted by the cosine of their rows with it.
+            coefficient: at which a latent goes to the panel, times its largest activation.
+
+        Raises:
+            ValueError: a store of another model, or a ``like`` of another width.
+        """
+        store.dictionary.check(model)
+        rows = store.dictionary.rows
+        if like is not None and like.shape != rows.shape[1:]:
+            raise ValueError(f"like has shape {list(like.shape)}: give [{rows.shape[1]}]")
+        self.store, self._lm, self.panel, self._coefficient = store, model, panel, coefficient
+        self.latent, self._quiet = 0, True
+        self._made: dict[int, Any] = {}  # what went to the panel, so that it is known there again
+        self._keys: dict[str, Tensor] = {"largest activation": store.maxima(),
+                                         "density": store.density(), "mean activation": store.means()}
+        if like is not None:
+            self._keys[_LIKE] = torch.cosine_similarity(rows, like.cpu().float()[None], dim=-1)
+        wide = {"description_width": "initial"}
+        self.sort = w.Dropdown(options=list(self._keys), description="sort by", style=wide,
+                               layout=w.Layout(width="290px"))
+        self.number = w.BoundedIntText(0, min=0, max=len(store) - 1, description="latent",
+                                       style=wide, layout=w.Layout(width="130px"))
+        self.text = w.Textarea(placeholder="Try your own text: which latents fire on it?", rows=2,
+                               continuous_update=False, layout=w.Layout(flex="1 1 auto", width="auto",
+                                                                        height="56px"))
+        self.read = w.Button(description="Read", tooltip="which latents fire on this text",
+                             layout=w.Layout(width="70px"))
+        self.ablate = w.Button(description="Ablated text", layout=w.Layout(width="110px"),
+                               tooltip="which earlier words the latent needs, on your text or on its "
+                               "strongest example")  # fmt: skip
+        self.steer = w.Button(description="Steer with it", layout=w.Layout(width="110px"),
+                              disabled=panel is None,
+                              tooltip="put the latent on the steering panel")  # fmt: skip
+        self.freeze_button = w.Button(description="Freeze", layout=w.Layout(width="80px"),
+                                      tooltip="keep this page as plain HTML in the notebook")
+        self.list = w.Select(rows=22, layout=w.Layout(width="260px"))
+        self._page, self._message, self._area = w.HTML(), w.HTML(), w.HTML()
+        super().__init__()
+        bar = w.Layout(grid_gap="8px", flex_flow="row wrap", align_items="center", width="100%")
+        self._page.layout = w.Layout(flex="1 1 480px", min_width="320px")
+        self.children = (
+            w.HTML(style.PANEL),
+            w.HTML(f'<b style="font-size:15px">Features of {escape(store.dictionary.name)}</b>'
+                   f'<span style="opacity:.75">&ensp;{len(store):,} latents, '
+                   f"{store.n_tokens:,} tokens</span>"),
+            w.HBox([self.text, self.read], layout=w.Layout(grid_gap="8px", align_items="center")),
+            w.HBox([self.sort, self.number, self.ablate, self.steer, self.freeze_button], layout=bar),
+            self._message,
+            w.HBox([self.list, self._page], layout=w.Layout(
+                grid_gap="14px", flex_flow="row wrap", align_items="flex-start")),
+            self._area,
+        )  # fmt: skip
+        for name in ("kit-panel", "kit-browser"):
+            self.add_class(name)
+        self._connect()
+        self._quiet = False
+        self.sort_by("largest activation")
+        self.show(self.listed[0])
+
+    # what a notebook calls
+
+    def show(self, latent: int) -> None:
+        """Show a latent's page.
+
+        Raises:
+            ValueError: no such latent.
+        """
+        html = pages.page(self.store, self._lm, latent)
+        self.latent = latent
+        self._quiet = True
+        self.number.value = latent
+        if latent in self.listed:
+            self.list.value = latent
+        self._quiet = False
+        self._page.value = html
+
+    def sort_by(self, key: str) -> None:
+        """List the latents by a figure, highest first.
+
+        Raises:
+            ValueError: a figure that is not there.
+        """
+        if key not in self._keys:
+            raise ValueError(f"key={key!r}: use {', '.join(map(repr, self._keys))}")
+        values = self._keys[key]
+        order = values.argsort(descending=True, stable=True)
+        order = order[(self.store.density() > 0)[order]][:_LISTED]
+        self.listed = order.tolist() or [0]
+        self._quiet = True
+        self.list.options = [(f"#{i}   {_short(float(values[i]), key)}", i) for i in self.listed]
+        if self.latent in self.listed:
+            self.list.value = self.latent
+        self.sort.value = key
+        self._quiet = False
+
+    def try_text(self, text: str) -> None:
+        """Sort by how strongly a text fires each latent, and open the one that it fires most.
+
+        "How strongly" is the share of the latent's largest activation on the corpus.
+
+        Raises:
+            ValueError: a text without a token.
+        """
+        latents = self.store.dictionary.read(self._lm, text)
+        value = latents[1:].amax(0) if len(latents) > 1 else latents[0]
+        self._keys[_TEXT] = value / self.store.maxima().clamp(min=1e-6)
+        self._quiet = True
+        self.text.value = text
+        self.sort.options = list(self._keys)
+        self._quiet = False
+        self.sort_by(_TEXT)
+        self.show(self.listed[0])
+        self._show_text(latents)
+
+    def show_ablated(self) -> None:
+        """Ablated text of the open latent: on the given text, or on its strongest example."""
+        i = self.latent
+        if self.text.value.strip():
+            ids = text_tokens(self._lm, self.text.value)[0].cpu()
+            values = self.store.dictionary.read(self._lm, ids)[:, i]
+            ids = ids[: max(3, int(values[1:].argmax()) + 2)]
+        else:
+            best = self.store.top(i, 1)
+            if not best:
+                raise ValueError(f"latent {i} never fires on the corpus: give a text of your own")
+            whole = self.store.whole(i, best[0])
+            ids = whole.tokens[max(0, whole.at - 39) : whole.at + 1]
+        found = ablated_text(self.store.dictionary, self._lm, ids, i, pairs=len(ids) <= 16)
+        self._extend(pages.ablation(found, pages.words(self._lm)))
+
+    def to_panel(self) -> str:
+        """Put the open latent on the panel, and run it; returns the name that it has there.
+
+        Raises:
+            ValueError: this browser has no panel, or the latent never fires.
+        """
+        if self.panel is None:
+            raise ValueError("panel=None: make the browser with panel=... to steer with a latent")
+        top, d = float(self.store.maxima()[self.latent]), self.store.dictionary
+        if not top > 0:
+            raise ValueError(f"latent {self.latent} never fires on the corpus, so it has no unit")
+        vector: Any = d.vector(self.latent, top)
+        coefficient = self._coefficient
+        if d.site.kind == "resid":
+            vector = self._made.setdefault(self.latent, Latent(d, self.latent, top))
+        else:  # the stream does not show it: its row is added, as long as it is at most
+            from kit.models import residual_scale
+
+            coefficient *= top * vector.metadata["row_norm"] / residual_scale(self._lm, vector.layer)
+        name = to_panel.put(self.panel, vector, coefficient)
+        self._say(f"{name} is on the panel at {coefficient:+.2g}.")
+        return name
+
+    @property
+    def has_run(self) -> bool:
+        return bool(self._page.value)
+
+    @property
+    def frozen_html(self) -> str:
+        return self._page.value
+
+    # from the controls
+
+    def _connect(self) -> None:
+        self.list.observe(lambda c: self._try(lambda: self.show(c["new"])), "value")
+        self.number.observe(lambda c: self._try(lambda: self.show(c["new"])), "value")
+        self.sort.observe(lambda c: self._try(lambda: self.sort_by(c["new"])), "value")
+        self.read.on_click(lambda _b: self._try(lambda: self.try_text(self.text.value)))
+        self.ablate.on_click(lambda _b: self._try(self.show_ablated))
+        self.steer.on_click(lambda _b: self._try(self.to_panel))
+        self.freeze_button.on_click(lambda _b: self._try(
+            lambda: setattr(self._message, "value", self.freeze_here(self._area))))
+
+    def _try(self, job: Any) -> None:
+        """A click must never raise into the log, where nobody looks."""
+        if self._quiet:
+            return
+        try:
+            self._message.value = ""
+            job()
+        except Exception as error:
+            self._say(str(error).splitlines()[0] if str(error) else type(error).__name__, error=True)
+
+    def _show_text(self, latents: Tensor) -> None:
+        ids = text_tokens(self._lm, self.text.value)[0].tolist()
+        values = latents[:, self.latent].tolist()
+        shown = pages.shaded(pages.words(self._lm)(ids), values, max(map(abs, values)))
+        self._extend(f"<b>#{self.latent} on your text</b><div style=\"white-space:pre-wrap\">{shown}"
+                     "</div>")  # fmt: skip
+
+    def _extend(self, html: str) -> None:
+        box = (f'<div style="font:13px/1.55 var(--jp-ui-font-family,system-ui,sans-serif);'
+               f'padding:10px 14px">{html}</div>')
+        self._page.value = box + pages.page(self.store, self._lm, self.latent)
+
+    def _say(self, text: str, *, error: bool = False) -> None:
+        self._message.value = render.message(text, error=error)
+
+
+def _short(value: float, key: str) -> str:
+    return f"{value:.3%}" if key == "density" else f"{value:.3g}"
