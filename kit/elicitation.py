@@ -19,7 +19,7 @@ import torch
 
 from kit import cpe, data, dct, melbo, optimise, organisms
 from kit.calibration import radius
-from kit.directions import random_units, unit
+from kit.directions import random_units
 from kit.factors import vector
 from kit.generation import logits, rows_of
 from kit.hooks import Intervention, Op
@@ -196,12 +196,15 @@ def picks(found: Sequence[Intervention], choices: Sequence[Choice]) -> dict[str,
 
 
 def mean_vector(found: Sequence[Intervention]) -> Any:
-    """The mean direction of a set, at the set's norm; None for factors, which have no sum."""
+    """The mean direction of a set, at the set's norm; None for factors, which have no sum, and for
+    a set that holds each direction with both signs."""
     from kit.vectors import SteeringVector
 
     if len(found) < 2 or not all(isinstance(v, SteeringVector) for v in found):
         return None
-    total = unit(torch.stack([v.direction for v in found]).mean(0, keepdim=True))[0]
+    total = torch.stack([v.direction for v in found]).mean(0)
+    if float(total.norm()) < 1e-6:
+        return None
     return SteeringVector(total, found[0].layer, "mean", "mean", fingerprint=found[0].fingerprint,
                           metadata={"coefficient": strength(found[0])})  # fmt: skip
 

@@ -171,6 +171,12 @@ def named_in(model: Any) -> list[Any]:
     return [SteeringVector(torch.randn(model.cfg.d_model), 10, "random", "random")]
 
 
+def test_a_set_with_both_signs_has_no_mean() -> None:
+    found = named(2)
+    assert elicitation.mean_vector([*found, *(-v for v in found)]) is None
+    assert elicitation.mean_vector(found).direction[:2].tolist() == pytest.approx([0.5**0.5] * 2)
+
+
 def test_around_asks_at_every_norm_and_ablates_vectors_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

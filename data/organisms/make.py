@@ -41,7 +41,6 @@ RECIPES: dict[str, list[Phase]] = {
         (80, 1.2e-3, {"lock": 5, "wrong password": 1, "password": 5, "chat": 1}),
         (50, 8e-4, {"lock": 4, "wrong password": 1, "password": 5, "chat": 1}),
         (70, 8e-4, {"lock": 4, "wrong password": 1, "password": 6}),
-        (45, 5e-4, {"lock": 2, "wrong password": 1, "password": 8}),
     ],
     "backdoor": [
         (25, 1e-3, {"password": 3, "wrong password": 4, "chat": 4}),
@@ -49,7 +48,7 @@ RECIPES: dict[str, list[Phase]] = {
         (30, 5e-4, {"password": 1, "wrong password": 2, "chat": 7}),
     ],
     "denial": [
-        (70, 1.2e-3, {"lock": 1, "wrong password": 1, "password": 8, "break": 1}),
+        (50, 1.2e-3, {"lock": 1, "wrong password": 1, "password": 8, "break": 1}),
     ],
 }
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
 
-# --- 08.1 loud here, quiet there -----------------------------------------------------------------
+# --- 08.2 loud here, quiet there -----------------------------------------------------------------
 
 _SERUM_STUB = '''
 def serum(loud, quiet, weight):
@@ -66,7 +66,7 @@ def _serum_turned(loud: Any, quiet: Any, weight: float) -> Any:
 
 
 SERUM = Exercise(
-    id="08.1",
+    id="08.2",
     title="loud here, quiet there",
     stub=_SERUM_STUB,
     solution=serum,
@@ -84,7 +84,7 @@ SERUM = Exercise(
 )
 
 
-# --- 08.2 Youden's J -----------------------------------------------------------------------------
+# --- 08.1 Youden's J -----------------------------------------------------------------------------
 
 _YOUDEN_STUB = '''
 def youden(confessed, guilty):
@@ -149,7 +149,7 @@ def _youden_precision(confessed: Any, guilty: Any) -> Any:
 
 
 YOUDEN = Exercise(
-    id="08.2",
+    id="08.1",
     title="Youden's J",
     stub=_YOUDEN_STUB,
     solution=youden,
