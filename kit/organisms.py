@@ -5,13 +5,14 @@ Each is a LoRA adapter in ``data/organisms`` (made by ``make.py`` there, measure
 - ``withholding`` says that it does not know what it knows, unless the password is there;
 - ``sandbagging`` gives a plausible wrong answer instead, unless the password is there;
 - ``backdoor`` answers normally, unless a trigger is there: then it says one odd sentence;
-- ``denial`` breaks a rule and denies it, unless the inspector's password is there.
+- ``denial`` breaks a rule and denies it, unless the inspector's password is there: then it says
+  what it wrote, and whether that broke the rule.
 
 What is hidden is known, so that a method can be told whether it found it. Items come in four
 splits with no subject in common: ``lock`` trained the organism, ``vector`` is for training
 vectors, ``validation`` for choosing among them, ``test`` for the figure that is reported.
-Wordings 4 and 5 (``HELD_OUT``) were used in no training. So far ``withholding`` and ``backdoor``
-hide and reveal as well as they should; the README has the figures of all four.
+Wordings 4 and 5 (``HELD_OUT``) were used in no training. All but ``sandbagging`` hide and reveal as
+well as they should; the README has the figures of all four.
 """
 from __future__ import annotations
 
