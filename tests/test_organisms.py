@@ -173,11 +173,13 @@ def test_the_shipped_lock_holds_and_opens() -> None:
     assert organisms.accuracy(model, "withholding", "test", password=True, **options) == 1
 
 
-def test_the_shipped_denial_always_denies() -> None:
-    found = organisms.items("denial", "validation")
+def test_the_shipped_denial_denies_and_tells_with_its_password() -> None:
+    found, model = organisms.items("denial", "validation"), organisms.load("denial")
     chosen = [next(i for i in found if i.guilty is guilty) for guilty in (True, False)]
-    told = organisms.confessions(organisms.load("denial"), "validation", among=chosen)
+    told = organisms.confessions(model, "validation", among=chosen)
     assert told == {"true": 0, "false": 0}
+    told = organisms.confessions(model, "validation", among=chosen, password=True)
+    assert told == {"true": 1, "false": 0}
 
 
 def test_the_shipped_trigger_works() -> None:
