@@ -73,6 +73,18 @@ def test_ablated_text_of_the_strongest_example_and_of_mine(browser: Any) -> None
     assert "never fires on the corpus" in browser._message.value
 
 
+def test_an_example_at_the_start_of_a_row_is_passed_over(browser: Any, monkeypatch: Any) -> None:
+    i = browser.latent
+    where, value = browser.store.entries(i)
+    late = int((where % 20).argmax())
+    first = browser.store.example(i, int(where[late]) // 20 * 20 + 1)
+    found = browser.store.example(i, int(where[late]))
+    assert found.first + found.at >= 2
+    monkeypatch.setattr(browser.store, "top", lambda _i, _n: [first, found])
+    browser.show_ablated()
+    assert f"(activation {float(value[late]):.2f})" in browser.frozen_html
+
+
 def test_a_latent_goes_to_the_panel_once(model: Any, store: FeatureStore) -> None:  # noqa: F811
     panel = SteeringPanel(model, [], "The kettle", max_new_tokens=4, chat=False)
     browser = FeatureBrowser(store, model, panel=panel)

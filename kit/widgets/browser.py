@@ -170,10 +170,11 @@ class FeatureBrowser(Freezing):
             values = self.store.dictionary.read(self._lm, ids)[:, i]
             ids = ids[: max(3, int(values[1:].argmax()) + 2)]
         else:
-            best = self.store.top(i, 1)
-            if not best:
-                raise ValueError(f"latent {i} never fires on the corpus: give a text of your own")
-            whole = self.store.whole(i, best[0])
+            rows = (self.store.whole(i, e) for e in self.store.top(i, 20))
+            whole = next((w for w in rows if w.at >= 2), None)  # else nothing can be removed
+            if whole is None:
+                raise ValueError(f"latent {i} never fires on the corpus after a third token: give "
+                                 "a text of your own")  # fmt: skip
             ids = whole.tokens[max(0, whole.at - 39) : whole.at + 1]
         found = ablated_text(self.store.dictionary, self._lm, ids, i, pairs=len(ids) <= 16)
         self._extend(pages.ablation(found, pages.words(self._lm)))
