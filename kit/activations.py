@@ -128,9 +128,8 @@ def capture(
                         )
                     )
                 else:
-                    module = state.mlp(layer) if site == "mlp_out" else state.block(layer)
                     handles.append(
-                        module.register_forward_hook(
+                        state.writer(layer, site).register_forward_hook(
                             lambda _m, _i, out, place=place: keep(place, output_of(out))
                         )
                     )

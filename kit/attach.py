@@ -45,7 +45,7 @@ def at_decoder(
     def after(_module: Any, _args: Any, out: Any) -> Any:
         return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
 
-    return state.block(layer).register_forward_hook(after).remove
+    return state.writer(layer, site).register_forward_hook(after).remove
 
 
 def at_bridge(

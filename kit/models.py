@@ -47,8 +47,10 @@ class Runtime:
             raise ValueError("this architecture has no separate attention output projection")
         return self.decoder.get_submodule(f"{self.blocks}.{layer}.{self.o_proj}")
 
-    def mlp(self, layer: int) -> nn.Module:
-        """The MLP of a layer, whose output joins the residual stream."""
+    def writer(self, layer: int, site: str) -> nn.Module:
+        """The module whose output is a site: the layer's block, or its MLP for ``"mlp_out"``."""
+        if site != "mlp_out":
+            return self.block(layer)
         if self.mlp_path is None:
             raise ValueError("this architecture has no separate MLP")
         return self.decoder.get_submodule(f"{self.blocks}.{layer}.{self.mlp_path}")

@@ -80,7 +80,7 @@ def ablated_text(
         ValueError: no such latent, fewer than three tokens, or as :meth:`Dictionary.check`.
     """
     dictionary.check(model)
-    dictionary.vector(latent)  # an index that makes sense
+    dictionary.check_latent(latent)
     tokens = tokens.reshape(-1).to(model.cfg.device).long()
     n = len(tokens)
     if n < 3:

@@ -118,7 +118,7 @@ def importance(
     """
     dictionary.check(model)
     for latent in latents:
-        dictionary.vector(latent)
+        dictionary.check_latent(latent)
     state = runtime(model)
 
     def loss(change: object) -> float:

@@ -93,13 +93,17 @@ class Dictionary:
         Raises:
             ValueError: no such latent, or one whose row is zero.
         """
-        if isinstance(latent, bool) or not isinstance(latent, int) or not 0 <= latent < len(self):
-            raise ValueError(f"latent={latent!r}: this dictionary has 0 to {len(self) - 1}")
+        self.check_latent(latent)
         row = self.rows[latent]
         told = {"dictionary": self.name, "latent": latent, "row_norm": float(row.norm()),
                 "activation": scale}  # fmt: skip
         return SteeringVector(row, self.site.layer, name or f"{self.name} #{latent}", "sae latent",
                               fingerprint=self.fingerprint, metadata=told)  # fmt: skip
+
+    def check_latent(self, latent: int) -> None:
+        """Raise a ValueError that gives the range unless ``latent`` is one of its latents."""
+        if isinstance(latent, bool) or not isinstance(latent, int) or not 0 <= latent < len(self):
+            raise ValueError(f"latent={latent!r}: this dictionary has 0 to {len(self) - 1}")
 
     def check(self, model: TransformerBridge) -> None:
         """Refuse a model that this dictionary does not fit.

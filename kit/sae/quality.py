@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kit.attach import output_of
+from kit.attach import at_decoder
 from kit.models import runtime
 from kit.progress import track
 from kit.sae.dictionary import Dictionary
@@ -109,16 +109,11 @@ def replaced(
     model: TransformerBridge, site: Site, change: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
     """Within the block, what leaves a site is ``change`` of what would have."""
-
-    def hook(_module: Any, _args: Any, out: Any) -> Any:
-        new = change(output_of(out))
-        return (new, *out[1:]) if isinstance(out, tuple) else new
-
-    handle = site.module(model).register_forward_hook(hook)
+    remove = at_decoder(model, *site.place, change)
     try:
         yield
     finally:
-        handle.remove()
+        remove()
 
 
 class _Sums:

@@ -60,8 +60,7 @@ class Site:
     def module(self, model: TransformerBridge) -> nn.Module:
         """The module of the decoder whose output this is."""
         check_layer(model, self.layer)
-        state = runtime(model)
-        return state.block(self.layer) if self.kind == "resid" else state.mlp(self.layer)
+        return runtime(model).writer(self.layer, self.kind)
 
     def __str__(self) -> str:
         return f"{self.kind} {self.layer}"

@@ -1,15 +1,13 @@
 """Everything a dictionary did on a corpus, on disk: the ground of every feature page."""
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,6 +16,7 @@ from kit.models import fingerprint
 from kit.progress import track
 from kit.sae.dictionary import Dictionary
 from kit.sae.source import pack
+from kit.vectors import opened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,12 +127,7 @@ class FeatureStore:
             FileNotFoundError: no such file; ValueError: no store, or one of another dictionary or
                 model.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{str(path)!r}: no such file")
-        with safe_open(path, "pt") as file:
-            told = file.metadata() or {}
-            if told.get("format") != _FORMAT:
-                raise ValueError(f"{str(path)!r} is no feature store: {json.dumps(told)[:80]}")
+        with opened(path, _FORMAT, "feature store") as (file, told):
             for name, mine in (("dictionary", dictionary.name), ("latents", str(len(dictionary))),
                                ("fingerprint", fingerprint(model))):  # fmt: skip
                 if told[name] != mine:
@@ -154,8 +148,7 @@ class FeatureStore:
         Raises:
             ValueError: no such latent.
         """
-        if isinstance(latent, bool) or not isinstance(latent, int) or not 0 <= latent < len(self):
-            raise ValueError(f"latent={latent!r}: this dictionary has 0 to {len(self) - 1}")
+        self.dictionary.check_latent(latent)
         at = slice(int(self.start[latent]), int(self.start[latent + 1]))
         return self.where[at].long(), self.value[at]
 

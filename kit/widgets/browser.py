@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kit import render
-from kit.models import text_tokens
+from kit.models import residual_scale, text_tokens
 from kit.sae import pages
 from kit.sae.ablation import ablated_text
 from kit.sae.latent import Latent
@@ -115,14 +115,14 @@ class FeatureBrowser(Freezing):
         Raises:
             ValueError: no such latent.
         """
-        html = pages.page(self.store, self._lm, latent)
+        self._card = pages.page(self.store, self._lm, latent)
         self.latent = latent
         self._quiet = True
         self.number.value = latent
         if latent in self.listed:
             self.list.value = latent
         self._quiet = False
-        self._page.value = html
+        self._page.value = self._card
 
     def sort_by(self, key: str) -> None:
         """List the latents by a figure, highest first.
@@ -195,8 +195,6 @@ class FeatureBrowser(Freezing):
         if d.site.kind == "resid":
             vector = self._made.setdefault(self.latent, Latent(d, self.latent, top))
         else:  # the stream does not show it: its row is added, as long as it is at most
-            from kit.models import residual_scale
-
             coefficient *= top * vector.metadata["row_norm"] / residual_scale(self._lm, vector.layer)
         name = to_panel.put(self.panel, vector, coefficient)
         self._say(f"{name} is on the panel at {coefficient:+.2g}.")
@@ -242,7 +240,7 @@ class FeatureBrowser(Freezing):
     def _extend(self, html: str) -> None:
         box = (f'<div style="font:13px/1.55 var(--jp-ui-font-family,system-ui,sans-serif);'
                f'padding:10px 14px">{html}</div>')
-        self._page.value = box + pages.page(self.store, self._lm, self.latent)
+        self._page.value = box + self._card
 
     def _say(self, text: str, *, error: bool = False) -> None:
         self._message.value = render.message(text, error=error)
