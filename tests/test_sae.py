@@ -235,6 +235,81 @@ def test_a_stopped_training_goes_on_to_the_same_curve(model: Any, tmp_path: Path
         Training(source(model), **settings | {"k": 5}).restore(tmp_path)
 
 
+@pytest.mark.parametrize("window", [1000, 2], ids=["all alive", "some dead"])
+def test_sparse_steps_are_the_library_s(window: int) -> None:
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+    from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    from kit.sae.sparse import SparseBatchTopK
+
+    torch.manual_seed(0)
+    told = BatchTopKTrainingSAEConfig(d_in=24, d_sae=200, k=2.5)
+    both: list[Any] = [BatchTopKTrainingSAE(told), SparseBatchTopK(told)]
+    both[1].load_state_dict(both[0].state_dict())
+    config = SAETrainerConfig(
+        total_training_samples=640, train_batch_size_samples=64, lr=3e-3, lr_end=3e-3,
+        dead_feature_window=window, logger=LoggingConfig(log_to_wandb=False),
+    )  # fmt: skip
+    trainers = [SAETrainer(config, sae, iter(())) for sae in both]
+    planted, dead = Planted(n=30, d=24, batch=64), 0
+    for _ in range(10):
+        batch = next(planted)[planted.site]
+        dense, sparse = (trainer.step(batch) for trainer in trainers)
+        dead += int(trainers[0].dead_neurons.sum())
+        assert {k: float(v) for k, v in sparse.losses.items()} == pytest.approx(
+            {k: float(v) for k, v in dense.losses.items()}, rel=1e-4)  # fmt: skip
+        assert torch.allclose(sparse.feature_acts, dense.feature_acts, atol=1e-5)
+        assert torch.equal(*(trainer.n_forward_passes_since_fired for trainer in trainers))
+    assert (dead > 0) == (window == 2)
+    for a, b in zip(both[0].state_dict().values(), both[1].state_dict().values(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka"])
+def test_a_short_run_fires_as_many_latents_in_inference(model: Any, architecture: Any) -> None:
+    stream = source(model, sites=[RESID])
+    run = Training(stream, widths=[2], architecture=architecture, k=4, steps=60)
+    run.run()
+    batch = next(stream)[RESID]  # with the library's own rate it would be 12 and more
+    assert 3 < (run.dictionaries()[0].encode(batch) > 0).sum(-1).float().mean() < 6
+
+
+@pytest.mark.parametrize(
+    ("architecture", "start", "then"), [("batchtopk", 4, 2), ("topk", 4, 2), ("standard", 1.0, 30.0)]
+)
+def test_sparsity_changes_while_it_trains_and_is_resumed(
+    model: Any, architecture: Any, start: float, then: float, tmp_path: Path
+) -> None:
+    told = {"sparsity": start} if architecture == "standard" else {"k": start}
+
+    def fresh() -> Training:
+        return Training(source(model, sites=[RESID]), widths=[2], architecture=architecture,
+                        steps=30, **told)  # fmt: skip
+
+    run = fresh()
+    assert run.sparsity == start
+    run.run(stop=lambda: run.step == 10)
+    run.sparsity = then
+    (figures,) = run.report(run.advance()).figures.values()
+    if architecture == "standard":
+        (scheduler,) = next(iter(run.trainers.values())).coefficient_schedulers.values()
+        assert scheduler.value == then  # past its warm-up of a fifth of the steps
+    else:
+        assert figures.l0 <= then + 0.05
+    run.save(tmp_path)
+    rest = [float(o.loss) for _ in range(4) for o in run.advance().values()]
+    other = fresh()
+    other.restore(tmp_path)
+    assert other.sparsity == then and other.changes == [(10, then)]
+    assert [float(o.loss) for _ in range(4) for o in other.advance().values()] == pytest.approx(
+        rest, rel=1e-5)  # fmt: skip
+    before = run.sparsity
+    with pytest.raises(ValueError, match=r"=-1"):
+        run.sparsity = -1
+    assert run.sparsity == before
+
+
 def test_train_from_texts_and_again_from_its_checkpoint(model: Any, tmp_path: Path) -> None:
     options: dict[str, Any] = {"widths": [2], "k": 4, "tokens": 640, "batch": 64, "context": 20,
                                "rows": 16, "folder": tmp_path}  # fmt: skip

@@ -133,6 +133,8 @@ class Training:
         from sae_lens.registry import get_sae_training_class
         from sae_lens.training.sae_trainer import SAETrainer
 
+        from kit.sae.sparse import SparseBatchTopK
+
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture={architecture!r}: use {', '.join(ARCHITECTURES)}")
         if not widths or any(not w > 0 for w in widths):
@@ -151,6 +153,7 @@ class Training:
             dead_feature_window=max(20, min(1000, steps // 8)), feature_sampling_window=steps + 1,
             logger=LoggingConfig(log_to_wandb=False),
         )  # fmt: skip
+        self.changes: list[tuple[int, float]] = []  # of the sparsity: step, and value from there on
         self.trainers: dict[str, Any] = {}
         self.sites: dict[str, Site] = {}
         for site, (mean, scale) in source.scales().items():
@@ -160,6 +163,8 @@ class Training:
                 cls, of = get_sae_training_class(
                     "matryoshka_batchtopk" if architecture == "matryoshka" else architecture
                 )
+                if architecture == "batchtopk":
+                    cls = SparseBatchTopK
                 sae = cls(of(d_in=len(mean), d_sae=d_sae,
                              **_options(architecture, d_sae, k, sparsity, steps)))  # fmt: skip
                 sae.b_dec.data = mean * scale  # the mean needs no latent
@@ -167,6 +172,37 @@ class Training:
                 trainer = SAETrainer(config, sae, iter(()))
                 trainer.activation_scaler.scaling_factor = scale
                 self.trainers[name], self.sites[name] = trainer, site
+
+    @property
+    def sparsity(self) -> float:
+        """k for the top-k family, the coefficient of the sparsity term for the others, as it is
+        now. Setting it holds from the next step on, for every dictionary.
+
+        Raises:
+            ValueError: a value that the architecture cannot have.
+        """
+        if self.changes:
+            return self.changes[-1][1]
+        architecture = str(self.settings["architecture"])
+        given = self.settings["k" if architecture not in _COEFFICIENTS else "sparsity"]
+        return float(_COEFFICIENTS[architecture][1] if given is None else given)  # type: ignore[arg-type]
+
+    @sparsity.setter
+    def sparsity(self, value: float) -> None:
+        architecture = str(self.settings["architecture"])
+        dense = architecture in _COEFFICIENTS
+        for trainer in self.trainers.values():
+            sae = trainer.sae
+            told = _options(architecture, len(sae.W_dec), *((1, value) if dense else (value, None)),
+                            self.steps)  # fmt: skip
+            if dense:
+                (scheduler,) = trainer.coefficient_schedulers.values()
+                scheduler.final_value = value
+                scheduler.load_state_dict(scheduler.state_dict())  # makes the present value of it
+            else:
+                sae.cfg.k = told["k"]
+                sae.activation_fn = sae.get_activation_fn()
+        self.changes.append((self.step, value))
 
     def advance(self) -> dict[str, Any]:
         """One batch for every dictionary; sae-lens's output of each step."""
@@ -213,29 +249,38 @@ class Training:
             for name, out in outputs.items()
         })  # fmt: skip
 
-    @torch.no_grad()
     def dictionaries(self) -> list[Dictionary]:
         """The dictionaries as they are now, in the form and the scale that inference uses."""
-        mark, found = fingerprint(self.source.model), []
-        for name, trainer in self.trainers.items():
-            sae = copy.deepcopy(trainer.sae)
-            sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
-            sae.cfg.metadata.hook_name = self.sites[name].hook_name
-            with tempfile.TemporaryDirectory() as folder:
-                sae.save_inference_model(folder)
-                done = load(folder)
-            done.name, done.fingerprint = name, mark
-            done.metadata = {**self.settings, "step": self.step, "tokens": self.source.served,
-                             "dropped": self.source.dropped}  # fmt: skip
-            found.append(done)
-        return found
+        return [self.dictionary(name) for name in self.trainers]
+
+    @torch.no_grad()
+    def dictionary(self, name: str) -> Dictionary:
+        """One of them, by its name.
+
+        Raises:
+            ValueError: no such name.
+        """
+        if name not in self.trainers:
+            raise ValueError(f"name={name!r}: use {', '.join(map(repr, self.trainers))}")
+        trainer = self.trainers[name]
+        sae = copy.deepcopy(trainer.sae)
+        sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
+        sae.cfg.metadata.hook_name = self.sites[name].hook_name
+        with tempfile.TemporaryDirectory() as folder:
+            sae.save_inference_model(folder)
+            done = load(folder)
+        done.name, done.fingerprint = name, fingerprint(self.source.model)
+        done.metadata = {**self.settings, "changes": self.changes, "step": self.step, "tokens": self.source.served,
+                         "dropped": self.source.dropped}  # fmt: skip
+        return done
 
     def save(self, folder: str | Path) -> Path:
         """A checkpoint: weights, optimisers, and where the source stands."""
         folder = Path(folder)
         for name, trainer in self.trainers.items():
             trainer.save_checkpoint(name.replace(" ", "_"), base_path=folder)
-        state = {"settings": self.settings, "step": self.step, "source": self.source.state_dict()}
+        state = {"settings": self.settings, "step": self.step, "changes": self.changes,
+                 "source": self.source.state_dict()}  # fmt: skip
         part = folder / "training.part"
         part.write_text(json.dumps(state), encoding="utf-8")
         part.replace(folder / "training.json")  # last, so that a folder without it is not whole
@@ -254,11 +299,13 @@ class Training:
                 raise ValueError(f"{name}={value!r}: the checkpoint in {folder.name!r} was made "
                                  f"with {state['settings'][name]!r}")  # fmt: skip
         self.source.load_state_dict(state["source"])
+        for _, value in state["changes"][-1:]:
+            self.sparsity = value
         for name, trainer in self.trainers.items():
             part = folder / name.replace(" ", "_")
             trainer.sae.load_weights_from_checkpoint(part)
             trainer.load_trainer_state(part)
-        self.step = state["step"]
+        self.step, self.changes = state["step"], [(s, v) for s, v in state["changes"]]
 
 
 def explained_variance(x: Tensor, found: Tensor) -> Tensor:
@@ -282,6 +329,9 @@ def _options(
         raise ValueError(f"k={k!r}: give a number above 0, at most the {d_sae} latents of the "
                          "narrowest dictionary (whole for topk)")  # fmt: skip
     found: dict[str, Any] = {"k": int(k) if architecture == "topk" else float(k)}
+    if architecture != "topk":
+        # the threshold of inference is a running mean: it must settle in short runs as well
+        found["topk_threshold_lr"] = min(0.5, max(0.01, 20 / steps))
     if architecture == "matryoshka":
         found["matryoshka_widths"] = [max(1, d_sae >> n) for n in (4, 3, 2, 1)]
     return found
