@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Read = str | int | slice
 Place = tuple[int, str]  # a layer and a site
-SITES = ("resid", "z", "mlp_out")
+SITES = ("resid", "z", "mlp_in", "neurons", "mlp_out")
 _READS = "'last', 'mean', an int or a slice of token positions"
 
 
@@ -42,7 +42,8 @@ def residuals(
             an int or slice of token positions in the kit's position language (negative numbers
             count from a text's end); a slice gives a row for each token.
         site: ``"resid"``, the residual stream after the block; ``"z"``, the heads' outputs before
-            they are mixed, flat as ``n_heads * d_head``; ``"mlp_out"``, what the block's MLP gives.
+            they are mixed, flat as ``n_heads * d_head``; ``"mlp_in"`` and ``"mlp_out"``, what the
+            block's MLP gets and gives; ``"neurons"``, what its output projection gets.
         batch_size: texts a forward pass.
 
     Returns:
@@ -120,19 +121,13 @@ def capture(
     with state.lock:
         try:
             for place in places:
-                layer, site = place
-                if site == "z":
-                    handles.append(
-                        state.head_mixer(layer).register_forward_pre_hook(
-                            lambda _m, args, place=place: keep(place, args[0])
-                        )
-                    )
+                module, enters = state.port(*place)
+                if enters:
+                    handles.append(module.register_forward_pre_hook(
+                        lambda _m, args, place=place: keep(place, args[0])))  # fmt: skip
                 else:
-                    handles.append(
-                        state.writer(layer, site).register_forward_hook(
-                            lambda _m, _i, out, place=place: keep(place, output_of(out))
-                        )
-                    )
+                    handles.append(module.register_forward_hook(
+                        lambda _m, _i, out, place=place: keep(place, output_of(out))))  # fmt: skip
             state.decoder(input_ids=tokens, use_cache=False)
         except _Enough:
             pass

@@ -34,10 +34,6 @@ def at_decoder(
         change: gets the activation, and at ``"attn_out"`` also what it was made from.
     """
     state = runtime(model)
-    if site == "z":
-        mixer = state.head_mixer(layer)
-        handle = mixer.register_forward_pre_hook(lambda _m, args: (change(args[0]), *args[1:]))
-        return handle.remove
     if site == "attn_out":
         mixer = state.head_mixer(layer)
         return mixer.register_forward_hook(lambda _m, args, out: change(out, args[0])).remove
@@ -45,7 +41,11 @@ def at_decoder(
     def after(_module: Any, _args: Any, out: Any) -> Any:
         return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
 
-    return state.writer(layer, site).register_forward_hook(after).remove
+    module, enters = state.port(layer, site)
+    if enters:
+        return module.register_forward_pre_hook(
+            lambda _m, args: (change(args[0]), *args[1:])).remove  # fmt: skip
+    return module.register_forward_hook(after).remove
 
 
 def at_bridge(

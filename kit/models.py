@@ -35,6 +35,7 @@ class Runtime:
     o_proj: str | None
     shares_weights: bool
     mlp_path: str | None = None
+    down_proj: str | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
     cache: dict[Any, Any] = field(default_factory=dict)
 
@@ -54,6 +55,18 @@ class Runtime:
         if self.mlp_path is None:
             raise ValueError("this architecture has no separate MLP")
         return self.decoder.get_submodule(f"{self.blocks}.{layer}.{self.mlp_path}")
+
+    def port(self, layer: int, site: str) -> tuple[nn.Module, bool]:
+        """The module at which a site is, and whether it is what goes in (else what comes out)."""
+        if site == "z":
+            return self.head_mixer(layer), True
+        if site == "mlp_in":
+            return self.writer(layer, "mlp_out"), True
+        if site == "neurons":
+            if self.down_proj is None:
+                raise ValueError("this architecture has no separate MLP output projection")
+            return self.decoder.get_submodule(f"{self.blocks}.{layer}.{self.down_proj}"), True
+        return self.writer(layer, site), False
 
 
 _RUNTIMES: weakref.WeakKeyDictionary[Any, Runtime] = weakref.WeakKeyDictionary()
@@ -150,8 +163,9 @@ def _make_runtime(bridge: TransformerBridge, decoder: nn.Module | None) -> Runti
     mixer = attention and attention.submodules.get("o")
     path = f"{attention.name}.{mixer.name}" if mixer else None
     mlp = blocks.submodules.get("mlp")
+    down = mlp and mlp.submodules.get("out")
     return Runtime(decoder or bridge.original_model, blocks.name, path, decoder is not None,
-                   mlp.name if mlp else None)  # fmt: skip
+                   mlp.name if mlp else None, f"{mlp.name}.{down.name}" if down else None)  # fmt: skip
 
 
 def _same_weights(hf: nn.Module) -> nn.Module:

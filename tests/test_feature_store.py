@@ -161,7 +161,7 @@ def test_a_dead_latent_has_an_empty_page(store: FeatureStore) -> None:
 
 @pytest.mark.parametrize("latent", [-1, 96, 1.0, True])
 def test_latents_that_are_not_there(store: FeatureStore, latent: Any) -> None:
-    with pytest.raises(ValueError, match="this dictionary has 0 to 95"):
+    with pytest.raises(ValueError, match="has 0 to 95"):
         store.top(latent)
 
 

@@ -122,6 +122,14 @@ def test_a_pass_uses_every_chunk_and_the_next_one_another_order(model: Any) -> N
     assert not first[0] & first[1]
 
 
+def test_fewer_chunks_are_a_smaller_corpus(model: Any) -> None:
+    one = source(model, chunks=1)
+    rows = [set(one.harvest(i)[1].tolist()) for i in range(3)]
+    assert rows[0] == rows[1] == rows[2] and len(rows[0]) == one.rows < len(one.tokens)
+    with pytest.raises(ValueError, match="chunks=0: these texts make 1 to"):
+        source(model, chunks=0)
+
+
 def test_it_goes_on_with_the_very_next_batch(model: Any) -> None:
     one = source(model)
     for _ in range(6):
@@ -381,13 +389,13 @@ def test_latents_of_a_text_and_a_latent_as_a_vector(model: Any, trained: Diction
     assert torch.allclose(v.direction, torch.nn.functional.normalize(trained.rows[5], dim=0))
     assert v.layer == 1 and v.metadata["row_norm"] == pytest.approx(float(trained.rows[5].norm()))
     for latent in (-1, 96, True, 1.0):
-        with pytest.raises(ValueError, match="this dictionary has 0 to 95"):
+        with pytest.raises(ValueError, match="'resid 1 x2' has 0 to 95"):
             trained.vector(latent)  # type: ignore[arg-type]
 
 
 def test_other_models_are_refused(model: Any, trained: Dictionary, tmp_path: Path) -> None:
     other = tiny.load(tmp_path / "a", "llama", seed=1)
-    with pytest.raises(ValueError, match="was trained on model"):
+    with pytest.raises(ValueError, match="belongs to model"):
         trained.read(other, "hello")
     with pytest.raises(ValueError, match="layer=9"):
         replace(trained, site=Site(9)).check(model)
@@ -397,7 +405,7 @@ def test_another_width_is_refused(model: Any, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("kit.sae.training.fingerprint", lambda _: None)
     narrow: Any = Planted(n=4, d=32)
     (found,) = Training(narrow, widths=[1], k=2, steps=1).dictionaries()
-    with pytest.raises(ValueError, match="reads 32 dimensions at resid 1; this model has 48"):
+    with pytest.raises(ValueError, match="writes 32 dimensions at layer 1; this model has 48"):
         found.check(model)
 
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from kit.directions import random_units
-from kit.sae import Site, importance, mcs, mcs_table, sparse_probe
+from kit.models import runtime
+from kit.sae import Neighbours, Site, children, importance, mcs, mcs_table, pages, sparse_probe
+from kit.sae.lens import _gain as logit_gain
 from tests import tiny
 from tests.test_sae_inspect import one_latent
 
@@ -100,3 +102,33 @@ def test_a_sparse_probe_finds_the_features_that_matter() -> None:
             sparse_probe(train, test, k)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="one class only"):
         sparse_probe((train[0], torch.ones(400)), test, 1)
+
+
+def test_children_are_the_latents_that_one_split_into() -> None:
+    a = random_units(3, 64, 1)
+    b = torch.cat([a[0] + 0.3 * random_units(2, 64, 2), a[2:] * 5, random_units(4, 64, 3)])
+    assert children(a, b, 0.8) == [[0, 1], [], [2]]
+
+
+def test_neighbours_here_elsewhere_and_in_what_they_say(llama: Any) -> None:
+    rows = random_units(12, 48, 4)
+    rows[5] = rows[2] + 0.1 * rows[5]
+    here, there = named(rows, "here"), named(torch.cat([rows[7:9], rows[:2]]), "there")
+    near = Neighbours(here, llama, [there])
+    assert near.same(2, 1)[0] == (5, pytest.approx(float(torch.cosine_similarity(
+        rows[2], rows[5], dim=0))))  # fmt: skip
+    ((found, index, cosine),) = near.elsewhere(8)
+    assert found is there and index == 1 and cosine == pytest.approx(1, abs=1e-5)
+    # by brute force: angles between the changes of all log-odds
+    unembed = runtime(llama).decoder.get_output_embeddings().weight.detach().float()
+    gain = logit_gain(llama)
+    said = (rows * gain) @ unembed.T
+    said = torch.nn.functional.normalize(said - said.mean(-1, keepdim=True), dim=-1)
+    cosines = said @ said[3]
+    cosines[3] = -2
+    best, value = near.saying(3, 1)[0]
+    assert best == int(cosines.argmax()) and value == pytest.approx(float(cosines.max()), abs=1e-3)
+    with pytest.raises(ValueError, match="latent=12"):
+        near.same(12)
+    text = pages.neighbours(near, 2)
+    assert "#5 (+" in text and "there #" in text

@@ -184,5 +184,5 @@ def test_what_cannot_be_ablated_is_named(llama: Any) -> None:
     latent = one_latent(torch.ones(48), Site(1))
     with pytest.raises(ValueError, match="tokens has 2 tokens"):
         ablated_text(latent, llama, torch.tensor([0, 5]), 0)
-    with pytest.raises(ValueError, match="latent=2: this dictionary has 0 to 1"):
+    with pytest.raises(ValueError, match="latent=2: 'one' has 0 to 1"):
         ablated_text(latent, llama, torch.tensor([0, 5, 6]), 2)

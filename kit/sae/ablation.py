@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kit.activations import capture
 from kit.models import runtime
-from kit.sae.dictionary import Dictionary
+from kit.sae.latents import Latents
 from kit.sae.quality import replaced
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Ablation:
 
 
 def ablated_text(
-    dictionary: Dictionary, model: TransformerBridge, tokens: Tensor, latent: int, *,
+    dictionary: Latents, model: TransformerBridge, tokens: Tensor, latent: int, *,
     window: int = 40, pairs: bool = False,
 ) -> Ablation:  # fmt: skip
     """Remove each earlier token in turn and read the latent on the last one again.
@@ -77,7 +77,7 @@ def ablated_text(
         pairs: remove every pair too: ``window * (window - 1) / 2`` further texts.
 
     Raises:
-        ValueError: no such latent, fewer than three tokens, or as :meth:`Dictionary.check`.
+        ValueError: no such latent, fewer than three tokens, or as :meth:`Latents.check`.
     """
     dictionary.check(model)
     dictionary.check_latent(latent)
@@ -97,7 +97,7 @@ def ablated_text(
 
 
 def gradients(
-    dictionary: Dictionary, model: TransformerBridge, tokens: Tensor, latent: int
+    dictionary: Latents, model: TransformerBridge, tokens: Tensor, latent: int
 ) -> Tensor:
     """Gradient x activation of a latent's pre-activation on the last token: ``[n]``, a number for
     each token's embedding."""
@@ -118,7 +118,7 @@ def gradients(
 
 
 def _without(
-    dictionary: Dictionary, model: TransformerBridge, tokens: Tensor,
+    dictionary: Latents, model: TransformerBridge, tokens: Tensor,
     gone: Sequence[tuple[int, ...]], latent: int,
 ) -> Tensor:  # fmt: skip
     if not gone:
@@ -130,6 +130,6 @@ def _without(
     return torch.cat([_last(dictionary, model, part, latent) for part in rows.split(_ROWS)])
 
 
-def _last(dictionary: Dictionary, model: TransformerBridge, rows: Tensor, latent: int) -> Tensor:
+def _last(dictionary: Latents, model: TransformerBridge, rows: Tensor, latent: int) -> Tensor:
     place = dictionary.site.place
     return dictionary.encode(capture(model, rows, [place])[place][:, -1])[:, latent].cpu()

@@ -1,7 +1,7 @@
 """Are they the same latents? Maximal cosine similarity across widths, and k-sparse probes."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -13,7 +13,10 @@ from kit.directions import random_units, unit
 from kit.models import runtime
 from kit.progress import track
 from kit.sae.dictionary import Dictionary
+from kit.sae.latents import Latents
+from kit.sae.lens import said_by
 from kit.sae.quality import replaced
+from kit.sae.site import Site
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +40,7 @@ class Match:
         return float(self.cosine.mean())
 
 
-def mcs(a: Dictionary | Tensor, b: Dictionary | Tensor) -> Match:
+def mcs(a: Latents | Tensor, b: Latents | Tensor) -> Match:
     """Maximal cosine similarity of each decoder row of ``a`` among those of ``b``.
 
     Directional, and signed: a row that points the other way is no match. From a smaller to a
@@ -50,12 +53,75 @@ def mcs(a: Dictionary | Tensor, b: Dictionary | Tensor) -> Match:
     Raises:
         ValueError: rows of different widths, or zero rows only.
     """
-    x, y = (rows.rows if isinstance(rows, Dictionary) else rows.float() for rows in (a, b))
+    x, y = (rows.rows if isinstance(rows, Latents) else rows.float() for rows in (a, b))
     if x.dim() != 2 or y.dim() != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(f"a has shape {list(x.shape)} and b {list(y.shape)}: give rows of one width")
     y = unit(y)
     parts = [(unit(some) @ y.T).max(1) for some in x.split(4096)]
     return Match(torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts]))
+
+
+def children(a: Latents | Tensor, b: Latents | Tensor, above: float = 0.7) -> list[list[int]]:
+    """For each latent of ``a``, those of ``b`` that are nearest to it and nearer than ``above``:
+    two and more where it split.
+
+    Raises:
+        ValueError: as :func:`mcs`.
+    """
+    back = mcs(b, a)
+    found: list[list[int]] = [[] for _ in range(len(a))]
+    for i in (back.cosine > above).nonzero()[:, 0].tolist():
+        found[int(back.nearest[i])].append(i)
+    return found
+
+
+class Neighbours:
+    """The latents nearest to one: in its own dictionary, in others, and in what they say.
+
+    "What they say" is the change of all tokens' log-odds that a row makes through the final norm's
+    gain and the unembedding; the angle between two such changes needs only the unembedding's
+    covariance, ``[d_model, d_model]``.
+    """
+
+    def __init__(
+        self, dictionary: Latents, model: TransformerBridge, others: Sequence[Latents] = ()
+    ) -> None:
+        """
+        Raises:
+            ValueError: as :func:`mcs`, or as :meth:`Latents.check`.
+        """
+        for each in (dictionary, *others):
+            each.check(model)
+        self.dictionary, self.others = dictionary, list(others)
+        self._rows = unit(dictionary.rows)
+        self._theirs = [unit(each.rows) for each in others]
+        self._said = unit(self._rows @ said_by(model).to(self._rows))
+
+    def same(self, latent: int, n: int = 3) -> list[tuple[int, float]]:
+        """Latents and cosines of the dictionary's other rows, nearest first."""
+        self.dictionary.check_latent(latent)
+        return _nearest(self._rows, latent, n)
+
+    def saying(self, latent: int, n: int = 3) -> list[tuple[int, float]]:
+        """Latents that change the tokens' log-odds most alike, and the cosines of the changes."""
+        self.dictionary.check_latent(latent)
+        return _nearest(self._said, latent, n)
+
+    def elsewhere(self, latent: int) -> list[tuple[Latents, int, float]]:
+        """In each other dictionary the nearest latent and its cosine."""
+        self.dictionary.check_latent(latent)
+        found = []
+        for each, rows in zip(self.others, self._theirs, strict=True):
+            cosine, at = (rows @ self._rows[latent]).max(0)
+            found.append((each, int(at), float(cosine)))
+        return found
+
+
+def _nearest(rows: Tensor, latent: int, n: int) -> list[tuple[int, float]]:
+    cosine = rows @ rows[latent]
+    cosine[latent] = -2.0
+    best = cosine.topk(min(n, len(cosine) - 1))
+    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
 def mcs_table(
@@ -100,12 +166,12 @@ def mcs_table(
 
 @torch.no_grad()
 def importance(
-    dictionary: Dictionary, model: TransformerBridge, tokens: Tensor, latents: Sequence[int]
+    dictionary: Latents, model: TransformerBridge, tokens: Tensor, latents: Sequence[int]
 ) -> Tensor:
     """What the model's loss loses when a latent is taken out of the stream: ``[latents]``.
 
-    The latent's part of the reconstruction, ``activation * row``, is subtracted from what the
-    model has (the dictionary's error stays), at every position but the first.
+    What the latent writes, ``activation * row``, is subtracted from the residual stream after its
+    layer (a dictionary's error stays), at every position but the first.
 
     Args:
         tokens: ``[rows, n]``.
@@ -114,33 +180,34 @@ def importance(
         Increase of the cross-entropy in nats, a mean over all tokens (not only where it fires).
 
     Raises:
-        ValueError: no such latent, or as :meth:`Dictionary.check`.
+        ValueError: no such latent, or as :meth:`Latents.check`.
     """
     dictionary.check(model)
     for latent in latents:
         dictionary.check_latent(latent)
     state = runtime(model)
 
-    def loss(change: object) -> float:
-        with replaced(model, dictionary.site, change):  # type: ignore[arg-type]
+    def loss(site: Site, change: Callable[[Tensor], Tensor]) -> float:
+        with replaced(model, site, change):
             logits = state.decoder(input_ids=tokens, use_cache=False).logits
         log_p = logits[:, :-1].float().log_softmax(-1)
         return -float(log_p.gather(-1, tokens[:, 1:, None]).mean())
 
     kept: list[Tensor] = []
+    stream = Site(dictionary.site.layer)
 
     def keep(x: Tensor) -> Tensor:
         kept.append(x)
         return x
 
     with state.lock:
-        clean = loss(keep)
+        clean = loss(dictionary.site, keep)
         values = dictionary.encode(kept[0])
         values[:, 0] = 0
         found = []
         for i in track(latents, "latents"):
             part = values[..., i, None] * dictionary.rows[i].to(values)
-            found.append(loss(lambda x, part=part: x - part.to(x)) - clean)
+            found.append(loss(stream, lambda x, part=part: x - part.to(x)) - clean)
     return torch.tensor(found)
 
 

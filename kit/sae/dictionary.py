@@ -1,4 +1,4 @@
-"""A sparse dictionary and where it belongs: sae-lens's SAE, bound to a site of a model."""
+"""A sparse dictionary and where it belongs: an SAE or transcoder of sae-lens, bound to a model."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kit.activations import capture
-from kit.models import fingerprint, text_tokens
+from kit.sae.latents import Latents
 from kit.sae.site import Site
-from kit.vectors import SteeringVector
 
 if TYPE_CHECKING:
     from sae_lens import SAE
     from transformer_lens.model_bridge import TransformerBridge
 
 
-@dataclass(eq=False)
-class Dictionary:
-    """A trained SAE that knows its site.
+@dataclass(eq=False, repr=False)
+class Dictionary(Latents):
+    """A trained SAE, or transcoder, that knows its site; see :class:`kit.sae.Latents`.
 
     Attributes:
         sae: sae-lens's model, in the form that inference uses (a BatchTopK SAE is a JumpReLU SAE
@@ -38,11 +36,7 @@ class Dictionary:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """How many latents it has."""
         return int(self.sae.cfg.d_sae)
-
-    def __repr__(self) -> str:
-        return f"Dictionary({self.name!r}, {len(self)} latents, {self.site})"
 
     @property
     def rows(self) -> Tensor:
@@ -70,57 +64,12 @@ class Dictionary:
             return pre * sae.r_mag.exp() + sae.b_mag
         return pre + sae.b_enc
 
-    def read(self, model: TransformerBridge, text: str | Tensor) -> Tensor:
-        """Latents ``[n, latents]`` on every token of a text, or of tokens ``[n]``, ``[1, n]``.
-
-        Raises:
-            ValueError: another model than the one that it was trained on.
-        """
-        self.check(model)
-        tokens = text_tokens(model, text) if isinstance(text, str) else text.reshape(1, -1)
-        return self.encode(capture(model, tokens, [self.site.place])[self.site.place][0])
-
-    def vector(self, latent: int, scale: float = 1.0, name: str | None = None) -> SteeringVector:
-        """A latent's decoder row as a steering vector, in the residual stream after its layer.
-
-        A row of a dictionary of MLP outputs is added there too, which is the same: the MLP's
-        output is what the block adds last.
-
-        Args:
-            scale: how strongly the latent fires when the panel's slider should suggest it (its
-                largest activation, say): kept as ``metadata["activation"]``.
-
-        Raises:
-            ValueError: no such latent, or one whose row is zero.
-        """
-        self.check_latent(latent)
-        row = self.rows[latent]
-        told = {"dictionary": self.name, "latent": latent, "row_norm": float(row.norm()),
-                "activation": scale}  # fmt: skip
-        return SteeringVector(row, self.site.layer, name or f"{self.name} #{latent}", "sae latent",
-                              fingerprint=self.fingerprint, metadata=told)  # fmt: skip
-
-    def check_latent(self, latent: int) -> None:
-        """Raise a ValueError that gives the range unless ``latent`` is one of its latents."""
-        if isinstance(latent, bool) or not isinstance(latent, int) or not 0 <= latent < len(self):
-            raise ValueError(f"latent={latent!r}: this dictionary has 0 to {len(self) - 1}")
-
     def check(self, model: TransformerBridge) -> None:
-        """Refuse a model that this dictionary does not fit.
-
-        Raises:
-            ValueError: names what does not fit: layer, width or fingerprint.
-        """
-        self.site.module(model)
-        width, mark = int(self.sae.cfg.d_in), fingerprint(model)
+        super().check(model)
+        width = int(self.sae.cfg.d_in)
         if width != model.cfg.d_model:
             raise ValueError(f"dictionary {self.name!r} reads {width} dimensions at {self.site}; "
                              f"this model has {model.cfg.d_model}")  # fmt: skip
-        if self.fingerprint not in (None, mark):
-            raise ValueError(
-                f"dictionary {self.name!r} was trained on model {self.fingerprint}, this one is "
-                f"{mark}: its latents would read another space"
-            )
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Write it in sae-lens's format; anyone's sae-lens loads the folder.

@@ -1,7 +1,7 @@
 """What a direction says to the vocabulary, if nothing came between it and the end."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,7 +61,8 @@ def long_tokens(model: TransformerBridge, mads: float = 5.0) -> Tensor:
     """Ids of tokens whose unembedding is unusually long; see :func:`logit_lens`."""
     if not mads > 0:
         raise ValueError(f"mads={mads!r}: give a positive number; inf keeps every token")
-    norm = (_unembedding(model) * _gain(model)).norm(dim=-1)
+    # a hundred milliseconds, and every page asks
+    norm = _kept(model, "norms", lambda: (_unembedding(model) * _gain(model)).norm(dim=-1))
     middle = norm.median()
     spread = 1.4826 * (norm - middle).abs().median()
     return (norm > middle + mads * spread).nonzero()[:, 0]
@@ -92,6 +93,30 @@ def direct_attribution(
     scale = (stream.square().mean() + getattr(norm, "eps", getattr(norm, "variance_epsilon", 0.0))
              ).rsqrt()  # fmt: skip
     return rows * scale * _gain(model) @ _unembedding(model)[list(tokens)].T
+
+
+@torch.no_grad()
+def said_by(model: TransformerBridge) -> Tensor:
+    """A square root ``[d_model, d_model]`` of how directions act on log-odds: the length of
+    ``direction @ root`` is that of the change of all logits, less their mean, over the vocabulary."""
+
+    def root() -> Tensor:
+        rows = _unembedding(model) * _gain(model)
+        rows = (rows - rows.mean(0)).double()
+        size, axes = torch.linalg.eigh(rows.T @ rows)
+        return (axes * size.clamp(min=0).sqrt()).float()
+
+    return _kept(model, "root", root)
+
+
+def _kept(model: TransformerBridge, name: str, make: Callable[[], Tensor]) -> Tensor:
+    """Made once for a model, and again when its unembedding was edited."""
+    state = runtime(model)
+    version = state.decoder.get_output_embeddings().weight._version
+    kept = state.cache.get(("lens", name))
+    if kept is None or kept[0] != version:
+        kept = state.cache["lens", name] = version, make()
+    return kept[1]
 
 
 def _unembedding(model: TransformerBridge) -> Tensor:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from kit.render import number
 from kit.sae.ablation import Ablation
+from kit.sae.compare import Neighbours
 from kit.sae.lens import Lens, logit_lens
+from kit.sae.prompt import By, Reading
 from kit.sae.store import Example, FeatureStore
 
 if TYPE_CHECKING:
@@ -132,9 +134,12 @@ def ablation(found: Ablation, texts: Words) -> str:
 
 def page(
     store: FeatureStore, model: TransformerBridge, latent: int, *, n_top: int = 8,
-    n_interval: int = 2,
+    n_interval: int = 2, near: Neighbours | None = None,
 ) -> str:  # fmt: skip
     """Everything about one latent: examples from its whole range, histogram, logits, company.
+
+    Args:
+        near: for lines on the nearest latents.
 
     Raises:
         ValueError: no such latent.
@@ -170,9 +175,48 @@ def page(
         f"<div>{right}</div><div>{lensed}</div></div>"
         f"<div><b>tokens</b> {by_token or 'none twice'}</div>"
         f"<div><b>fires together with</b> {company or 'none'}</div>"
+        f"{'' if near is None else neighbours(near, latent)}"
         f'<div style="margin-top:10px"><b>strongest</b>{"".join(top)}</div>'
         f'<div style="margin-top:10px"><b>over its whole range</b>{"".join(bins)}</div>'
     )
+
+
+def neighbours(near: Neighbours, latent: int) -> str:
+    """The nearest latents, with cosines: here, in the other dictionaries, and in what they say."""
+
+    def some(pairs: Sequence[tuple[int, float]]) -> str:
+        return ", ".join(f"#{i} ({cosine:+.2f})" for i, cosine in pairs) or "none"
+
+    others = "".join(f"; {escape(each.name)} #{i} ({cosine:+.2f})"
+                     for each, i, cosine in near.elsewhere(latent))  # fmt: skip
+    return (f"<div><b>nearest rows</b> {some(near.same(latent))}{others}</div>"
+            f"<div><b>says nearly the same</b> {some(near.saying(latent))}</div>")
+
+
+def prompt(found: Reading, texts: Words, by: By = "activation", n: int = 5) -> str:
+    """A text as a table: a line for each token, with the latents that fire most on it."""
+    lines = []
+    pieces = texts(found.tokens.tolist())
+    top = max((float(getattr(found, by).abs().max()), 1e-9))
+    for at, piece in enumerate(pieces):
+        cells = []
+        for r in found.ranked(by, at, n).itertuples():
+            value = getattr(r, by)
+            hue = _FIRE if value > 0 else _LESS
+            shown = f"{value:.0%}" if by == "quantile" else number(value)
+            cells.append(f'<span style="display:inline-block;margin:1px 6px 1px 0;padding:0 6px;'
+                         f'border-radius:9px;background:rgba({hue},{0.5 * abs(value) / top:.2f});'
+                         f'border:1px solid rgba({hue},.6);font-variant-numeric:tabular-nums">'
+                         f"#{int(r.latent)} {shown}</span>")
+        lines.append(f'<tr><td style="padding:2px 14px 2px 0;vertical-align:top;opacity:.6">{at}</td>'
+                     f'<td style="padding:2px 14px 2px 0;text-align:left;vertical-align:top">'
+                     f"<code>{escape(repr(piece)[1:-1])}</code></td>"
+                     f'<td style="text-align:left">{"".join(cells)}</td></tr>')
+    told = ""
+    if found.answers is not None:
+        a, b = (escape(repr(t)) for t in texts(found.answers))
+        told = f"<div>logit({a}) - logit({b}) = {found.difference:+.2f}</div>"
+    return _box(f'{told}<table style="border-collapse:collapse;margin:0">{"".join(lines)}</table>')
 
 
 def _box(inner: str) -> str:

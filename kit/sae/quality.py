@@ -75,6 +75,9 @@ def evaluate(
         ValueError: as :meth:`Dictionary.check` and :func:`kit.sae.pack`.
     """
     dictionary.check(model)
+    if dictionary.site.kind not in ("resid", "mlp_out"):
+        raise ValueError(f"{dictionary.name!r} reads {dictionary.site} and writes elsewhere: only an "
+                         "SAE, which reads what it writes, can stand in for it")  # fmt: skip
     tokens = (texts if isinstance(texts, Tensor) else pack(model, texts, context))[:rows]
     state, total = runtime(model), _Sums(len(dictionary))
     for batch in track(list(tokens.split(8)), "batches of text"):

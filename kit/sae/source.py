@@ -71,6 +71,7 @@ class Source:
     hundred times the rest, which would swing the loss of a batch.
 
     Attributes:
+        chunks: in a pass over the texts.
         served, dropped: tokens so far; ``passes``: over the texts, a share of the current one too.
         rows_per_batch: of how many different rows of text the last batch was made.
     """
@@ -84,6 +85,7 @@ class Source:
         batch: int = 2048,
         context: int = 128,
         rows: int = 256,
+        chunks: int | None = None,
         sink: float = 10.0,
         seed: int = 0,
         cache: str | Path | None = None,
@@ -93,6 +95,8 @@ class Source:
         Args:
             texts: a list, or tokens ``[rows, context]`` as :func:`pack` makes them.
             batch: activations in a batch; rows: of text in a chunk.
+            chunks: of all texts, use only so many chunks, drawn at random, and begin again; where
+                the model is slow, a few passes over less text are the better bargain.
             sink: how many times the median norm is too much; ``inf`` keeps every token.
             cache: a folder for the activations, a safetensors file for each chunk, memory-mapped
                 when read; a later source with the same texts and settings runs no model for chunks
@@ -117,17 +121,17 @@ class Source:
             )
         self.model, self.tokens, self.sites = model, tokens, list(dict.fromkeys(sites))
         self.batch, self.rows, self.sink, self.seed = batch, rows, sink, seed
+        self.chunks = max(1, len(tokens) // rows)
+        if chunks is not None:
+            if not 1 <= chunks <= self.chunks:
+                raise ValueError(f"chunks={chunks!r}: these texts make 1 to {self.chunks} of {rows} rows")
+            self.chunks = chunks
         self.cache = None if cache is None else Path(cache)
         dealt = torch.Generator().manual_seed(seed)
         self._deal = torch.randperm(len(tokens), generator=dealt)
         self._digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()[:16]
         self.state = State()
         self.served = self.dropped = self.rows_per_batch = 0
-
-    @property
-    def chunks(self) -> int:
-        """Chunks in a pass over the texts."""
-        return max(1, len(self.tokens) // self.rows)
 
     @property
     def passes(self) -> float:

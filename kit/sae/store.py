@@ -14,7 +14,7 @@ from torch import Tensor
 from kit.activations import capture
 from kit.models import fingerprint
 from kit.progress import track
-from kit.sae.dictionary import Dictionary
+from kit.sae.latents import Latents
 from kit.sae.source import pack
 from kit.vectors import opened
 
@@ -54,14 +54,14 @@ class FeatureStore:
     tokens at L0 = 32).
 
     Attributes:
-        dictionary: whose latents they are.
+        dictionary: whose latents they are: an SAE's, or any :class:`kit.sae.Latents`.
         tokens: ``[rows, context]``, the corpus.
         start: ``[latents + 1]``: latent i has the entries ``start[i]`` to ``start[i + 1]``.
         where, value: ``[entries]``: the place in ``tokens``, flat and rising within a latent, and
             the activation there.
     """
 
-    def __init__(self, dictionary: Dictionary, tokens: Tensor, start: Tensor, where: Tensor,
+    def __init__(self, dictionary: Latents, tokens: Tensor, start: Tensor, where: Tensor,
                  value: Tensor) -> None:  # fmt: skip
         self.dictionary = dictionary
         self.tokens, self.start, self.where, self.value = tokens, start, where, value
@@ -69,7 +69,7 @@ class FeatureStore:
     @classmethod
     @torch.no_grad()
     def build(
-        cls, dictionary: Dictionary, model: TransformerBridge, texts: Sequence[str] | Tensor, *,
+        cls, dictionary: Latents, model: TransformerBridge, texts: Sequence[str] | Tensor, *,
         context: int = 128, path: str | Path | None = None,
     ) -> FeatureStore:  # fmt: skip
         """Run a corpus through the model once, up to the dictionary's site.
@@ -82,7 +82,7 @@ class FeatureStore:
             The store. A keyboard interrupt ends it early and keeps the rows that were run.
 
         Raises:
-            ValueError: as :meth:`Dictionary.check` and :func:`kit.sae.pack`.
+            ValueError: as :meth:`Latents.check` and :func:`kit.sae.pack`.
         """
         dictionary.check(model)
         tokens = (texts if isinstance(texts, Tensor) else pack(model, texts, context)).cpu()
@@ -119,7 +119,7 @@ class FeatureStore:
 
     @classmethod
     def open(
-        cls, path: str | Path, dictionary: Dictionary, model: TransformerBridge
+        cls, path: str | Path, dictionary: Latents, model: TransformerBridge
     ) -> FeatureStore:
         """A store from its file, in milliseconds: it is mapped, and read where it is looked at.
 
