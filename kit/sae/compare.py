@@ -81,6 +81,10 @@ class Neighbours:
     "What they say" is the change of all tokens' log-odds that a row makes through the final norm's
     gain and the unembedding; the angle between two such changes needs only the unembedding's
     covariance, ``[d_model, d_model]``.
+
+    Attributes:
+        loudness: ``[latents]``, root mean square of that change over the vocabulary, at activation
+            1, in nats before the final norm's scale.
     """
 
     def __init__(
@@ -95,7 +99,9 @@ class Neighbours:
         self.dictionary, self.others = dictionary, list(others)
         self._rows = unit(dictionary.rows)
         self._theirs = [unit(each.rows) for each in others]
-        self._said = unit(self._rows @ said_by(model).to(self._rows))
+        said = dictionary.rows @ said_by(model).to(self._rows)
+        self.loudness = said.norm(dim=-1) / model.cfg.d_vocab**0.5
+        self._said = unit(said)
 
     def same(self, latent: int, n: int = 3) -> list[tuple[int, float]]:
         """Latents and cosines of the dictionary's other rows, nearest first."""

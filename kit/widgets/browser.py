@@ -1,6 +1,7 @@
 """FeatureBrowser: search a dictionary's latents, open one, try a text on it, steer with it."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from kit import render
 from kit.models import residual_scale, text_tokens
 from kit.sae import pages
+from kit.sae.compare import Neighbours
 from kit.sae.ablation import ablated_text
 from kit.sae.latent import Latent
 from kit.widgets import style, to_panel
@@ -19,10 +21,12 @@ from kit.widgets.freezing import Freezing
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+    from kit.sae.latents import Latents
     from kit.sae.store import FeatureStore
     from kit.widgets.panel import SteeringPanel
 
 _TEXT = "how strongly the text fires it"
+_SAYS = "effect on the next token"  # at its largest, direct path: root mean square of the logits
 _LIKE = "similarity to the given vector"
 _LISTED = 200  # latents in the list at once
 
@@ -31,6 +35,7 @@ class FeatureBrowser(Freezing):
     """A feature store on screen: ``FeatureBrowser(store, model)``.
 
     Attributes:
+        near: for the nearest latents (:class:`kit.sae.Neighbours`).
         latent: the one whose page is open; listed: those in the list, in its order.
         panel: where "Steer with it" puts a latent.
         frozen_html: the page as HTML that needs no kernel.
@@ -43,16 +48,18 @@ class FeatureBrowser(Freezing):
         *,
         panel: SteeringPanel | None = None,
         like: Tensor | None = None,
+        others: Sequence[Latents] = (),
         coefficient: float = 1.0,
     ) -> None:
         """Open the latent that fires most strongly.
 
         Args:
             like: ``[d_model]``; latents can then be sorted by the cosine of their rows with it.
+            others: dictionaries in which the nearest latent is named too (other widths, say).
             coefficient: at which a latent goes to the panel, times its largest activation.
 
         Raises:
-            ValueError: a store of another model, or a ``like`` of another width.
+            ValueError: latents of another model, or a ``like`` of another width.
         """
         store.dictionary.check(model)
         rows = store.dictionary.rows
@@ -60,9 +67,11 @@ class FeatureBrowser(Freezing):
             raise ValueError(f"like has shape {list(like.shape)}: give [{rows.shape[1]}]")
         self.store, self._lm, self.panel, self._coefficient = store, model, panel, coefficient
         self.latent, self._quiet = 0, True
+        self.near = Neighbours(store.dictionary, model, others)
         self._made: dict[int, Any] = {}  # what went to the panel, so that it is known there again
         self._keys: dict[str, Tensor] = {"largest activation": store.maxima(),
-                                         "density": store.density(), "mean activation": store.means()}
+                                         "density": store.density(), "mean activation": store.means(),
+                                         _SAYS: store.maxima() * self.near.loudness}
         if like is not None:
             self._keys[_LIKE] = torch.cosine_similarity(rows, like.cpu().float()[None], dim=-1)
         wide = {"description_width": "initial"}
@@ -115,7 +124,7 @@ class FeatureBrowser(Freezing):
         Raises:
             ValueError: no such latent.
         """
-        self._card = pages.page(self.store, self._lm, latent)
+        self._card = pages.page(self.store, self._lm, latent, near=self.near)
         self.latent = latent
         self._quiet = True
         self.number.value = latent

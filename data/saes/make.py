@@ -1,0 +1,111 @@
+"""Train the shipped dictionaries again, and measure them.
+
+    python data/saes/make.py train TEXTS WORK      all five, from a corpus; writes the folders
+    python data/saes/make.py figures TEXTS         measure them on held-out text; writes figures.json
+
+TEXTS is a file of one text a line, or of JSON lines with a "text" (.jsonl, .jsonl.gz), or the word
+``nltk``, for the corpora of NLTK that ours are from (fetched once by nltk.download). Of 41 texts the
+last one is held out: training never sees it, and all figures are from there. WORK is a folder for
+activations (4 GB) and checkpoints; a run that was stopped goes on from there.
+"""
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kit
+from kit.sae import Dictionary, Site, Source, Training, evaluate, load, pack
+
+HERE = Path(__file__).parent
+RESID, MLP = Site(14), Site(15, "mlp_out")
+WIDTHS = {RESID: (1, 2, 4, 8), MLP: (4,)}
+# 780,000 different activations of each site, three times
+STEPS, BATCH, CONTEXT, ROWS, CHUNKS, K, LR = 1140, 2048, 128, 1024, 6, 32, 2e-3
+HELD_OUT_ROWS = 160
+NLTK = ("brown", "abc", "movie_reviews", "webtext", "state_union", "inaugural")
+
+
+def texts(source: str) -> tuple[list[str], list[str]]:
+    """Texts to train on, and the held-out ones."""
+    if source == "nltk":
+        import nltk
+
+        found = []
+        for name in NLTK:
+            nltk.download(name, quiet=True)
+            corpus = getattr(nltk.corpus, name)
+            found += [" ".join(corpus.words(i)) if name == "brown" else corpus.raw(i)
+                      for i in corpus.fileids()]  # fmt: skip
+    else:
+        path = Path(source)
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8") as file:
+            lines = [line.strip() for line in file if line.strip()]
+        found = [json.loads(line)["text"] if ".jsonl" in path.name else line for line in lines]
+    return [t for i, t in enumerate(found) if i % 41 != 40], found[40::41]
+
+
+def rows_of(model: Any, some: list[str]) -> torch.Tensor:
+    """Rows of tokens, shuffled."""
+    tokens = pack(model, some, CONTEXT)
+    return tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))]
+
+
+def train(source: str, work: str) -> None:
+    """One pass of the model feeds all five; the residual ones, then the MLP's, are trained on it."""
+    model, folder = kit.load_model(), Path(work)
+    tokens = rows_of(model, texts(source)[0])[: 10 * ROWS]
+
+    def stream(*sites: Site) -> Source:
+        return Source(model, tokens, sites, batch=BATCH, rows=ROWS, chunks=CHUNKS,
+                      cache=folder / "cache")  # fmt: skip
+
+    both = stream(RESID, MLP)
+    for chunk in kit.progress.track(range(CHUNKS), "chunks of activations"):
+        both.harvest(chunk)
+    for site, widths in WIDTHS.items():
+        run = Training(stream(site), widths=widths, k=K, steps=STEPS, lr=LR)
+        place = folder / str(site).replace(" ", "-")
+        if (place / "training.json").is_file():
+            run.restore(place)
+        reports: list[Any] = []
+        run.run(folder=place, watch=reports.append)
+        if run.step < STEPS:
+            raise SystemExit(f"stopped at step {run.step}: the same command goes on from there")
+        for found in run.dictionaries():
+            if reports:
+                found.metadata["l0_training"] = reports[-1].figures[found.name].l0
+            found.metadata["texts"] = "English of NLTK's " + ", ".join(NLTK)
+            print(save(found), flush=True)
+
+
+def save(found: Dictionary) -> Path:
+    return found.save(HERE / found.name.replace(" ", "-"), torch.bfloat16)
+
+
+def figures(source: str) -> None:
+    """Held-out figures of everything here, written to figures.json."""
+    model = kit.load_model()
+    rows = rows_of(model, texts(source)[1])[:HELD_OUT_ROWS]
+    table = {}
+    for folder in sorted(p.parent for p in HERE.glob("*/cfg.json")):
+        found = load(folder, model=model)
+        table[found.name] = {"latents": len(found), **evaluate(found, model, rows).as_dict(),
+                             "l0_training": found.metadata.get("l0_training")}  # fmt: skip
+        print(found.name, table[found.name], flush=True)
+    (HERE / "figures.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    given = sys.argv[2:]
+    if sys.argv[1:2] == ["train"] and len(given) == 2:
+        train(*given)
+    elif sys.argv[1:2] == ["figures"] and len(given) == 1:
+        figures(*given)
+    else:
+        raise SystemExit(__doc__)
