@@ -1,12 +1,16 @@
-"""What the kit ships: contrast sets, vectors, neutral text. Plain files, read on demand."""
+"""What the kit ships: contrast sets, vectors, dictionaries, texts. Plain files, read on demand."""
 from __future__ import annotations
 
+import gzip
 import json
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from kit.sae import Dictionary
     from kit.vectors import SteeringVector
 
 
@@ -51,6 +55,36 @@ def contrast(name: str) -> dict[str, Any]:
 def neutral_texts() -> list[str]:
     """Paragraphs of plain prose on which norms and side effects are measured."""
     return _read("neutral.json")["texts"]
+
+
+@cache
+def texts() -> list[str]:
+    """Half a megabyte of text of many kinds that the embedded model wrote (``data/texts``): what
+    the notebooks look at dictionaries on, offline. Nothing in it is true but by chance."""
+    with gzip.open(path("texts", "sample.json.gz"), "rt", encoding="utf-8") as file:
+        return json.load(file)
+
+
+def dictionary_names() -> list[str]:
+    """Names of the shipped dictionaries."""
+    return sorted(p.parent.name for p in path("saes").glob("*/cfg.json"))
+
+
+def dictionary(name: str, model: TransformerBridge | None = None) -> Dictionary:
+    """A shipped dictionary, trained on the embedded model (see ``data/saes/README.md``).
+
+    Args:
+        model: refused where the dictionary does not fit it.
+
+    Raises:
+        ValueError: no dictionary of that name, or as :meth:`kit.sae.Latents.check`.
+    """
+    from kit.sae import load
+
+    if name not in dictionary_names():
+        raise ValueError(f"name={name!r}: the shipped dictionaries are "
+                         f"{', '.join(dictionary_names())}")  # fmt: skip
+    return load(path("saes", name), model=model)
 
 
 def vector_names() -> list[str]:

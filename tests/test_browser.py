@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -149,16 +150,24 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def lab(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """JupyterLab on a copy of the notebook, all its cells run."""
+    """JupyterLab on a copy of the live notebook, all its cells run."""
     import nbformat
 
-    from kit.labcheck import server
-
-    folder = tmp_path_factory.mktemp("lab")
     if LIVE.exists():
         book = nbformat.read(LIVE, as_version=4)
     else:
         book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SMALL.strip())])
+    with _run(browser, book, tmp_path_factory.mktemp("lab")) as page:
+        yield page
+
+
+@contextmanager
+def _run(browser: Any, book: Any, folder: Path, height: int = 1000) -> Iterator[Page]:
+    """A notebook in JupyterLab, at small size, all its cells run."""
+    import nbformat
+
+    from kit.labcheck import server
+
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3",
                                    "language": "python"}
     for cell in book.cells:
@@ -170,7 +179,7 @@ def lab(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page
         patch.setenv("JUPYTERLAB_SETTINGS_DIR", str(folder / ".settings"))  # nobody's own theme
         patch.setenv("KIT_SMALL", "1")
         with server("--expose-app-in-browser", folder=folder) as running:
-            page = Page(browser.new_page(viewport={"width": 1280, "height": 1000}))
+            page = Page(browser.new_page(viewport={"width": 1280, "height": height}))
             page.page.goto(f"{running.url}lab/tree/live.ipynb?token={running.token}&reset")
             _run_all(page)
             yield page
@@ -310,23 +319,12 @@ gallery = FeatureGallery(model, vectors, "How are you?", panel=panel, batch=4, p
 
 
 def test_the_gallery_streams_is_marked_and_is_dragged_from(
-    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    browser: Any, tmp_path: Path
 ) -> None:
     import nbformat
 
-    from kit.labcheck import server
-
     cells = [nbformat.v4.new_code_cell(c) for c in (GALLERY.strip(), "gallery", "panel")]
-    book = nbformat.v4.new_notebook(cells=cells)
-    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3",
-                                   "language": "python"}
-    nbformat.write(book, tmp_path / "live.ipynb")
-    monkeypatch.setenv("PYTHONPATH", _search_path())
-    monkeypatch.setenv("JUPYTERLAB_SETTINGS_DIR", str(tmp_path / ".settings"))
-    with server("--expose-app-in-browser", folder=tmp_path) as running:
-        page = Page(browser.new_page(viewport={"width": 1280, "height": 1400}))
-        page.page.goto(f"{running.url}lab/tree/live.ipynb?token={running.token}&reset")
-        _run_all(page)
+    with _run(browser, nbformat.v4.new_notebook(cells=cells), tmp_path, 1400) as page:
         gallery = page.page.locator(".kit-gallery").first
         gallery.get_by_role("button", name="Generate", exact=True).click()
         _wait(lambda: "done in" in gallery.inner_text() and "8 of 8" in gallery.inner_text())
@@ -348,7 +346,49 @@ def test_the_gallery_streams_is_marked_and_is_dragged_from(
         gallery.locator(".kit-rank a").first.drag_to(field)
         _wait(lambda: "pies" in panel.inner_text() and field.input_value() == "")
         assert page.asked <= {"127.0.0.1", ""}, page.asked
-        page.page.close()
+
+
+READ = ROOT / "notebooks" / "10_read_a_dictionary.ipynb"
+
+
+def test_a_latent_is_found_read_tried_and_dragged(browser: Any, tmp_path: Path) -> None:
+    """Notebook 10: sort, open a latent, type a text, ablated text, to the panel, drag its slider."""
+    import nbformat
+
+    with _run(browser, nbformat.read(READ, as_version=4), tmp_path, 1400) as page:
+        p = page.page
+        features = p.locator(".kit-browser").first
+        features.scroll_into_view_if_needed()
+        features.locator("select").first.select_option(label="density")
+        shown = features.locator(".widget-select select option")
+        _wait(lambda: "%" in shown.first.inner_text())
+        second = shown.nth(1).inner_text().split()[0]
+        features.locator(".widget-select select").select_option(index=1)
+        title = features.locator(f"b:has-text('{second}')").first
+        _wait(lambda: title.count() and title.is_visible())
+        field = features.locator("textarea").first
+        field.fill("The ship sailed across the ocean to a small island.")
+        features.get_by_role("button", name="Read", exact=True).click()
+        _wait(lambda: "on your text" in features.inner_text())
+        features.get_by_role("button", name="Ablated text", exact=True).click()
+        _wait(lambda: "gradient x activation" in features.inner_text())
+        chosen = features.locator("input[type=number]").first.input_value()
+        features.get_by_role("button", name="Steer with it", exact=True).click()
+        panel = p.locator(f"{PANEL}:not(.kit-browser):not(.kit-prompt):not(.kit-matches)").first
+        _wait(lambda: f"#{chosen}" in panel.inner_text())
+        panel.scroll_into_view_if_needed()
+        _wait(lambda: "done" in panel.inner_text())
+        readouts = panel.locator(".widget-readout")
+        before = readouts.all_inner_texts()
+        track = panel.locator(".noUi-base").last.bounding_box()
+        handle = panel.locator(".noUi-handle").last.bounding_box()
+        p.mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
+        p.mouse.down()
+        p.mouse.move(track["x"] + track["width"] * 0.9, handle["y"] + 5, steps=8)
+        p.mouse.up()
+        _wait(lambda: readouts.all_inner_texts() != before)
+        _wait(lambda: "done" in panel.inner_text())
+        assert page.asked <= {"127.0.0.1", ""}, page.asked
 
 
 def _wait(condition: Callable[[], Any], seconds: float = 180.0) -> None:

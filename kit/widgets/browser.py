@@ -9,14 +9,13 @@ import ipywidgets as w
 import torch
 from torch import Tensor
 
-from kit import render
 from kit.models import residual_scale, text_tokens
 from kit.sae import pages
 from kit.sae.compare import Neighbours
 from kit.sae.ablation import ablated_text
 from kit.sae.latent import Latent
 from kit.widgets import style, to_panel
-from kit.widgets.freezing import Freezing
+from kit.widgets.freezing import Careful
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -31,7 +30,7 @@ _LIKE = "similarity to the given vector"
 _LISTED = 200  # latents in the list at once
 
 
-class FeatureBrowser(Freezing):
+class FeatureBrowser(Careful):
     """A feature store on screen: ``FeatureBrowser(store, model)``.
 
     Attributes:
@@ -229,16 +228,6 @@ class FeatureBrowser(Freezing):
         self.freeze_button.on_click(lambda _b: self._try(
             lambda: setattr(self._message, "value", self.freeze_here(self._area))))
 
-    def _try(self, job: Any) -> None:
-        """A click must never raise into the log, where nobody looks."""
-        if self._quiet:
-            return
-        try:
-            self._message.value = ""
-            job()
-        except Exception as error:
-            self._say(str(error).splitlines()[0] if str(error) else type(error).__name__, error=True)
-
     def _show_text(self, latents: Tensor) -> None:
         ids = text_tokens(self._lm, self.text.value)[0].tolist()
         values = latents[:, self.latent].tolist()
@@ -250,9 +239,6 @@ class FeatureBrowser(Freezing):
         box = (f'<div style="font:13px/1.55 var(--jp-ui-font-family,system-ui,sans-serif);'
                f'padding:10px 14px">{html}</div>')
         self._page.value = box + self._card
-
-    def _say(self, text: str, *, error: bool = False) -> None:
-        self._message.value = render.message(text, error=error)
 
 
 def _short(value: float, key: str) -> str:

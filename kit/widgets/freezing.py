@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import ipywidgets as w
@@ -51,3 +52,22 @@ class Freezing(w.VBox):
         display(self._repr_mimebundle_(), raw=True)
         # an output of the cell that can be filled later: unlike a widget it is saved
         vars(self).setdefault("_outputs", []).append(display(HTML(""), display_id=True))
+
+
+class Careful(Freezing):
+    """A view whose clicks say what went wrong in ``_message``: in the log nobody looks."""
+
+    _message: w.HTML
+    _quiet = False  # while the view itself sets its controls
+
+    def _try(self, job: Callable[[], Any]) -> None:
+        if self._quiet:
+            return
+        try:
+            self._message.value = ""
+            job()
+        except Exception as error:
+            self._say(str(error).splitlines()[0] if str(error) else type(error).__name__, error=True)
+
+    def _say(self, text: str, *, error: bool = False) -> None:
+        self._message.value = render.message(text, error=error)

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
 
-from kit import render
 from kit.sae import pages
 from kit.sae.compare import mcs
 from kit.widgets import style
-from kit.widgets.freezing import Freezing
+from kit.widgets.freezing import Careful
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 _LISTED = 400
 
 
-class MatchBrowser(Freezing):
+class MatchBrowser(Careful):
     """Two stores side by side: pick a latent of the first, and see its match in the second.
 
     Attributes:
@@ -36,7 +35,7 @@ class MatchBrowser(Freezing):
         """
         a.dictionary.check(model)
         b.dictionary.check(model)
-        self.a, self.b, self._lm, self._quiet = a, b, model, False
+        self.a, self.b, self._lm = a, b, model
         self.match = mcs(a.dictionary, b.dictionary)
         self.latent, self.listed = 0, list[int]()
         fires = a.density() > 0
@@ -116,14 +115,3 @@ class MatchBrowser(Freezing):
         ]
         self.list.value = self.latent if self.latent in self.listed else None
         self._quiet = False
-
-    def _try(self, job: Any) -> None:
-        """A click must never raise into the log, where nobody looks."""
-        if self._quiet:
-            return
-        try:
-            self._message.value = ""
-            job()
-        except Exception as error:
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self._message.value = render.message(said, error=True)

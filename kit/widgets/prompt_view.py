@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
 
-from kit import render
 from kit.sae import pages
 from kit.sae.compare import Neighbours
 from kit.sae.prompt import RANKINGS, Reading, read_prompt
 from kit.widgets import style
-from kit.widgets.freezing import Freezing
+from kit.widgets.freezing import Careful
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 _ALL = "all tokens"
 
 
-class PromptView(Freezing):
+class PromptView(Careful):
     """``PromptView(store, model, "The capital of France is", answers=(" Paris", " Rome"))``.
 
     Latents are ranked token by token: by activation, by quantile (how unusual this activation is
@@ -56,7 +55,6 @@ class PromptView(Freezing):
         self.store, self._lm, self.browser, self._near = store, model, browser, near
         self.reading: Reading | None = None
         self.latent: int | None = None
-        self._quiet = False
         auto = w.Layout(flex="1 1 auto", width="auto")
         self.text = w.Textarea(text, placeholder="Your text", rows=2, continuous_update=False,
                                layout=w.Layout(flex="1 1 auto", width="auto", height="56px"))
@@ -154,14 +152,3 @@ class PromptView(Freezing):
         self.list.value = None
         self._quiet = False
         self._table.value = pages.prompt(self.reading, pages.words(self._lm), by)
-
-    def _try(self, job: Any) -> None:
-        """A click must never raise into the log, where nobody looks."""
-        if self._quiet:
-            return
-        try:
-            self._message.value = ""
-            job()
-        except Exception as error:
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self._message.value = render.message(said, error=True)
