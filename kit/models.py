@@ -79,6 +79,7 @@ def load_model(
     device: str = "auto",
     device_map: str | dict[str, Any] | None = None,
     adapter: str | Path | None = None,
+    untrained: int | None = None,
 ) -> TransformerBridge:
     """Load a causal language model as a ``TransformerBridge``, ready to steer.
 
@@ -91,6 +92,8 @@ def load_model(
         adapter: a folder with a LoRA adapter (:mod:`kit.adapters`), merged into the weights. With
             one, ``dtype="auto"`` means float32, on every device: in bfloat16 most of a small
             change would round to nothing.
+        untrained: a seed; weights are then drawn anew, as before training: the control for what is
+            said to have been learnt (Heap et al. 2025, arXiv:2501.17727).
 
     Returns:
         The bridge with raw weights (no folding, no second copy), gradients off, in eval mode.
@@ -98,7 +101,7 @@ def load_model(
     Raises:
         OSError: the model is not here and cannot be fetched; the text names what is available.
         ValueError: an unknown dtype, ``device`` together with ``device_map``, an adapter together
-            with a dtype other than float32, or one that does not fit the model.
+            with a dtype other than float32 or with ``untrained``, or one that does not fit.
     """
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -106,6 +109,8 @@ def load_model(
 
     if device_map is not None and device != "auto":
         raise ValueError(f"device={device!r} and device_map={device_map!r}: give one of the two")
+    if adapter is not None and untrained is not None:
+        raise ValueError(f"untrained={untrained!r} with an adapter, which fits trained weights only")
     where = torch.device(_auto_device() if device == "auto" else device)
     auto = torch.float32 if adapter is not None else choose_dtype(where)[0]
     kind = auto if dtype == "auto" else _as_dtype(dtype)
@@ -124,6 +129,10 @@ def load_model(
     finally:
         if bars:
             logging.enable_progress_bar()
+    if untrained is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(untrained)
+            hf = AutoModelForCausalLM.from_config(hf.config, dtype=kind)
     hf = hf.eval().requires_grad_(False)
     if adapter is not None:
         adapters.merge(hf, adapter)

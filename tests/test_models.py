@@ -168,6 +168,17 @@ def test_a_folder_whose_weights_are_missing(llama: Any, tmp_path: Path) -> None:
         kit.load_model(str(tmp_path / "m"))
 
 
+def test_an_untrained_copy_has_fresh_weights_of_its_seed(any_model: Any) -> None:
+    folder = str(any_model.cfg.kit_folder)
+    one, again, other = (kit.load_model(folder, untrained=seed) for seed in (0, 0, 1))
+    tokens = tiny.prompt(any_model, 20)
+    assert torch.equal(one(tokens), again(tokens))
+    assert not torch.allclose(one(tokens), other(tokens), atol=1e-3)
+    assert len({kit.models.fingerprint(m) for m in (any_model, one, other)}) == 3
+    with pytest.raises(ValueError, match="untrained=0 with an adapter"):
+        kit.load_model(folder, untrained=0, adapter=folder)
+
+
 def test_two_models_have_two_fingerprints(llama: Any, tmp_path: Path, tiny_model: Any) -> None:
     other = tiny.load(tmp_path, "llama", seed=99)
     marks = [kit.fingerprint(m) for m in (llama, other, tiny_model("gpt2"), tiny_model("neox"))]

@@ -1,6 +1,7 @@
 """Train the shipped dictionaries again, and measure them.
 
     python data/saes/make.py train TEXTS WORK      all five, from a corpus; writes the folders
+    python data/saes/make.py untrained TEXTS WORK  the controls: the same on random weights, shorter
     python data/saes/make.py figures TEXTS         measure them on held-out text; writes figures.json
 
 TEXTS is a file of one text a line, or of JSON lines with a "text" (.jsonl, .jsonl.gz), or the word
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 import kit
-from kit.sae import Dictionary, Site, Source, Training, evaluate, load, pack
+from kit.sae import Dictionary, Site, Source, Training, evaluate, load, mcs_table, pack
 
 HERE = Path(__file__).parent
 RESID, MLP = Site(14), Site(15, "mlp_out")
@@ -84,18 +85,46 @@ def train(source: str, work: str) -> None:
             print(save(found), flush=True)
 
 
+def untrained(source: str, work: str) -> None:
+    """Controls for what is shared across widths: a third of the text and of the steps, on a copy
+    of the model with random weights; and on the model itself by the same short recipe, of which
+    only the figures are kept (``control.json``)."""
+    folder, table = Path(work), {}
+    for name, seed in (("untrained", 0), ("trained", None)):
+        model = kit.load_model(untrained=seed)
+        tokens = rows_of(model, texts(source)[0])[: 10 * ROWS]
+        stream = Source(model, tokens, [RESID], batch=BATCH, rows=ROWS, chunks=CHUNKS // 3,
+                        cache=folder / ("cache" if seed is None else "cache-untrained"))  # fmt: skip
+        run = Training(stream, widths=WIDTHS[RESID][:3], k=K, steps=STEPS // 3, lr=LR)
+        place = folder / f"short-{name}"
+        if (place / "training.json").is_file():
+            run.restore(place)
+        run.run(folder=place)
+        if run.step < STEPS // 3:
+            raise SystemExit(f"stopped at step {run.step}: the same command goes on from there")
+        found = run.dictionaries()
+        table[name] = mcs_table(found).round(4).to_dict("records")
+        if seed is not None:
+            for each in found:
+                each.name = f"untrained {each.name}"
+                print(save(each), flush=True)
+    (HERE / "control.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
 def save(found: Dictionary) -> Path:
     return found.save(HERE / found.name.replace(" ", "-"), torch.bfloat16)
 
 
 def figures(source: str) -> None:
     """Held-out figures of everything here, written to figures.json."""
-    model = kit.load_model()
-    rows = rows_of(model, texts(source)[1])[:HELD_OUT_ROWS]
     table = {}
     for folder in sorted(p.parent for p in HERE.glob("*/cfg.json")):
+        model = kit.load_model(untrained=0 if folder.name.startswith("untrained") else None)
+        rows = rows_of(model, texts(source)[1])[:HELD_OUT_ROWS]
         found = load(folder, model=model)
-        table[found.name] = {"latents": len(found), **evaluate(found, model, rows).as_dict(),
+        told = {name: None if value != value else round(value, 5)  # NaN where zeros do no harm
+                for name, value in evaluate(found, model, rows).as_dict().items()}
+        table[found.name] = {"latents": len(found), **told,
                              "l0_training": found.metadata.get("l0_training")}  # fmt: skip
         print(found.name, table[found.name], flush=True)
     (HERE / "figures.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
@@ -103,8 +132,8 @@ def figures(source: str) -> None:
 
 if __name__ == "__main__":
     given = sys.argv[2:]
-    if sys.argv[1:2] == ["train"] and len(given) == 2:
-        train(*given)
+    if sys.argv[1:2] in (["train"], ["untrained"]) and len(given) == 2:
+        {"train": train, "untrained": untrained}[sys.argv[1]](*given)
     elif sys.argv[1:2] == ["figures"] and len(given) == 1:
         figures(*given)
     else:
