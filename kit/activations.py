@@ -20,8 +20,8 @@ SITES = ("resid", "z", "mlp_in", "neurons", "mlp_out")
 _READS = "'last', 'mean', an int or a slice of token positions"
 
 
-class _Enough(Exception):
-    """Raised by the last capture: the blocks above are not needed."""
+class Enough(Exception):
+    """Ends a pass whose remaining blocks nobody needs."""
 
 
 def residuals(
@@ -115,7 +115,7 @@ def capture(
     def keep(place: Place, activation: Tensor) -> None:
         kept[place] = activation.detach()
         if len(kept) == len(places):
-            raise _Enough
+            raise Enough
 
     handles = []
     with state.lock:
@@ -129,7 +129,7 @@ def capture(
                     handles.append(module.register_forward_hook(
                         lambda _m, _i, out, place=place: keep(place, output_of(out))))  # fmt: skip
             state.decoder(input_ids=tokens, use_cache=False)
-        except _Enough:
+        except Enough:
             pass
         finally:
             for handle in handles:

@@ -59,7 +59,7 @@ def neutral_texts() -> list[str]:
 
 @cache
 def texts() -> list[str]:
-    """Half a megabyte of text of many kinds that the embedded model wrote (``data/texts``): what
+    """Some sixty thousand tokens of many kinds that the embedded model wrote (``data/texts``): what
     the notebooks look at dictionaries on, offline. Nothing in it is true but by chance."""
     with gzip.open(path("texts", "sample.json.gz"), "rt", encoding="utf-8") as file:
         return json.load(file)

@@ -27,7 +27,7 @@ RESID, MLP = Site(14), Site(15, "mlp_out")
 WIDTHS = {RESID: (1, 2, 4, 8), MLP: (4,)}
 # 780,000 different activations of each site, three times
 STEPS, BATCH, CONTEXT, ROWS, CHUNKS, K, LR = 1140, 2048, 128, 1024, 6, 32, 2e-3
-HELD_OUT_ROWS = 160
+HELD_OUT_ROWS = 64
 NLTK = ("brown", "abc", "movie_reviews", "webtext", "state_union", "inaugural")
 
 

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from kit.activations import capture
+from kit.activations import Enough, capture
 from kit.models import runtime
 from kit.sae.latents import Latents
 from kit.sae.quality import replaced
@@ -87,13 +88,13 @@ def ablated_text(
         raise ValueError(f"tokens has {n} tokens: give 3 or more, so that one can be removed")
     single = list(range(max(1, n - 1 - window), n - 1))
     couples = [(i, j) for a, i in enumerate(single) for j in single[a + 1 :]] if pairs else []
-    value = _last(dictionary, model, tokens[None], latent)[0]
+    last, gradient = _differentiated(dictionary, model, tokens, latent)
+    value = dictionary.encode(last)[0, latent].cpu()
     change = torch.zeros(n)
     change[single] = _without(dictionary, model, tokens, [(i,) for i in single], latent) - value
     both = _without(dictionary, model, tokens, couples, latent) - value
     found = dict(zip(couples, both.tolist(), strict=True))
-    return Ablation(tokens.cpu(), float(value), single, change, found,
-                    gradients(dictionary, model, tokens, latent))  # fmt: skip
+    return Ablation(tokens.cpu(), float(value), single, change, found, gradient)
 
 
 def gradients(
@@ -101,20 +102,27 @@ def gradients(
 ) -> Tensor:
     """Gradient x activation of a latent's pre-activation on the last token: ``[n]``, a number for
     each token's embedding."""
+    return _differentiated(dictionary, model, tokens, latent)[1]
+
+
+def _differentiated(
+    dictionary: Latents, model: TransformerBridge, tokens: Tensor, latent: int
+) -> tuple[Tensor, Tensor]:
+    """The activation that the latent reads on the last token, ``[1, width]``, and
+    :func:`gradients`, from one pass that ends there."""
     tokens = tokens.reshape(1, -1)
     state, kept = runtime(model), []
 
     def keep(x: Tensor) -> Tensor:
-        kept.append(x)
-        return x
+        kept.append(x[0, -1:])
+        raise Enough
 
     with state.lock, torch.enable_grad():
         embedded = state.decoder.get_input_embeddings()(tokens).detach().requires_grad_()
-        with replaced(model, dictionary.site, keep):
-            state.decoder(inputs_embeds=embedded, use_cache=False, logits_to_keep=1)
-        score = dictionary.before(kept[0][0, -1:])[0, latent]
-        (grad,) = torch.autograd.grad(score, embedded)
-    return (grad * embedded.detach()).sum(-1)[0].float().cpu()
+        with suppress(Enough), replaced(model, dictionary.site, keep):
+            state.decoder(inputs_embeds=embedded, use_cache=False)
+        (grad,) = torch.autograd.grad(dictionary.before(kept[0])[0, latent], embedded)
+    return kept[0].detach(), (grad * embedded.detach()).sum(-1)[0].float().cpu()
 
 
 def _without(

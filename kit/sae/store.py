@@ -93,6 +93,8 @@ class FeatureStore:
                 kept = capture(model, rows.to(model.cfg.device), [dictionary.site.place])
                 latents = dictionary.encode(kept[dictionary.site.place]).cpu()
                 latents[:, 0] = 0  # the first position is an attention sink
+                norm = kept[dictionary.site.place].float().norm(dim=-1).cpu()  # others: by norm
+                latents[norm > 10 * norm[:, 1:].median(1, keepdim=True).values] = 0
                 flat = latents.flatten(0, 1)
                 at, which = flat.nonzero(as_tuple=True)
                 parts.append((which.int(), (at + done * width).int(), flat[at, which]))
