@@ -199,3 +199,20 @@ def test_an_interrupt_keeps_the_rows_that_were_run(
     monkeypatch.setattr(dictionary, "encode", lambda _x: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt, match="before the first batch"):
         FeatureStore.build(dictionary, model, tokens)
+
+
+def test_on_sinks_nothing_fires(dictionary: Any, model: Any, tokens: Any,  # noqa: F811
+                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    from kit.sae import store as module
+
+    plain = module.capture
+
+    def with_a_sink(m: Any, rows: torch.Tensor, places: Any) -> Any:
+        kept = plain(m, rows, places)
+        (x,) = kept.values()
+        x[:, 3] *= 1000
+        return kept
+
+    monkeypatch.setattr(module, "capture", with_a_sink)
+    found = FeatureStore.build(dictionary, model, tokens)
+    assert len(found.where) and not bool((found.where % found.tokens.shape[1] == 3).any())

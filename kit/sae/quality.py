@@ -14,7 +14,7 @@ from kit.models import runtime
 from kit.progress import track
 from kit.sae.dictionary import Dictionary
 from kit.sae.site import Site
-from kit.sae.source import pack
+from kit.sae.source import counted, pack
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -88,7 +88,7 @@ def evaluate(
             if not seen:
                 seen.append(x)
                 return x
-            return torch.where(total.measured(seen[0], sink)[..., None], found, x).to(x)
+            return torch.where(counted(seen[0], sink)[..., None], found, x).to(x)
 
         log_p = []
         with state.lock:
@@ -103,7 +103,7 @@ def evaluate(
                 with replaced(model, dictionary.site, lambda x, found=found: put(x, found)):
                     out = state.decoder(input_ids=batch, use_cache=False)
                 log_p.append(out.logits[:, :-1].float().log_softmax(-1))
-        total.losses(log_p, batch[:, 1:], total.measured(seen[0], sink)[:, :-1])
+        total.losses(log_p, batch[:, 1:], counted(seen[0], sink)[:, :-1])
     return total.quality()
 
 
@@ -128,15 +128,8 @@ class _Sums:
         # of each part, measured and all: tokens, sum, sum of squares, squared error
         self.parts: dict[str, list[Any]] = {"measured": [0, 0, 0, 0], "all": [0, 0, 0, 0]}
 
-    def measured(self, x: Tensor, sink: float) -> Tensor:
-        """Which positions count, ``[rows, pos]``."""
-        norm = x.float().norm(dim=-1)
-        keep = norm <= sink * norm[:, 1:].median(dim=1, keepdim=True).values
-        keep[:, 0] = False
-        return keep
-
     def activations(self, x: Tensor, found: Tensor, latents: Tensor, sink: float) -> None:
-        keep = self.measured(x, sink)
+        keep = counted(x, sink)
         every = torch.ones_like(keep)
         every[:, 0] = False
         for part, on in (("measured", keep), ("all", every)):

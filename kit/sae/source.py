@@ -49,6 +49,19 @@ def pack(model: TransformerBridge, texts: Sequence[str], context: int = 128) -> 
     return torch.cat([torch.tensor(start).expand(len(rows), -1), rows], 1).to(model.cfg.device)
 
 
+def counted(x: Tensor, sink: float = 10.0) -> Tensor:
+    """Which positions of activations ``[rows, pos, width]`` count: all but the first of each row and
+    those whose norm exceeds ``sink`` times the row's median, ``[rows, pos]``.
+
+    These attention sinks carry a hundred times the norm of others and no content: they would head
+    every list and carry every mean away.
+    """
+    norm = x.float().norm(dim=-1)
+    keep = norm <= sink * norm[:, 1:].median(dim=1, keepdim=True).values
+    keep[:, 0] = False
+    return keep
+
+
 @dataclass
 class State:
     """Where a source stands: enough to go on with the very next batch."""

@@ -15,7 +15,7 @@ from kit.activations import capture
 from kit.models import fingerprint
 from kit.progress import track
 from kit.sae.latents import Latents
-from kit.sae.source import pack
+from kit.sae.source import counted, pack
 from kit.vectors import opened
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class FeatureStore:
     ) -> FeatureStore:  # fmt: skip
         """Run a corpus through the model once, up to the dictionary's site.
 
+        On attention sinks (:func:`kit.sae.source.counted`) nothing counts as firing.
+
         Args:
             texts: or tokens ``[rows, context]``, as :func:`kit.sae.pack` makes them.
             path: a file to write it to; then it is read from there, mapped, not held in memory.
@@ -91,11 +93,8 @@ class FeatureStore:
         with suppress(KeyboardInterrupt):
             for rows in track(list(tokens.split(16)), "batches of text"):
                 kept = capture(model, rows.to(model.cfg.device), [dictionary.site.place])
-                latents = dictionary.encode(kept[dictionary.site.place]).cpu()
-                latents[:, 0] = 0  # the first position is an attention sink
-                norm = kept[dictionary.site.place].float().norm(dim=-1).cpu()  # others: by norm
-                latents[norm > 10 * norm[:, 1:].median(1, keepdim=True).values] = 0
-                flat = latents.flatten(0, 1)
+                x = kept[dictionary.site.place]
+                flat = (dictionary.encode(x) * counted(x)[..., None]).cpu().flatten(0, 1)
                 at, which = flat.nonzero(as_tuple=True)
                 parts.append((which.int(), (at + done * width).int(), flat[at, which]))
                 done += len(rows)
@@ -141,7 +140,8 @@ class FeatureStore:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens looked at: all but the first of each row."""
+        """Tokens looked at: all but the first of each row (other sinks, a few in a thousand, are
+        not taken off)."""
         return len(self.tokens) * (self.tokens.shape[1] - 1)
 
     def entries(self, latent: int) -> tuple[Tensor, Tensor]:
