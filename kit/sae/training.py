@@ -191,17 +191,17 @@ class Training:
     def sparsity(self, value: float) -> None:
         architecture = str(self.settings["architecture"])
         dense = architecture in _COEFFICIENTS
-        for trainer in self.trainers.values():
-            sae = trainer.sae
-            told = _options(architecture, len(sae.W_dec), *((1, value) if dense else (value, None)),
-                            self.steps)  # fmt: skip
+        told = {name: _options(architecture, len(trainer.sae.W_dec),
+                               *((1, value) if dense else (value, None)), self.steps)
+                for name, trainer in self.trainers.items()}  # fmt: skip
+        for name, trainer in self.trainers.items():
             if dense:
                 (scheduler,) = trainer.coefficient_schedulers.values()
                 scheduler.final_value = value
                 scheduler.load_state_dict(scheduler.state_dict())  # makes the present value of it
             else:
-                sae.cfg.k = told["k"]
-                sae.activation_fn = sae.get_activation_fn()
+                trainer.sae.cfg.k = told[name]["k"]
+                trainer.sae.activation_fn = trainer.sae.get_activation_fn()
         self.changes.append((self.step, value))
 
     def advance(self) -> dict[str, Any]:
