@@ -1,7 +1,6 @@
 """Train the shipped dictionaries again, and measure them.
 
     python data/saes/make.py train TEXTS WORK      all five, from a corpus; writes the folders
-    python data/saes/make.py untrained TEXTS WORK  the controls: the same on random weights, shorter
     python data/saes/make.py figures TEXTS         measure them on held-out text; writes figures.json
 
 TEXTS is a file of one text a line, or of JSON lines with a "text" (.jsonl, .jsonl.gz), or the word
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 
 import kit
-from kit.sae import Dictionary, Site, Source, Training, evaluate, load, mcs_table, pack
+from kit.sae import Site, Source, Training, evaluate, load, pack
 
 HERE = Path(__file__).parent
 RESID, MLP = Site(14), Site(15, "mlp_out")
@@ -82,45 +81,14 @@ def train(source: str, work: str) -> None:
             if reports:
                 found.metadata["l0_training"] = reports[-1].figures[found.name].l0
             found.metadata["texts"] = "English of NLTK's " + ", ".join(NLTK)
-            print(save(found), flush=True)
-
-
-def untrained(source: str, work: str) -> None:
-    """Controls for what is shared across widths: a third of the text and of the steps, on a copy
-    of the model with random weights; and on the model itself by the same short recipe, of which
-    only the figures are kept (``control.json``)."""
-    folder, table = Path(work), {}
-    for name, seed in (("untrained", 0), ("trained", None)):
-        model = kit.load_model(untrained=seed)
-        tokens = rows_of(model, texts(source)[0])[: 10 * ROWS]
-        stream = Source(model, tokens, [RESID], batch=BATCH, rows=ROWS, chunks=CHUNKS // 3,
-                        cache=folder / ("cache" if seed is None else "cache-untrained"))  # fmt: skip
-        run = Training(stream, widths=WIDTHS[RESID][:3], k=K, steps=STEPS // 3, lr=LR)
-        place = folder / f"short-{name}"
-        if (place / "training.json").is_file():
-            run.restore(place)
-        run.run(folder=place)
-        if run.step < STEPS // 3:
-            raise SystemExit(f"stopped at step {run.step}: the same command goes on from there")
-        found = run.dictionaries()
-        table[name] = mcs_table(found).round(4).to_dict("records")
-        if seed is not None:
-            for each in found:
-                each.name = f"untrained {each.name}"
-                print(save(each), flush=True)
-    (HERE / "control.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-
-
-def save(found: Dictionary) -> Path:
-    return found.save(HERE / found.name.replace(" ", "-"), torch.bfloat16)
+            print(found.save(HERE / found.name.replace(" ", "-"), torch.bfloat16), flush=True)
 
 
 def figures(source: str) -> None:
     """Held-out figures of everything here, written to figures.json."""
-    table = {}
+    model, table = kit.load_model(), {}
+    rows = rows_of(model, texts(source)[1])[:HELD_OUT_ROWS]
     for folder in sorted(p.parent for p in HERE.glob("*/cfg.json")):
-        model = kit.load_model(untrained=0 if folder.name.startswith("untrained") else None)
-        rows = rows_of(model, texts(source)[1])[:HELD_OUT_ROWS]
         found = load(folder, model=model)
         told = {name: None if value != value else round(value, 5)  # NaN where zeros do no harm
                 for name, value in evaluate(found, model, rows).as_dict().items()}
@@ -128,12 +96,27 @@ def figures(source: str) -> None:
                              "l0_training": found.metadata.get("l0_training")}  # fmt: skip
         print(found.name, table[found.name], flush=True)
     (HERE / "figures.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    print(card(table))
+
+
+def card(table: dict[str, dict[str, Any]]) -> str:
+    """The table of README.md."""
+    lines = ["| dictionary | latents | CE | zeros | recovered | EV | L0 | dead |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for name, t in table.items():
+        recovered = "none to recover" if t["ce_recovered"] is None else f"{t['ce_recovered']:.3f}"
+        lines.append(
+            f"| {name.replace(' ', '-')} | {t['latents']:,} | {t['ce_sae']:.2f} | {t['ce_zero']:.2f} "
+            f"| {recovered} | {t['explained_variance']:.3f}, {t['explained_variance_all']:.3f} "
+            f"| {t['l0']:.1f}, {t['l0_training'] or 0:.1f} | {t['dead']:.1%} |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
     given = sys.argv[2:]
-    if sys.argv[1:2] in (["train"], ["untrained"]) and len(given) == 2:
-        {"train": train, "untrained": untrained}[sys.argv[1]](*given)
+    if sys.argv[1:2] == ["train"] and len(given) == 2:
+        train(*given)
     elif sys.argv[1:2] == ["figures"] and len(given) == 1:
         figures(*given)
     else:
