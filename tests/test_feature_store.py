@@ -216,3 +216,11 @@ def test_on_sinks_nothing_fires(dictionary: Any, model: Any, tokens: Any,  # noq
     monkeypatch.setattr(module, "capture", with_a_sink)
     found = FeatureStore.build(dictionary, model, tokens)
     assert len(found.where) and not bool((found.where % found.tokens.shape[1] == 3).any())
+
+
+def test_a_store_where_nothing_fires(dictionary: Any, tokens: Any) -> None:  # noqa: F811
+    none = torch.zeros(0)
+    empty = FeatureStore(dictionary, tokens.int(), torch.zeros(len(dictionary) + 1).long(),
+                         none.int(), none)  # fmt: skip
+    assert len(empty.together(3)) == 0 and not bool(empty.maxima().any())
+    assert empty.top(3) == [] and empty.intervals(3) == []

@@ -279,9 +279,11 @@ class FeatureStore:
         where, _ = self.entries(latent)
         here = torch.zeros(self.tokens.numel(), dtype=torch.bool)
         here[where] = True
-        hits = torch.cat([torch.zeros(1, dtype=torch.long),
-                          here[self.where.long()].long().cumsum(0)])  # fmt: skip
-        both = hits[self.start[1:]] - hits[self.start[:-1]]
+        hits = here[self.where].cumsum(0, dtype=torch.int32)  # up to and with each entry
+        upto = torch.zeros_like(self.start)
+        if len(hits):
+            upto = hits[(self.start - 1).clamp(min=0)] * (self.start > 0)
+        both = upto.diff().long()
         both[latent] = 0
         count = self.start.diff()
         jaccard = both / (count + len(where) - both).clamp(min=1)
