@@ -41,24 +41,25 @@ class MatchBrowser(Careful):
         fires = a.density() > 0
         self._order = [i for i in self.match.cosine.argsort(descending=True).tolist() if fires[i]]
         self.order = w.ToggleButtons(options=["nearest", "farthest", "most frequent"],
-                                     style={"button_width": "110px"})
-        self.list = w.Select(rows=22, layout=w.Layout(width="260px"))
+                                     style={"button_width": "130px"})
+        self.list = w.Select(rows=8, layout=w.Layout(width="260px"))
         self._bars = w.HTML(self._histogram())
         self._left, self._right = w.HTML(), w.HTML()
         self._message = w.HTML()
         for side in (self._left, self._right):
-            side.layout = w.Layout(flex="1 1 420px", min_width="300px")
+            side.layout = w.Layout(flex="1 1 0", min_width="0")  # side by side at any width
         super().__init__()
         self.children = (
             w.HTML(style.PANEL),
             w.HTML(f'<b style="font-size:15px">{escape(a.dictionary.name)} and its matches in '
                    f'{escape(b.dictionary.name)}</b><span style="opacity:.75">&ensp;mean of the '
                    f"maximal cosines {self.match.mean:.3f}</span>"),
-            w.HBox([self.order, self._bars], layout=w.Layout(
-                grid_gap="14px", flex_flow="row wrap", align_items="center")),
+            self.order,
+            w.HBox([self.list, self._bars], layout=w.Layout(
+                grid_gap="24px", flex_flow="row wrap", align_items="center")),
             self._message,
-            w.HBox([self.list, self._left, self._right], layout=w.Layout(
-                grid_gap="14px", flex_flow="row wrap", align_items="flex-start")),
+            w.HBox([self._left, self._right], layout=w.Layout(
+                grid_gap="14px", align_items="flex-start")),
         )  # fmt: skip
         for name in ("kit-panel", "kit-matches"):
             self.add_class(name)
@@ -90,9 +91,9 @@ class MatchBrowser(Careful):
     def frozen_html(self) -> str:
         cosine = float(self.match.cosine[self.latent])
         return (f'<div style="font-size:13px;margin:4px 0">cosine {cosine:+.3f}</div>'
-                f'<div style="display:flex;gap:14px;flex-wrap:wrap">'
-                f'<div style="flex:1 1 420px">{self._left.value}</div>'
-                f'<div style="flex:1 1 420px">{self._right.value}</div></div>')
+                f'<div style="display:flex;gap:14px">'
+                f'<div style="flex:1 1 0;min-width:0">{self._left.value}</div>'
+                f'<div style="flex:1 1 0;min-width:0">{self._right.value}</div></div>')
 
     def _histogram(self) -> str:
         import torch
