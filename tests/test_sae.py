@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kit import activations
+from kit.activations import capture
 from kit.sae import (
     Dictionary,
     Site,
@@ -20,6 +21,7 @@ from kit.sae import (
     pack,
     train,
 )
+from kit.sae.source import counted
 from tests import tiny
 
 TEXTS = [sentence for _ in range(12) for sentence in tiny.SENTENCES]
@@ -470,15 +472,19 @@ def test_losses_are_those_of_the_patched_bridge(model: Any) -> None:
         log_p = model.run_with_hooks(tokens, fwd_hooks=hooks)[0, 1:-1].log_softmax(-1)
         ce = -log_p.gather(1, tokens[0, 2:, None]).mean()
         assert want == pytest.approx(float(ce), abs=1e-4)
-    assert got.tokens == 19 and got.sinks == 0
+    assert got.tokens == 19 and got.sinks == 1 / 20
 
 
 def test_sinks_are_measured_apart(model: Any) -> None:
     got = evaluate(exact(RESID, 0.5), model, TEXTS, context=20, rows=12, sink=1.1)
     plain = evaluate(exact(RESID, 0.5), model, TEXTS, context=20, rows=12, sink=float("inf"))
-    assert 0 < got.sinks < 0.6 and plain.sinks == 0
+    assert 0.05 < got.sinks < 0.6 and plain.sinks == pytest.approx(1 / 20)  # each row's first
     assert got.explained_variance_all == pytest.approx(plain.explained_variance_all)
-    assert got.explained_variance != pytest.approx(got.explained_variance_all, abs=1e-3)
+    x = capture(model, pack(model, TEXTS, 20)[:12], [RESID.place])[RESID.place].double()
+    for found, some in ((got.explained_variance_all, x.flatten(0, 1)),
+                        (got.explained_variance, x[counted(x, 1.1)])):  # fmt: skip
+        left = (0.5 * some).square().sum() / (some - some.mean(0)).square().sum()
+        assert found == pytest.approx(1 - float(left), abs=1e-4)
 
 
 def test_dead_latents_and_l0_against_brute_force(model: Any, trained: Dictionary) -> None:

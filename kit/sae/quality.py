@@ -29,9 +29,10 @@ class Quality:
             the dictionary's reconstruction in place, and with zeros in place.
         ce_recovered: ``(ce_zero - ce_sae) / (ce_zero - ce_clean)``; NaN where zeros do no harm.
         kl: KL(model || model with the reconstruction), nats a token.
-        explained_variance: without sink tokens; explained_variance_all: with them.
+        explained_variance: without sink tokens (the first of each row, and those of great norm);
+            explained_variance_all: with them, who alone can decide it.
         l0: latents that fire on a token, mean; dead: share of latents that never fired here.
-        tokens: how many were measured; sinks: share of tokens left out for their norm.
+        tokens: how many were measured; sinks: share of tokens left out as sinks.
     """
 
     ce_clean: float
@@ -131,7 +132,6 @@ class _Sums:
     def activations(self, x: Tensor, found: Tensor, latents: Tensor, sink: float) -> None:
         keep = counted(x, sink)
         every = torch.ones_like(keep)
-        every[:, 0] = False
         for part, on in (("measured", keep), ("all", every)):
             a, b = x[on].double(), found[on].double()
             for i, more in enumerate((len(a), a.sum(0), a.square().sum(), (a - b).square().sum())):
