@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import _thread
 import re
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -150,9 +151,14 @@ def test_stopped_and_resumed_is_the_same_curve(model: Any, make: Any, tmp_path: 
 def test_an_interrupt_keeps_the_checkpoint(model: Any, make: Any, tmp_path: Path) -> None:
     run = training(model, steps=100_000)
     view = make(run, folder=tmp_path)
-    threading.Timer(1.0, _thread.interrupt_main).start()
-    with pytest.raises(KeyboardInterrupt):
-        view.run(timeout=60)
+    # a shell starts background jobs with interrupts ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Timer(1.0, _thread.interrupt_main).start()
+        with pytest.raises(KeyboardInterrupt):
+            view.run(timeout=60)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not view.running and 0 < run.step < 100_000
     restored = training(model, steps=100_000)
     restored.restore(tmp_path)
