@@ -224,3 +224,19 @@ def test_a_store_where_nothing_fires(dictionary: Any, tokens: Any) -> None:  # n
                          none.int(), none)  # fmt: skip
     assert len(empty.together(3)) == 0 and not bool(empty.maxima().any())
     assert empty.top(3) == [] and empty.intervals(3) == []
+
+
+def test_a_corpus_of_200_000_tokens(dictionary: Any, model: Any, tmp_path: Path) -> None:  # noqa: F811
+    rng = torch.Generator().manual_seed(3)
+    tokens = torch.randint(3, model.cfg.d_vocab, (1600, 128), generator=rng)
+    found = FeatureStore.build(dictionary, model, tokens, path=tmp_path / "store.safetensors")
+    assert found.n_tokens > 200_000 and len(found.where) == int(found.start[-1])
+    busiest = int(found.density().argmax())
+    row = 1234  # one row of many, by itself
+    alone = FeatureStore.build(dictionary, model, tokens[row : row + 1])
+    where, value = found.entries(busiest)
+    inside = where // 128 == row
+    mine, mine_value = alone.entries(busiest)
+    assert torch.equal(where[inside] % 128, mine)
+    assert torch.allclose(value[inside], mine_value, atol=1e-4)
+    assert len(found.top(busiest, 10)) == 10 and len(found.together(busiest, 3)) == 3
