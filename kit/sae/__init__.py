@@ -16,7 +16,8 @@ from kit.sae.store import Example, FeatureStore
 from kit.sae.training import Report, Training, explained_variance, train
 
 __all__ = ["Ablation", "Dictionary", "Directions", "Example", "FeatureStore", "Latent", "Latents",
-           "Lens", "Match", "Neighbours", "Neurons", "Quality", "Reading", "Report", "Site", "Source", "Training", "ablated_text", "children", "combine",
+           "Lens", "Match", "Neighbours", "Neurons", "Quality", "Reading", "Report", "Site",
+           "Source", "Training", "ablated_text", "children", "combine",
            "direct_attribution", "evaluate", "explained_variance", "gradients", "importance", "load",
            "logit_lens", "long_tokens", "mcs", "mcs_table", "pack", "page", "read_prompt",
            "sparse_probe", "train"]

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 Architecture = Literal["batchtopk", "topk", "jumprelu", "gated", "standard", "matryoshka"]
 # the coefficient that makes latents sparse, and its default, on activations of norm sqrt(width);
 # the top-k family is told how many latents fire instead
-_COEFFICIENTS = {"jumprelu": ("l0_coefficient", 1.0), "gated": ("l1_coefficient", 1.0),
+COEFFICIENTS = {"jumprelu": ("l0_coefficient", 1.0), "gated": ("l1_coefficient", 1.0),
                  "standard": ("l1_coefficient", 1.0)}  # fmt: skip
-ARCHITECTURES = ("batchtopk", "topk", "matryoshka", *_COEFFICIENTS)
+ARCHITECTURES = ("batchtopk", "topk", "matryoshka", *COEFFICIENTS)
 
 
 def train(
@@ -184,13 +184,13 @@ class Training:
         if self.changes:
             return self.changes[-1][1]
         architecture = str(self.settings["architecture"])
-        given = self.settings["k" if architecture not in _COEFFICIENTS else "sparsity"]
-        return float(_COEFFICIENTS[architecture][1] if given is None else given)  # type: ignore[arg-type]
+        given = self.settings["k" if architecture not in COEFFICIENTS else "sparsity"]
+        return float(COEFFICIENTS[architecture][1] if given is None else given)  # type: ignore[arg-type]
 
     @sparsity.setter
     def sparsity(self, value: float) -> None:
         architecture = str(self.settings["architecture"])
-        dense = architecture in _COEFFICIENTS
+        dense = architecture in COEFFICIENTS
         told = {name: _options(architecture, len(trainer.sae.W_dec),
                                *((1, value) if dense else (value, None)), self.steps)
                 for name, trainer in self.trainers.items()}  # fmt: skip
@@ -317,8 +317,8 @@ def explained_variance(x: Tensor, found: Tensor) -> Tensor:
 def _options(
     architecture: str, d_sae: int, k: float, sparsity: float | None, steps: int
 ) -> dict[str, Any]:
-    if architecture in _COEFFICIENTS:
-        name, default = _COEFFICIENTS[architecture]
+    if architecture in COEFFICIENTS:
+        name, default = COEFFICIENTS[architecture]
         value = default if sparsity is None else sparsity
         if not 0 <= value < math.inf:
             raise ValueError(f"sparsity={sparsity!r}: give a number from 0 on")

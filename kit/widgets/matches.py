@@ -5,6 +5,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
+import torch
 
 from kit.sae import pages
 from kit.sae.compare import mcs
@@ -96,8 +97,6 @@ class MatchBrowser(Careful):
                 f'<div style="flex:1 1 0;min-width:0">{self._right.value}</div></div>')
 
     def _histogram(self) -> str:
-        import torch
-
         counts = torch.histc(self.match.cosine, 40, 0, 1)
         return ('<div style="font-size:12px">maximal cosines</div>'
                 + pages.histogram(counts, torch.linspace(0, 1, 41), height=40))

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from kit.sae import pages
-from kit.sae.training import Report, Training
+from kit.sae.training import COEFFICIENTS, Report, Training
 from kit.widgets import charts
 from kit.widgets.held_out import Look
 
@@ -97,7 +97,7 @@ def latent(look: Look, texts: pages.Words, tokens: int) -> str:
 
 def _k_over_time(t: Training) -> list[tuple[float, float]]:
     """k step by step, as points of a line; empty for architectures that have no k."""
-    if t.settings["architecture"] in ("jumprelu", "gated", "standard"):
+    if t.settings["architecture"] in COEFFICIENTS:
         return []
     k = float(t.settings["k"])  # type: ignore[arg-type]
     points = [(0.0, k)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from kit import render
 from kit.sae import pages
 from kit.sae.source import pack
-from kit.sae.training import Report, Training
+from kit.sae.training import COEFFICIENTS, Report, Training
 from kit.widgets import style
 from kit.widgets import training_html as html
 from kit.widgets.freezing import Careful
@@ -134,7 +134,7 @@ class TrainingView(Careful):
         """k, or the coefficient of the sparsity term, under its own name."""
         t, kind = self.training, self.training.settings["architecture"]
         layout, wide = w.Layout(width="170px"), {"description_width": "initial"}
-        if kind in ("jumprelu", "gated", "standard"):
+        if kind in COEFFICIENTS:
             name = "L0 coefficient" if kind == "jumprelu" else "L1 coefficient"
             return w.BoundedFloatText(t.sparsity, min=0, max=max(1e6, t.sparsity), style=wide,
                                       description=name, layout=layout)  # fmt: skip
