@@ -35,7 +35,9 @@ class Runtime:
     o_proj: str | None
     shares_weights: bool
     mlp_path: str | None = None
+    up_proj: str | None = None
     down_proj: str | None = None
+    mlp_norm: str | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
     cache: dict[Any, Any] = field(default_factory=dict)
 
@@ -44,9 +46,20 @@ class Runtime:
 
     def head_mixer(self, layer: int) -> nn.Module:
         """The attention output projection of a layer; its input is the heads' outputs, flat."""
-        if self.o_proj is None:
-            raise ValueError("this architecture has no separate attention output projection")
-        return self.decoder.get_submodule(f"{self.blocks}.{layer}.{self.o_proj}")
+        return self.projection(layer, "attn_out")
+
+    def projection_path(self, site: str) -> str:
+        """Where in a block the matrix is that makes a site: ``"attn_out"`` from the heads' outputs,
+        ``"mlp"`` from the MLP's hidden units."""
+        path = {"attn_out": self.o_proj, "mlp": self.down_proj}[site]
+        if path is None:
+            what = "attention" if site == "attn_out" else "MLP"
+            raise ValueError(f"this architecture has no separate {what} output projection")
+        return path
+
+    def projection(self, layer: int, site: str) -> nn.Module:
+        """The matrix of :meth:`projection_path` in a layer."""
+        return self.decoder.get_submodule(f"{self.blocks}.{layer}.{self.projection_path(site)}")
 
     def writer(self, layer: int, site: str) -> nn.Module:
         """The module whose output is a site: the layer's block, or its MLP for ``"mlp_out"``."""
@@ -56,6 +69,20 @@ class Runtime:
             raise ValueError("this architecture has no separate MLP")
         return self.decoder.get_submodule(f"{self.blocks}.{layer}.{self.mlp_path}")
 
+    def mlp_matrices(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A layer's MLP as weights: input matrix ``[d_model, hidden]`` (of a gated MLP the one that
+        is gated, not the gate), output matrix ``[hidden, d_model]``, and the gain of the norm
+        before it ``[d_model]``."""
+        if self.up_proj is None or self.down_proj is None or self.mlp_norm is None:
+            raise ValueError("this architecture's MLP has no separate input and output projection")
+        from transformers.pytorch_utils import Conv1D
+
+        parts = [self.decoder.get_submodule(f"{self.blocks}.{layer}.{path}")
+                 for path in (self.up_proj, self.down_proj, self.mlp_norm)]  # fmt: skip
+        into, out = (p.weight.detach() if isinstance(p, Conv1D) else p.weight.detach().T
+                     for p in parts[:2])  # fmt: skip
+        return into, out, norm_gain(parts[2])
+
     def port(self, layer: int, site: str) -> tuple[nn.Module, bool]:
         """The module at which a site is, and whether it is what goes in (else what comes out)."""
         if site == "z":
@@ -63,10 +90,17 @@ class Runtime:
         if site == "mlp_in":
             return self.writer(layer, "mlp_out"), True
         if site == "neurons":
-            if self.down_proj is None:
-                raise ValueError("this architecture has no separate MLP output projection")
-            return self.decoder.get_submodule(f"{self.blocks}.{layer}.{self.down_proj}"), True
+            return self.projection(layer, "mlp"), True
         return self.writer(layer, site), False
+
+
+def norm_gain(norm: nn.Module) -> Tensor:
+    """What a norm does to a vector of root mean square 1 (for LayerNorm: and mean 0), coordinate by
+    coordinate, ``[width]``, float32."""
+    weight = norm.weight.detach()
+    if isinstance(norm, nn.LayerNorm):
+        return weight.float()
+    return norm(torch.ones_like(weight)[None])[0].float()  # some multiply by 1 + weight
 
 
 _RUNTIMES: weakref.WeakKeyDictionary[Any, Runtime] = weakref.WeakKeyDictionary()
@@ -171,10 +205,13 @@ def _make_runtime(bridge: TransformerBridge, decoder: nn.Module | None) -> Runti
     attention = blocks.submodules.get("attn")
     mixer = attention and attention.submodules.get("o")
     path = f"{attention.name}.{mixer.name}" if mixer else None
-    mlp = blocks.submodules.get("mlp")
-    down = mlp and mlp.submodules.get("out")
-    return Runtime(decoder or bridge.original_model, blocks.name, path, decoder is not None,
-                   mlp.name if mlp else None, f"{mlp.name}.{down.name}" if down else None)  # fmt: skip
+    mlp, norm = blocks.submodules.get("mlp"), blocks.submodules.get("ln2")
+    up, down = (mlp and mlp.submodules.get(name) for name in ("in", "out"))
+    return Runtime(
+        decoder or bridge.original_model, blocks.name, path, decoder is not None,
+        mlp.name if mlp else None, f"{mlp.name}.{up.name}" if up else None,
+        f"{mlp.name}.{down.name}" if down else None, norm.name if norm else None,
+    )  # fmt: skip
 
 
 def _same_weights(hf: nn.Module) -> nn.Module:
@@ -189,8 +226,9 @@ def _same_weights(hf: nn.Module) -> nn.Module:
 
 
 def _onednn_is_faster(weight: Tensor) -> bool:
-    # Over a few rows oneDNN streams a float32 matrix up to a third faster than MKL does (`make
-    # bench`: decode and ladder); below this size its call overhead eats the gain.
+    # Over a few rows oneDNN is up to a fifth faster than MKL with a float32 matrix, and up to two
+    # thirds with a large one (`make bench`: decode and ladder); below this size its call overhead
+    # eats the gain.
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
@@ -200,10 +238,11 @@ def _onednn_is_faster(weight: Tensor) -> bool:
 
 
 def _onednn_linear(module: nn.Linear, x: Tensor) -> Tensor:
-    # on one thread one row alone is no faster; and the fused operator has no derivative, which a
-    # transform (torch.func) does not show as requires_grad
-    lone = x.shape[:-1].numel() == 1 and torch.get_num_threads() == 1
-    if lone or torch.is_grad_enabled():
+    # for one row, or on one thread, only matrices that no cache holds (the unembedding) gain; and
+    # the fused operator has no derivative, which a transform (torch.func) does not show as
+    # requires_grad
+    few = x.shape[:-1].numel() == 1 or torch.get_num_threads() == 1
+    if (few and module.weight.numel() < 4_000_000) or torch.is_grad_enabled():
         return nn.functional.linear(x, module.weight, module.bias)
     return torch.ops.mkldnn._linear_pointwise(x, module.weight, module.bias, "none", [], "")
 
