@@ -203,7 +203,7 @@ def test_an_interrupt_keeps_the_rows_that_were_run(
 
 def test_on_sinks_nothing_fires(dictionary: Any, model: Any, tokens: Any,  # noqa: F811
                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    from kit.sae import store as module
+    from kit.sae import latents as module
 
     plain = module.capture
 

@@ -182,7 +182,7 @@ class Planted:
         rng = torch.Generator().manual_seed(3)
         self.true = torch.nn.functional.normalize(torch.randn(n, d, generator=rng), dim=-1)
         self.rng, self.batch, self.served, self.dropped, self.site = rng, batch, 0, 0, Site(1)
-        self.model: Any = None
+        self.fingerprint: str | None = "f" * 16
 
     def __next__(self) -> dict[Site, torch.Tensor]:
         n = len(self.true)
@@ -202,10 +202,7 @@ class Planted:
      ("standard", {"sparsity": 0.5}), ("gated", {"sparsity": 0.5}),
      ("jumprelu", {"sparsity": 10.0})],
 )  # fmt: skip
-def test_planted_directions_are_found(
-    architecture: Any, options: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("kit.sae.training.fingerprint", lambda _: "f" * 16)
+def test_planted_directions_are_found(architecture: Any, options: Any) -> None:
     planted: Any = Planted()
     run = Training(planted, widths=[1], architecture=architecture, steps=600, lr=3e-3, **options)
     run.run()
@@ -227,6 +224,13 @@ def test_one_stream_trains_all_widths_and_sites(model: Any) -> None:
     assert (report.step, report.steps, report.tokens) == (6, 6, 6 * 64)
     assert list(report.figures) == ["resid 1 x1", "resid 1 x2", "mlp_out 2 x1", "mlp_out 2 x2"]
     assert all(f.l0 == pytest.approx(4, abs=0.1) for f in report.figures.values())
+
+
+def test_each_width_starts_from_rows_of_its_own(model: Any) -> None:
+    run = Training(source(model, sites=[RESID]), widths=[1, 2], k=4, steps=6)
+    narrow, wide = (torch.nn.functional.normalize(d.rows, dim=-1) for d in run.dictionaries())
+    same = (narrow * wide[: len(narrow)]).sum(-1)
+    assert float(same.abs().max()) < 0.8, "the wider one starts with the narrower one's rows"
 
 
 def test_a_stopped_training_goes_on_to_the_same_curve(model: Any, tmp_path: Path) -> None:
@@ -403,9 +407,9 @@ def test_other_models_are_refused(model: Any, trained: Dictionary, tmp_path: Pat
         replace(trained, site=Site(9)).check(model)
 
 
-def test_another_width_is_refused(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kit.sae.training.fingerprint", lambda _: None)
+def test_another_width_is_refused(model: Any) -> None:
     narrow: Any = Planted(n=4, d=32)
+    narrow.fingerprint = None
     (found,) = Training(narrow, widths=[1], k=2, steps=1).dictionaries()
     with pytest.raises(ValueError, match="writes 32 dimensions at layer 1; this model has 48"):
         found.check(model)

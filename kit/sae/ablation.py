@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kit.activations import Enough, capture
+from kit.activations import Enough
 from kit.models import runtime
 from kit.sae.latents import Latents
 from kit.sae.quality import replaced
@@ -139,5 +139,4 @@ def _without(
 
 
 def _last(dictionary: Latents, model: TransformerBridge, rows: Tensor, latent: int) -> Tensor:
-    place = dictionary.site.place
-    return dictionary.encode(capture(model, rows, [place])[place][:, -1])[:, latent].cpu()
+    return dictionary.encode(dictionary.activations(model, rows)[:, -1])[:, latent].cpu()

@@ -59,6 +59,10 @@ class Latents(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {len(self)} latents, {self.site})"
 
+    def activations(self, model: TransformerBridge, tokens: Tensor) -> Tensor:
+        """What :meth:`encode` takes, ``[rows, pos, width]``, on tokens ``[rows, n]``."""
+        return capture(model, tokens, [self.site.place])[self.site.place]
+
     def read(self, model: TransformerBridge, text: str | Tensor) -> Tensor:
         """Latents ``[n, latents]`` on every token of a text, or of tokens ``[n]``, ``[1, n]``.
 
@@ -67,7 +71,7 @@ class Latents(ABC):
         """
         self.check(model)
         tokens = text_tokens(model, text) if isinstance(text, str) else text.reshape(1, -1)
-        return self.encode(capture(model, tokens, [self.site.place])[self.site.place][0])
+        return self.encode(self.activations(model, tokens)[0])
 
     def vector(self, latent: int, scale: float = 1.0, name: str | None = None) -> SteeringVector:
         """What a latent writes, as a steering vector in the residual stream after its layer.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from kit.models import runtime
+from kit.models import norm_gain, runtime
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -130,9 +130,4 @@ def _final_norm(model: TransformerBridge) -> nn.Module:
 
 
 def _gain(model: TransformerBridge) -> Tensor:
-    """The final norm's gain, ``[d_model]``: what it does to a vector of root mean square 1."""
-    norm = _final_norm(model)
-    if isinstance(norm, nn.LayerNorm):
-        return norm.weight.detach().float()
-    weight = norm.weight.detach()  # some norms multiply by 1 + weight
-    return norm(torch.ones_like(weight)[None])[0].float()
+    return norm_gain(_final_norm(model))

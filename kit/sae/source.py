@@ -150,6 +150,11 @@ class Source:
     def passes(self) -> float:
         return self.state.chunk / self.chunks
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the model that activations are from."""
+        return fingerprint(self.model)
+
     def __iter__(self) -> Iterator[Batch]:
         return self
 
@@ -190,26 +195,35 @@ class Source:
         order = self._deal[chunk * self.rows :][: self.rows]
         parts: dict[Site, list[Tensor]] = {site: [] for site in self.sites}
         for rows in order.split(16):
-            kept = capture(self.model, self.tokens[rows], [s.place for s in self.sites])
+            kept = self._run(self.tokens[rows])
             for site in self.sites:
-                parts[site].append(kept[site.place][:, 1:].cpu())
+                parts[site].append(kept[site][:, 1:].cpu())
         found = {site: torch.cat(some).flatten(0, 1) for site, some in parts.items()}
         row = order.repeat_interleave(self.tokens.shape[1] - 1)
         good = torch.ones(len(row), dtype=torch.bool)
         for site, some in found.items():
-            norm = some.float().norm(dim=-1)
-            if not bool(norm.isfinite().all()):
-                raise ValueError(f"activations at {site} hold NaN or infinity: the model is "
-                                 "broken, or its dtype overflows")  # fmt: skip
-            good &= norm <= self.sink * norm.median()
+            good &= self._usual(site, some)
         self.dropped += int((~good).sum())
         return {site: some[good] for site, some in found.items()}, row[good]
+
+    def _run(self, tokens: Tensor) -> Batch:
+        """Activations ``[rows, pos, width]`` of rows of tokens, at every site."""
+        kept = capture(self.model, tokens, [site.place for site in self.sites])
+        return {site: kept[site.place] for site in self.sites}
+
+    def _usual(self, site: Site, some: Tensor) -> Tensor:
+        """Which activations ``[n, width]`` are no sinks, ``[n]``."""
+        norm = some.float().norm(dim=-1)
+        if not bool(norm.isfinite().all()):
+            raise ValueError(f"activations at {site} hold NaN or infinity: the model is broken, or "
+                             "its dtype overflows")  # fmt: skip
+        return norm <= self.sink * norm.median()
 
     def _cached(self, chunk: int) -> tuple[Batch, Tensor]:
         assert self.cache is not None
         path = self.cache / f"chunk-{chunk:05d}.safetensors"
-        mark = {"fingerprint": fingerprint(self.model), "tokens": self._digest,
-                "sink": str(self.sink), "rows": str(self.rows), "seed": str(self.seed)}  # fmt: skip
+        mark = {"fingerprint": self.fingerprint, "tokens": self._digest, "sink": str(self.sink),
+                "rows": str(self.rows), "seed": str(self.seed)}  # fmt: skip
         if not path.is_file():
             found, row = self._read(chunk)
             self.cache.mkdir(parents=True, exist_ok=True)

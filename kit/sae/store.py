@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kit.activations import capture
 from kit.models import fingerprint
 from kit.progress import track
 from kit.sae.latents import Latents
@@ -92,8 +91,7 @@ class FeatureStore:
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         with suppress(KeyboardInterrupt):
             for rows in track(list(tokens.split(16)), "batches of text"):
-                kept = capture(model, rows.to(model.cfg.device), [dictionary.site.place])
-                x = kept[dictionary.site.place]
+                x = dictionary.activations(model, rows.to(model.cfg.device))
                 flat = (dictionary.encode(x) * counted(x)[..., None]).cpu().flatten(0, 1)
                 at, which = flat.nonzero(as_tuple=True)
                 parts.append((which.int(), (at + done * width).int(), flat[at, which]))

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from kit.models import fingerprint
 from kit.progress import track
 from kit.sae.dictionary import Dictionary, load
 from kit.sae.site import Kind, Site
@@ -116,6 +115,8 @@ class Report:
 class Training:
     """Dictionaries of all sites of a source in all widths, step by step."""
 
+    architectures: tuple[str, ...] = ARCHITECTURES
+
     def __init__(
         self,
         source: Source,
@@ -130,13 +131,10 @@ class Training:
     ) -> None:
         """Harvest the first chunk, which sets the scale; arguments as for :func:`train`."""
         from sae_lens.config import LoggingConfig, SAETrainerConfig
-        from sae_lens.registry import get_sae_training_class
         from sae_lens.training.sae_trainer import SAETrainer
 
-        from kit.sae.sparse import SparseBatchTopK
-
-        if architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture={architecture!r}: use {', '.join(ARCHITECTURES)}")
+        if architecture not in self.architectures:
+            raise ValueError(f"architecture={architecture!r}: use {', '.join(self.architectures)}")
         if not widths or any(not w > 0 for w in widths):
             raise ValueError(f"widths={list(widths)}: give multiples of d_model above 0")
         if not isinstance(steps, int) or steps < 1:
@@ -158,13 +156,10 @@ class Training:
         self.sites: dict[str, Site] = {}
         for site, (mean, scale) in source.scales().items():
             for times in widths:
-                torch.manual_seed(seed)
+                # one seed for all widths would start them from the same first rows
+                torch.manual_seed(seed + len(self.trainers))
                 d_sae = round(times * len(mean))
-                cls, of = get_sae_training_class(
-                    "matryoshka_batchtopk" if architecture == "matryoshka" else architecture
-                )
-                if architecture == "batchtopk":
-                    cls = SparseBatchTopK
+                cls, of = self._classes(architecture)
                 sae = cls(of(d_in=len(mean), d_sae=d_sae,
                              **_options(architecture, d_sae, k, sparsity, steps)))  # fmt: skip
                 sae.b_dec.data = mean * scale  # the mean needs no latent
@@ -172,6 +167,16 @@ class Training:
                 trainer = SAETrainer(config, sae, iter(()))
                 trainer.activation_scaler.scaling_factor = scale
                 self.trainers[name], self.sites[name] = trainer, site
+
+    def _classes(self, architecture: str) -> tuple[Any, Any]:
+        """What is trained, and the class of its settings."""
+        from sae_lens.registry import get_sae_training_class
+
+        from kit.sae.sparse import SparseBatchTopK
+
+        name = "matryoshka_batchtopk" if architecture == "matryoshka" else architecture
+        cls, of = get_sae_training_class(name)
+        return (SparseBatchTopK if architecture == "batchtopk" else cls), of
 
     @property
     def sparsity(self) -> float:
@@ -269,10 +274,14 @@ class Training:
         with tempfile.TemporaryDirectory() as folder:
             sae.save_inference_model(folder)
             done = load(folder)
-        done.name, done.fingerprint = name, fingerprint(self.source.model)
-        done.metadata = {**self.settings, "changes": self.changes, "step": self.step, "tokens": self.source.served,
-                         "dropped": self.source.dropped}  # fmt: skip
+        done.name, done.fingerprint = name, self.source.fingerprint
+        done.metadata = self.told()
         return done
+
+    def told(self) -> dict[str, Any]:
+        """What a dictionary's file says of its training."""
+        return {**self.settings, "changes": self.changes, "step": self.step,
+                "tokens": self.source.served, "dropped": self.source.dropped}  # fmt: skip
 
     def save(self, folder: str | Path) -> Path:
         """A checkpoint: weights, optimisers, and where the source stands."""

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kit.models import residual_scale, text_tokens
 from kit.sae import pages
-from kit.sae.compare import Neighbours
 from kit.sae.ablation import ablated_text
+from kit.sae.compare import Neighbours
 from kit.sae.latent import Latent
 from kit.widgets import style, to_panel
 from kit.widgets.freezing import Careful
