@@ -74,9 +74,9 @@ def config(kind: str, vocabulary: int, **changes: Any) -> Any:
         "max_position_embeddings": CONTEXT,
     }
     if kind == "neox":
-        return GPTNeoXConfig(**sizes, **shared)
+        return GPTNeoXConfig(**sizes | shared)
     if kind == "llama":
-        return LlamaConfig(**sizes, num_key_value_heads=2, **shared)
+        return LlamaConfig(**sizes | {"num_key_value_heads": 2} | shared)
     if kind == "gemma2":  # every second layer sees six tokens back: its cache is cut as it grows
         window = {"sliding_window": 6, "head_dim": 12, "query_pre_attn_scalar": 12}
         return Gemma2Config(**sizes, num_key_value_heads=2, **window, **shared)

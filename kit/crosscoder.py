@@ -1,0 +1,357 @@
+"""Crosscoders: one dictionary for two models, which shows what the second has that the first lacks.
+
+A latent is read from both models' activations at one place and writes a row into each. Latents
+whose row is (nearly) zero in one model look exclusive to the other; :func:`latent_scaling` checks
+whether they are (Lindsey et al. 2024, "Sparse crosscoders"; Minder et al. 2025, arXiv:2504.02922).
+"""
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kit.models import fingerprint
+from kit.progress import track
+from kit.sae.latents import Latents
+from kit.sae.paired import Pair, PairedSource, check_pair, side_by_side
+from kit.sae.site import Site
+from kit.sae.source import counted
+from kit.sae.training import Training
+from kit.vectors import SteeringVector, opened
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
+
+_FORMAT = "steering-kit-crosscoder/1"
+_NAMES = ("encoder", "bias", "threshold", "decoder", "offset", "factors")
+SHARED = (0.3, 0.7)  # relative norms of latents that both models have
+
+
+class CrosscoderTraining(Training):
+    """:class:`kit.sae.Training` with the losses of crosscoders, on a :class:`PairedSource`."""
+
+    architectures = ("batchtopk", "standard")
+
+    def _classes(self, architecture: str) -> tuple[Any, Any]:
+        from kit.sae.paired_losses import PairedBatchTopK, PairedStandard
+
+        cls, of = super()._classes(architecture)
+        return {"batchtopk": PairedBatchTopK, "standard": PairedStandard}.get(architecture, cls), of
+
+    def crosscoder(self, name: str | None = None) -> Crosscoder:
+        """The crosscoder as it is now; the widest, where several are trained.
+
+        Args:
+            name: what it is called on panels and pages.
+        """
+        key = max(self.trainers, key=lambda k: len(self.trainers[k].sae.W_dec))
+        sae, scale = self.trainers[key].sae, self.trainers[key].activation_scaler.scaling_factor
+        source = self.source
+        assert isinstance(source, PairedSource) and source.factors is not None
+        with torch.no_grad():
+            decoder = sae.W_dec.detach().unflatten(-1, (2, -1))
+            size = decoder.norm(dim=-1).sum(-1)  # latents in units in which the two norms add to 1
+            bias = sae.b_enc.detach()
+            if sae.cfg.apply_b_dec_to_input:
+                bias = bias - sae.b_dec.detach() @ sae.W_enc.detach()
+            threshold = getattr(sae, "topk_threshold", torch.tensor(0.0)).float()
+            return Crosscoder(
+                (sae.W_enc.detach() * size).T.unflatten(-1, (2, -1)).clone(), bias * size,
+                threshold.expand(len(size)).clone(), decoder / size[:, None, None],
+                sae.b_dec.detach().unflatten(-1, (2, -1)).clone(), source.factors * scale,
+                self.sites[key], name or f"crosscoder {self.sites[key].layer}",
+                tuple(map(fingerprint, source.models)), self.told(),  # type: ignore[arg-type]
+            )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Crosscoder:
+    """Latents that two models share, or do not.
+
+    Inputs are multiplied with ``factors``, so that both models weigh the same; latents are in units
+    in which the norms of a latent's two rows add up to 1.
+
+    Attributes:
+        encoder: ``[latents, 2, d_model]``; bias, threshold: ``[latents]``.
+        decoder: ``[latents, 2, d_model]``; offset: ``[2, d_model]``.
+        factors: ``[2]``, from activations to the units inside.
+        site: where both models are read.
+        fingerprints: of the first and of the second model.
+    """
+
+    encoder: Tensor
+    bias: Tensor
+    threshold: Tensor
+    decoder: Tensor
+    offset: Tensor
+    factors: Tensor
+    site: Site
+    name: str
+    fingerprints: tuple[str, str]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.bias)
+
+    def __repr__(self) -> str:
+        return f"Crosscoder({self.name!r}, {len(self)} latents, {self.site} of two models)"
+
+    def before(self, both: Tensor) -> Tensor:
+        """Pre-activations ``[n, latents]`` of both models' activations ``[n, 2 * d_model]``."""
+        x = both.float().unflatten(-1, (2, -1)) * self.factors[:, None]
+        return x.flatten(-2) @ self.encoder.flatten(-2).T + self.bias
+
+    @torch.no_grad()
+    def encode(self, both: Tensor) -> Tensor:
+        """Latents ``[..., latents]`` of both models' activations ``[..., 2 * d_model]``."""
+        pre = self.before(both.flatten(0, -2)).unflatten(0, both.shape[:-1])
+        return torch.where(pre > self.threshold.clamp(min=0), pre, 0.0)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Activations ``[..., 2, d_model]`` of latents ``[..., latents]``."""
+        found = torch.einsum("...l,lmd->...md", latents, self.decoder) + self.offset
+        return found / self.factors[:, None]
+
+    @property
+    def relative_norm(self) -> Tensor:
+        """``[latents]``: the second model's share of the two rows' norms, 0 (only the first has it)
+        to 1 (only the second); between 0.3 and 0.7 it counts as shared."""
+        return self.decoder[:, 1].norm(dim=-1) / self.decoder.norm(dim=-1).sum(-1)
+
+    @property
+    def cosine(self) -> Tensor:
+        """``[latents]``, cosine of the two rows: near 1 for what is shared, unless it moved."""
+        return torch.cosine_similarity(self.decoder[:, 0], self.decoder[:, 1], dim=-1)
+
+    def rows(self, which: int) -> Tensor:
+        """What latents write into one model at activation 1, ``[latents, d_model]``, in that
+        model's activation units."""
+        return self.decoder[:, which] / self.factors[which]
+
+    def vector(self, latent: int, which: int = 1) -> SteeringVector:
+        """A latent's row in one of the models, for the panel.
+
+        Raises:
+            ValueError: no such latent, or a model other than 0 and 1.
+        """
+        return PairedLatents(self, None, which).vector(latent)
+
+    def check(self, models: Pair) -> None:
+        """Refuse models that it was not trained on.
+
+        Raises:
+            ValueError: as :func:`check_pair`, or other models, or the two in the wrong order.
+        """
+        check_pair(models)
+        found = tuple(map(fingerprint, models))
+        if found != self.fingerprints:
+            more = ": swap them" if found[::-1] == self.fingerprints else ""
+            raise ValueError(f"{self.name!r} belongs to models {', '.join(self.fingerprints)}; these "
+                             f"are {', '.join(found)}{more}")  # fmt: skip
+
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+        """Write one safetensors file; ``dtype`` is that of the encoder and the decoder."""
+        wide = {"encoder", "decoder"}
+        parts = {n: getattr(self, n).to(dtype if n in wide else torch.float32).contiguous()
+                 for n in _NAMES}  # fmt: skip
+        about = {"format": _FORMAT, "name": self.name, "hook_name": self.site.hook_name,
+                 "fingerprints": json.dumps(self.fingerprints),
+                 "metadata": json.dumps(self.metadata)}  # fmt: skip
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        save_file(parts, part, about)
+        part.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path, models: Pair | None = None) -> Crosscoder:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: no file; ValueError: something else, a damaged file, or as
+                :meth:`check`.
+        """
+        with opened(path, _FORMAT, "crosscoder") as (file, about):
+            found = cls(*(file.get_tensor(n).float() for n in _NAMES), Site.of(about["hook_name"]),
+                        about["name"], tuple(json.loads(about["fingerprints"])),
+                        json.loads(about["metadata"]))  # fmt: skip
+        if models is not None:
+            found.check(models)
+        return found
+
+
+class PairedLatents(Latents):
+    """A crosscoder's latents as the store, the browser and the panel take them: read from both
+    models, written into one."""
+
+    def __init__(self, crosscoder: Crosscoder, models: Pair | None, which: int = 1) -> None:
+        """
+        Args:
+            models: both; None for latents that are only written.
+            which: the model whose latents they are, 0 or 1: pages and panels are given that one.
+
+        Raises:
+            ValueError: as :meth:`Crosscoder.check`, or a ``which`` other than 0 and 1.
+        """
+        if which not in (0, 1):
+            raise ValueError(f"which={which!r}: use 0 for the first model, 1 for the second")
+        if models is not None:
+            crosscoder.check(models)
+        self.crosscoder, self.models, self.which = crosscoder, models, which
+        self.name, self.site = crosscoder.name, crosscoder.site
+        self.fingerprint = crosscoder.fingerprints[which]
+
+    @property
+    def rows(self) -> Tensor:
+        return self.crosscoder.rows(self.which)
+
+    def activations(self, model: TransformerBridge, tokens: Tensor) -> Tensor:
+        """Both models' activations side by side; see :meth:`kit.sae.Latents.activations`."""
+        if self.models is None:
+            raise ValueError("models=None: make the latents with both models to read them")
+        return side_by_side(self.models, tokens, self.site)
+
+    def encode(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != 2 * self.crosscoder.decoder.shape[-1]:
+            raise ValueError(f"{self.name!r} reads both models' activations side by side, not one "
+                             f"model's of width {x.shape[-1]}")  # fmt: skip
+        return self.crosscoder.encode(x)
+
+    def before(self, x: Tensor) -> Tensor:
+        return self.crosscoder.before(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """How much of each latent is in each model; see :func:`latent_scaling`.
+
+    Attributes:
+        error, reconstruction: ``[latents, 2]``, the factor at which the latent, written along the
+            second model's row, best explains what the first (column 0) and the second (1) hold.
+        fired: ``[latents]``, tokens on which it fired.
+    """
+
+    error: Tensor
+    reconstruction: Tensor
+    fired: Tensor
+
+    def ratio(self, of: str = "error") -> Tensor:
+        """First model over second, ``[latents]``: near 0 where only the second has it, near 1
+        where both do. NaN for latents that never fired or that the second does not have.
+
+        ``"error"`` finds what the crosscoder shrank away in the first model ("complete
+        shrinkage"); ``"reconstruction"`` finds what other latents write there instead
+        ("latent decoupling").
+
+        Raises:
+            ValueError: an unknown ``of``.
+        """
+        if of not in ("error", "reconstruction"):
+            raise ValueError(f"of={of!r}: use 'error' or 'reconstruction'")
+        first, second = getattr(self, of).unbind(-1)
+        return torch.where((self.fired > 0) & (second.abs() > 1e-6), first / second, float("nan"))
+
+
+@torch.no_grad()
+def latent_scaling(crosscoder: Crosscoder, models: Pair, tokens: Tensor) -> Scaling:
+    """Are latents that look exclusive to the second model absent from the first?
+
+    For latent j with activations f and the second model's row d: the b that minimises
+    ``|Y - b f d|^2``, where Y is (error) what the crosscoder leaves of each model's activations
+    without latent j, and (reconstruction) what it makes of them. Minder et al. 2025
+    (arXiv:2504.02922), section 3.
+
+    Args:
+        tokens: ``[rows, n]``; the first position of each row, and sinks, are left out.
+
+    Raises:
+        ValueError: as :meth:`Crosscoder.check`.
+    """
+    crosscoder.check(models)
+    d = crosscoder.decoder[:, 1]
+    size = d.square().sum(-1)
+    own = torch.einsum("lmd,ld->lm", crosscoder.decoder, d)  # what latent j itself writes along d
+    along = torch.zeros(2, len(crosscoder), 2)
+    power, fired = torch.zeros(len(crosscoder)), torch.zeros(len(crosscoder))
+    for rows in track(list(tokens.split(8)), "batches of text"):
+        both = side_by_side(models, rows, crosscoder.site)
+        halves = both.unflatten(-1, (2, -1))
+        keep = counted(halves[..., 0, :]) & counted(halves[..., 1, :])
+        f = crosscoder.encode(both)[keep]
+        x = halves[keep].float() * crosscoder.factors[:, None]
+        made = torch.einsum("nl,lmd->nmd", f, crosscoder.decoder)
+        rest = x - made - crosscoder.offset
+        power += f.square().sum(0)
+        fired += (f > 0).sum(0)
+        for i, y in enumerate((rest, made)):
+            along[i] += torch.einsum("nl,nml->lm", f, torch.einsum("nmd,ld->nml", y, d))
+    along[0] += power[:, None] * own  # the error without latent j holds what j wrote
+    factor = along / (size * power).clamp(min=1e-12)[:, None]
+    return Scaling(factor[0], factor[1], fired)
+
+
+@dataclass(frozen=True)
+class PairQuality:
+    """Figures of a crosscoder: explained variance of each model's activations, ``l0`` latents a
+    token, ``dead`` the share that never fired here, ``tokens`` measured."""
+
+    explained_variance: tuple[float, float]
+    l0: float
+    dead: float
+    tokens: int
+
+
+@torch.no_grad()
+def evaluate(crosscoder: Crosscoder, models: Pair, tokens: Tensor) -> PairQuality:
+    """Measure a crosscoder on rows of tokens ``[rows, n]``, sinks and first positions left out.
+
+    Raises:
+        ValueError: as :meth:`Crosscoder.check`.
+    """
+    crosscoder.check(models)
+    seen, l0, n = torch.zeros(len(crosscoder)), 0.0, 0
+    total, squares, error = 0.0, 0.0, 0.0
+    for rows in track(list(tokens.split(8)), "batches of text"):
+        both = side_by_side(models, rows, crosscoder.site)
+        halves = both.unflatten(-1, (2, -1)).float()
+        keep = counted(halves[..., 0, :]) & counted(halves[..., 1, :])
+        f = crosscoder.encode(both)[keep]
+        x = halves[keep].double()
+        total, squares = total + x.sum(0), squares + x.square().sum((0, 2))
+        error = error + (x - crosscoder.decode(f)).square().sum((0, 2))
+        seen, l0, n = seen + (f > 0).sum(0), l0 + float((f > 0).sum()), n + len(f)
+    assert isinstance(total, Tensor) and isinstance(error, Tensor)
+    part = 1 - error / (squares - total.square().sum(-1) / n)
+    return PairQuality((float(part[0]), float(part[1])), l0 / n, float((seen == 0).float().mean()), n)
+
+
+def summary(crosscoder: Crosscoder, scaling: Scaling | None = None) -> pd.DataFrame:
+    """Latents by where they are: in the first model, in both, in the second.
+
+    Returns:
+        Rows ``first only`` (relative norm below 0.1), ``first``, ``shared`` (0.3 to 0.7),
+        ``second``, ``second only`` (above 0.9); columns ``latents``, ``cosine`` (median, of the two
+        rows) and, with a scaling, the medians ``error`` and ``reconstruction`` of its ratios.
+    """
+    import pandas as pd
+
+    r = crosscoder.relative_norm
+    edges = {"first only": (-1.0, 0.1), "first": (0.1, SHARED[0]), "shared": SHARED,
+             "second": (SHARED[1], 0.9), "second only": (0.9, 2.0)}  # fmt: skip
+    table = {}
+    for name, (low, high) in edges.items():
+        on = (r > low) & (r <= high)
+        row = {"latents": int(on.sum()), "cosine": float(crosscoder.cosine[on].median()) if on.any()
+               else float("nan")}  # fmt: skip
+        if scaling is not None:
+            for of in ("error", "reconstruction"):
+                row[of] = float(scaling.ratio(of)[on].nanmedian()) if on.any() else float("nan")
+        table[name] = row
+    return pd.DataFrame.from_dict(table, orient="index")
