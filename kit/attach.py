@@ -16,8 +16,10 @@ SITES = {
     "resid": "blocks.{}.hook_out",
     "z": "blocks.{}.attn.hook_z",
     "attn_out": "blocks.{}.attn.o.hook_out",
+    "mlp": "blocks.{}.mlp.out.hook_out",
 }
-_MIXED = "blocks.{}.attn.o.hook_in"  # what attn_out is made from
+# what goes into the output projections, which parts there may read
+_MADE_FROM = {"attn_out": "blocks.{}.attn.o.hook_in", "mlp": "blocks.{}.mlp.out.hook_in"}
 
 
 def output_of(out: Any) -> Tensor:
@@ -31,12 +33,13 @@ def at_decoder(
     """Put a change on a module of the decoder; returns what takes it off.
 
     Args:
-        change: gets the activation, and at ``"attn_out"`` also what it was made from.
+        change: gets the activation, and at ``"attn_out"`` and ``"mlp"`` (what the output
+            projection of the MLP gives) also what it was made from.
     """
     state = runtime(model)
-    if site == "attn_out":
-        mixer = state.head_mixer(layer)
-        return mixer.register_forward_hook(lambda _m, args, out: change(out, args[0])).remove
+    if site in _MADE_FROM:
+        module = state.projection(layer, site)
+        return module.register_forward_hook(lambda _m, args, out: change(out, args[0])).remove
 
     def after(_module: Any, _args: Any, out: Any) -> Any:
         return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
@@ -52,12 +55,11 @@ def at_bridge(
     model: TransformerBridge, layer: int, site: str, change: Change
 ) -> Callable[[], None]:
     """The same on the bridge's hook points."""
-    if site != "attn_out":
+    if site not in _MADE_FROM:
         return _hook(model, SITES[site].format(layer), change)
-    read: list[Tensor] = []  # the heads' outputs of the pass that is running
-    name = _MIXED.format(layer)
+    read: list[Tensor] = []  # what the projection got in the pass that is running
     off = [
-        _hook(model, name, lambda z: read.__setitem__(slice(None), [z])),
+        _hook(model, _MADE_FROM[site].format(layer), lambda z: read.__setitem__(slice(None), [z])),
         _hook(model, SITES[site].format(layer), lambda out: change(out, read[0])),
     ]
 

@@ -33,15 +33,16 @@ class Part:
     """A unit direction at one place.
 
     Attributes:
-        site: ``"resid"`` (a block's output), ``"z"`` (heads, flat, before they are mixed) or
-            ``"attn_out"`` (what mixing the heads gives).
+        site: ``"resid"`` (a block's output), ``"z"`` (heads, flat, before they are mixed),
+            ``"attn_out"`` (what mixing the heads gives) or ``"mlp"`` (what the output projection
+            of the MLP gives).
         scale: turns a coefficient into activation units: coefficient 1 adds a step this long.
-        read: at ``"attn_out"``, ``[n_heads * d_head]``: the step is as long as the heads' outputs
-            reach along it, which makes the part a rank-1 change of the mixing matrix.
+        read: at the last two, ``[n_heads * d_head]`` or ``[d_mlp]``: the step is as long as what
+            the matrix gets reaches along it, which makes the part a rank-1 change of that matrix.
     """
 
     layer: int
-    site: Literal["resid", "z", "attn_out"]
+    site: Literal["resid", "z", "attn_out", "mlp"]
     direction: Tensor
     scale: float
     read: Tensor | None = None
@@ -237,7 +238,9 @@ def _parts(
     parts = intervention.parts(model)
     cfg = model.cfg
     heads = cfg.n_heads * cfg.d_head
-    widths = {"resid": cfg.d_model, "z": heads, "attn_out": cfg.d_model}
+    widths = {"resid": cfg.d_model, "z": heads, "attn_out": cfg.d_model, "mlp": cfg.d_model}
+    inputs = {"attn_out": (heads, "outputs of this model's heads"),
+              "mlp": (cfg.d_mlp, "hidden units of its MLPs")}  # fmt: skip
     for part in parts:
         check_layer(model, part.layer)
         if part.site not in widths:
@@ -247,10 +250,11 @@ def _parts(
                 f"vector {name!r} has width {part.direction.numel()}; this model has "
                 f"{widths[part.site]} at {part.site!r}"
             )
-        if part.read is not None and (part.site != "attn_out" or part.read.numel() != heads):
+        wanted = inputs.get(part.site, (0, "numbers that a matrix gets, at 'attn_out' or 'mlp'"))
+        if part.read is not None and part.read.numel() != wanted[0]:
             raise ValueError(
                 f"{name!r} reads {part.read.numel()} numbers at {part.site!r}; what is read must "
-                f"be the {heads} outputs of this model's heads, at 'attn_out'"
+                f"be the {wanted[0] or ''} {wanted[1]}".replace("the  ", "the ")
             )
         if part.read is not None and op != "add":
             raise ValueError(f"op={op!r}: {name!r} changes a weight matrix; it can only be added")

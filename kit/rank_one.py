@@ -1,11 +1,11 @@
-"""Factor: rank-1 changes of attention output matrices, as an intervention that travels."""
+"""Factor: rank-1 changes of output matrices of attention or MLPs, as an intervention that travels."""
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,32 +19,35 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 _FORMAT = "steering-kit-factor/1"
-_CONVENTION = (
-    "block `layers[i]`, counted from 0: the matrix [d_model, heads] that mixes the heads' outputs "
-    "gains coefficient * radius * outer(writes[i], reads[i])"
-)
+_CONVENTIONS = {
+    "attn_out": "block `layers[i]`, counted from 0: the matrix [d_model, heads] that mixes the heads' "
+    "outputs gains coefficient * radius * outer(writes[i], reads[i])",
+    "mlp": "block `layers[i]`, counted from 0: the matrix [d_model, d_mlp] that makes the MLP's output "
+    "gains coefficient * radius * outer(writes[i], reads[i])",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """A rank-1 change of the attention output matrix in each layer of a band.
+    """A rank-1 change of an output matrix, of attention or of the MLP, in each layer of a band.
 
-    At coefficient c layer ``layers[i]`` computes with ``W_O + c * radius * b a^T``, where a is
-    ``reads[i]`` and b is ``writes[i]``: its attention writes a step along b that is as long as the
-    heads' outputs reach along a. It can only be added; in :func:`kit.steer`, :func:`kit.generate`
-    and the panel it is an intervention like any other.
+    At coefficient c layer ``layers[i]`` computes with ``W + c * radius * b a^T``, where a is
+    ``reads[i]`` and b is ``writes[i]``: it writes a step along b that is as long as what the matrix
+    gets (the heads' outputs, the hidden units) reaches along a. It can only be added; in
+    :func:`kit.steer`, :func:`kit.generate` and the panel it is an intervention like any other.
 
     Attributes:
-        reads: float32 ``[layers, n_heads * d_head]`` on the CPU, unit rows.
+        reads: float32 ``[layers, n_heads * d_head]``, or ``[layers, d_mlp]``, on the CPU, unit rows.
         writes: float32 ``[layers, d_model]`` on the CPU, unit rows.
         layers: block indices, rising.
         radius: what coefficient 1 stands for; a norm (spectral and Frobenius) of the change of
             each matrix, not a length in the residual stream.
+        site: ``"attn_out"``, attention's output matrix, or ``"mlp"``, the MLP's.
         name, fingerprint, metadata: as of a :class:`kit.SteeringVector`.
 
     Raises:
-        ValueError: rows that are not finite or are zero, a shape, layer or radius that makes no
-            sense.
+        ValueError: rows that are not finite or are zero, a shape, layer, radius or site that makes
+            no sense.
     """
 
     reads: Tensor = field(repr=False)
@@ -54,8 +57,11 @@ class Factor:
     name: str
     fingerprint: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    site: Literal["attn_out", "mlp"] = "attn_out"
 
     def __post_init__(self) -> None:
+        if self.site not in _CONVENTIONS:
+            raise ValueError(f"site={self.site!r}: use {', '.join(map(repr, _CONVENTIONS))}")
         layers = list(self.layers)
         plain = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in layers)
         if not layers or not plain or layers != sorted(set(layers)):
@@ -75,9 +81,9 @@ class Factor:
         object.__setattr__(self, "layers", tuple(layers))
 
     def parts(self, model: TransformerBridge) -> list[Part]:
-        """One :class:`kit.hooks.Part` a layer, on what mixing the heads gives."""
+        """One :class:`kit.hooks.Part` a layer, on what the matrix gives."""
         return [
-            Part(layer, "attn_out", b, self.radius, a)
+            Part(layer, self.site, b, self.radius, a)
             for layer, a, b in zip(self.layers, self.reads, self.writes, strict=True)
         ]
 
@@ -103,7 +109,8 @@ class Factor:
         about = {
             "format": _FORMAT, "name": self.name, "layers": json.dumps(self.layers),
             "radius": repr(float(self.radius)), "fingerprint": self.fingerprint or "",
-            "convention": _CONVENTION, "metadata": json.dumps(dict(self.metadata)),
+            "convention": _CONVENTIONS[self.site], "site": self.site,
+            "metadata": json.dumps(dict(self.metadata)),
         }  # fmt: skip
         save_file({"reads": self.reads, "writes": self.writes}, str(path), metadata=about)
         return Path(path)
@@ -120,6 +127,7 @@ class Factor:
                 file.get_tensor("reads"), file.get_tensor("writes"),
                 tuple(json.loads(about["layers"])), float(about["radius"]), about["name"],
                 about["fingerprint"] or None, json.loads(about["metadata"]),
+                about.get("site", "attn_out"),  # type: ignore[arg-type]
             )  # fmt: skip
 
 
@@ -159,14 +167,15 @@ def export(
     session_of(model, factors, [tuple(coefficients)], "all", "add")  # refuses what does not fit
     state = runtime(model)
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
-    for layer in sorted({layer for factor in factors for layer in factor.layers}):
-        a = torch.zeros(len(factors), factors[0].reads.shape[1])
-        b = torch.zeros(factors[0].writes.shape[1], len(factors))
-        for i, (factor, c) in enumerate(zip(factors, coefficients, strict=True)):
+    for layer, site in sorted({(layer, f.site) for f in factors for layer in f.layers}):
+        here = [(i, f) for i, f in enumerate(factors) if f.site == site]
+        a = torch.zeros(len(factors), here[0][1].reads.shape[1])
+        b = torch.zeros(here[0][1].writes.shape[1], len(factors))
+        for i, factor in here:
             if layer in factor.layers:
                 at = factor.layers.index(layer)
-                a[i], b[:, i] = factor.reads[at], c * factor.radius * factor.writes[at]
-        pairs[f"{state.blocks}.{layer}.{state.o_proj}"] = (a, b)
-    turned = isinstance(state.head_mixer(factors[0].layers[0]), Conv1D)
+                a[i], b[:, i] = factor.reads[at], coefficients[i] * factor.radius * factor.writes[at]
+        pairs[f"{state.blocks}.{layer}.{state.projection_path(site)}"] = (a, b)
+    turned = isinstance(state.projection(factors[0].layers[0], factors[0].site), Conv1D)
     name = base or str(model.cfg.model_name or fingerprint(model))
     return adapters.write(path, pairs, base=name, fan_in_fan_out=turned)

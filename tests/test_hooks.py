@@ -542,9 +542,9 @@ def test_a_site_that_is_none(llama: Any) -> None:
         name, fingerprint = "odd", None
 
         def parts(self, _model: Any) -> Sequence[Any]:
-            return [Part(1, "mlp", torch.ones(48), 1.0)]  # type: ignore[arg-type]
+            return [Part(1, "mlp_in", torch.ones(48), 1.0)]  # type: ignore[arg-type]
 
-    with pytest.raises(ValueError, match="mlp"):
+    with pytest.raises(ValueError, match="site=.mlp_in."):
         with kit.steer(llama, {Odd(): 1.0}):
             raise AssertionError("the block ran")
     kit.assert_clean(llama)
