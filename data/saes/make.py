@@ -23,7 +23,7 @@ from kit.sae import Site, Source, Training, evaluate, load, pack
 
 HERE = Path(__file__).parent
 RESID, MLP = Site(14), Site(15, "mlp_out")
-WIDTHS = {RESID: (1, 2, 4, 8), MLP: (4,)}
+WIDTHS = {RESID: (4, 1, 2, 8), MLP: (4,)}  # each starts from a seed of its own, in this order
 # 780,000 different activations of each site, three times
 STEPS, BATCH, CONTEXT, ROWS, CHUNKS, K, LR = 1140, 2048, 128, 1024, 6, 32, 2e-3
 HELD_OUT_ROWS = 64

@@ -14,6 +14,7 @@ _HOME = {
     "FeatureGallery": "gallery",
     "FeatureBrowser": "browser",
     "PromptView": "prompt_view",
+    "LinkBrowser": "links",
     "MatchBrowser": "matches",
     "TrainingView": "training_view",
     "Controller": "controller",

@@ -1,7 +1,7 @@
 """FeatureBrowser: search a dictionary's latents, open one, try a text on it, steer with it."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,7 @@ class FeatureBrowser(Careful):
         panel: SteeringPanel | None = None,
         like: Tensor | None = None,
         others: Sequence[Latents] = (),
+        figures: Mapping[str, Tensor] | None = None,
         coefficient: float = 1.0,
     ) -> None:
         """Open the latent that fires most strongly.
@@ -55,10 +56,12 @@ class FeatureBrowser(Careful):
         Args:
             like: ``[d_model]``; latents can then be sorted by the cosine of their rows with it.
             others: dictionaries in which the nearest latent is named too (other widths, say).
+            figures: ``{name: [latents]}``, further figures to sort by (relative norms, say).
             coefficient: at which a latent goes to the panel, times its largest activation.
 
         Raises:
-            ValueError: latents of another model, or a ``like`` of another width.
+            ValueError: latents of another model, a ``like`` of another width, or figures of another
+                length.
         """
         store.dictionary.check(model)
         rows = store.dictionary.rows
@@ -73,6 +76,11 @@ class FeatureBrowser(Careful):
                                          _SAYS: store.maxima() * self.near.loudness}
         if like is not None:
             self._keys[_LIKE] = torch.cosine_similarity(rows, like.cpu().float()[None], dim=-1)
+        for name, values in (figures or {}).items():
+            if values.shape != (len(store),):
+                raise ValueError(f"figures[{name!r}] has shape {list(values.shape)}: give "
+                                 f"[{len(store)}]")  # fmt: skip
+            self._keys[name] = values.float().nan_to_num(-torch.inf)
         wide = {"description_width": "initial"}
         self.sort = w.Dropdown(options=list(self._keys), description="sort by", style=wide,
                                layout=w.Layout(width="290px"))
