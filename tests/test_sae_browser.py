@@ -110,3 +110,15 @@ def test_without_a_panel_steering_says_so(browser: Any) -> None:
         browser.to_panel()
     with pytest.raises(ValueError, match=r"like has shape \[3\]"):
         FeatureBrowser(browser.store, browser._lm, like=torch.ones(3))
+    with pytest.raises(ValueError, match=r"figures\['odd'\] has shape \[3\]"):
+        FeatureBrowser(browser.store, browser._lm, figures={"odd": torch.ones(3)})
+
+
+def test_figures_of_one_s_own_sort_the_list(browser: Any) -> None:
+    mine = torch.rand(len(browser.store), generator=torch.Generator().manual_seed(0))
+    mine[3] = float("nan")  # unknown comes last
+    made = FeatureBrowser(browser.store, browser._lm, figures={"relative norm": mine})
+    made.sort_by("relative norm")
+    fires = browser.store.density() > 0
+    order = mine.nan_to_num(-1).argsort(descending=True)
+    assert made.listed == order[fires[order]].tolist()
