@@ -222,7 +222,7 @@ def _effect(
 @torch.no_grad()
 def ablated(
     source: Latents, target: Latents, model: TransformerBridge, tokens: Tensor,
-    latents: Sequence[int],
+    latents: Sequence[int], *, of: Literal["activation", "pre-activation"] = "activation",
 ) -> Tensor:  # fmt: skip
     """The truth that links approximate: source latents taken out of the model, one at a time.
 
@@ -232,14 +232,19 @@ def ablated(
     Args:
         tokens: ``[rows, n]``.
         latents: of the source.
+        of: what is measured of the targets. A latent with a threshold falls from it to 0 at once,
+            which no gradient sees; ``"pre-activation"``, where the target fires, leaves that out,
+            and is what ``"gradient"`` and ``"integrated"`` are after.
 
     Returns:
-        ``[latents, targets]``: what the latent did to the target's activation, a mean over the
-        tokens on which the latent fires (0 where it fires on none).
+        ``[latents, targets]``: what the latent did to the target, a mean over the tokens on which
+        the latent fires (0 where it fires on none).
 
     Raises:
-        ValueError: no such latent, or as :meth:`Latents.check`.
+        ValueError: no such latent, an unknown ``of``, or as :meth:`Latents.check`.
     """
+    if of not in ("activation", "pre-activation"):
+        raise ValueError(f"of={of!r}: use 'activation' or 'pre-activation'")
     source.check(model)
     target.check(model)
     for latent in latents:
@@ -248,7 +253,12 @@ def ablated(
                                    target.site.place])  # fmt: skip
     keep = counted(kept[source.site.layer, "resid"])
     f = source.encode(kept[source.site.place]) * keep[..., None]
-    g = target.encode(kept[target.site.place])
+    fires = target.encode(kept[target.site.place]) > 0
+
+    def value(x: Tensor, where: Tensor) -> Tensor:
+        some = x[where]
+        return target.encode(some) if of == "activation" else target.before(some) * fires[on]
+
     found = torch.zeros(len(latents), len(target))
     stream = Site(source.site.layer)
     for n, i in enumerate(track(latents, "latents")):
@@ -258,7 +268,8 @@ def ablated(
             continue
         with replaced(model, stream, lambda x, part=part[rows]: x - part.to(x)):
             changed = capture(model, tokens[rows], [target.site.place])[target.site.place]
-        found[n] = (g[on] - target.encode(changed[on[rows]])).mean(0)
+        now = value(kept[target.site.place], on)
+        found[n] = (now - value(changed, on[rows])).mean(0)
     return found
 
 

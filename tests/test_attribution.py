@@ -212,6 +212,26 @@ def test_ablated_runs_the_whole_model(llama: Any) -> None:
                                rtol=1e-3, atol=1e-4)
 
 
+def test_the_path_adds_up_to_the_ablated_pre_activation(tiny_model: Any) -> None:
+    """In a model whose MLP runs beside its attention nothing is held that would move."""
+    from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
+
+    model = tiny_model("neox")
+    source, plain = dictionary(model, Site(1), 0), dictionary(model, Site(2, "mlp_out"), 1)
+    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=48, d_sae=40, apply_b_dec_to_input=False))
+    sae.load_state_dict({**plain.sae.state_dict(), "threshold": torch.full((40,), 0.2)})
+    target, ids, every = Dictionary(sae, plain.site, "jumps"), rows(model, 6), range(len(source))
+    path = links(source, target, model, ids, method="integrated", steps=48).score
+    smooth = ablated(source, target, model, ids, every, of="pre-activation")
+    assert float((path - smooth).norm() / smooth.norm()) < 0.02
+    jumps = ablated(source, target, model, ids, every)  # it falls from the threshold at once
+    assert float((path - jumps).norm() / jumps.norm()) > 0.1
+    exact = links(source, target, model, ids, method="ablation").score
+    torch.testing.assert_close(exact, jumps, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="of='all'"):
+        ablated(source, target, model, ids, [0], of="all")  # type: ignore[arg-type]
+
+
 def test_agreement_is_a_rank_correlation_of_the_large_pairs() -> None:
     truth = torch.zeros(50, 50)
     truth[:2] = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
