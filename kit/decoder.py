@@ -100,7 +100,8 @@ class Decoder:
         """The prompt, for all rows: unsteered once, steered from where they differ."""
         start = self._first_steered()
         kept = self.state.cache.get("prompt")
-        known = kept is not None and torch.equal(kept[0], self.tokens)
+        known = (kept is not None and torch.equal(kept[0], self.tokens)
+                 and kept[3] == self._edits_of_weights())  # fmt: skip
         if not known and (start or len(self.steered) < self.rows):
             kept, known = self._plain(), True
         if not self.steered or start == self.tokens.shape[1]:
@@ -129,11 +130,15 @@ class Decoder:
         chosen = select(self.session.positions, index, self.prompt).reshape(-1, width).any(0)
         return int(chosen.long().argmax()) if self.steered and bool(chosen.any()) else width
 
-    def _plain(self) -> tuple[Tensor, KeyValues, Tensor]:
+    def _edits_of_weights(self) -> int:
+        """A number that changes when a weight is changed in place (not through ``.data``)."""
+        return sum(weight._version for weight in self.module.parameters())
+
+    def _plain(self) -> tuple[Tensor, KeyValues, Tensor, int]:
         """The unsteered prompt, one row; kept for the next run with the same prompt."""
         cache = self._empty()
         logits = self._forward(self.tokens, cache, 1)
-        kept = (self.tokens, _pairs(cache), logits)
+        kept = (self.tokens, _pairs(cache), logits, self._edits_of_weights())
         if self.tokens.shape[1] <= _KEEP_PROMPT:
             self.state.cache["prompt"] = kept
         return kept

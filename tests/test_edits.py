@@ -51,17 +51,19 @@ def test_an_mlp_factor_is_a_change_of_the_matrix(model: Any) -> None:
     assert receipt.entries[0].layers == [1, 2] and receipt.entries[0].prompt_steered == [12]
     (run,) = [kit.generate(model, ids, factor, [0.6], max_new_tokens=4)]
     kept = []
-    for layer, a, b in zip((1, 2), factor.reads, factor.writes, strict=True):
-        module = runtime(model).projection(layer, "mlp")
-        change = 0.6 * 0.7 * torch.outer(b, a)
-        kept.append((module, module.weight.data.clone()))
-        module.weight.data += change.T if type(module).__name__ == "Conv1D" else change
+    with torch.no_grad():
+        for layer, a, b in zip((1, 2), factor.reads, factor.writes, strict=True):
+            module = runtime(model).projection(layer, "mlp")
+            change = 0.6 * 0.7 * torch.outer(b, a)
+            kept.append((module, module.weight.clone()))
+            module.weight += change.T if type(module).__name__ == "Conv1D" else change
     try:
         torch.testing.assert_close(model(ids), steered, rtol=1e-3, atol=1e-3)
         assert kit.generate(model, ids, max_new_tokens=4).texts == run.texts
     finally:
-        for module, weight in kept:
-            module.weight.data.copy_(weight)
+        with torch.no_grad():
+            for module, weight in kept:
+                module.weight.copy_(weight)
 
 
 def test_mlp_factors_are_saved_and_exported(llama: Any, tmp_path: Path) -> None:

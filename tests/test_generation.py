@@ -602,3 +602,22 @@ def test_a_ladder_on_the_embedded_model(smol: Any) -> None:
     assert ladder.rows[2].kl > 0.01
     assert f"{tokens.shape[1]}/{tokens.shape[1]} prompt positions" in str(ladder.rows[2].receipt)
     kit.assert_clean(smol)
+
+
+def test_a_prompt_is_run_again_when_a_weight_was_changed(model: Any) -> None:
+    """What is kept of the last prompt belongs to the weights that it was run with."""
+    ids = tiny.prompt(model, 12)
+    before = kit.generate(model, ids, max_new_tokens=3, measure=True)
+    weight = runtime(model).port(1, "neurons")[0].weight
+    kept = weight.clone()
+    with torch.no_grad():
+        weight.mul_(-3)
+    try:
+        after = kit.generate(model, ids, max_new_tokens=3)
+        fresh = model(ids)[0, -1].argmax()
+        assert after.rows[0].tokens[0] == int(fresh)
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+    again = kit.generate(model, ids, max_new_tokens=3)
+    assert again.texts == before.texts
