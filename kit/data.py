@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from kit.sae import Dictionary
     from kit.vectors import SteeringVector
 
+NLTK = ("brown", "abc", "movie_reviews", "webtext", "state_union", "inaugural")
+
 
 def path(*parts: str) -> Path:
     """The path of a shipped file.
@@ -63,6 +65,38 @@ def texts() -> list[str]:
     the notebooks look at dictionaries on, offline. Nothing in it is true but by chance."""
     with gzip.open(path("texts", "sample.json.gz"), "rt", encoding="utf-8") as file:
         return json.load(file)
+
+
+def corpus(source: str | Path) -> list[str]:
+    """Texts to train on, which the kit does not ship.
+
+    Args:
+        source: a file of one text a line, or of JSON lines with a "text" (``.jsonl``,
+            ``.jsonl.gz``), or the word ``"nltk"`` for the English corpora of NLTK that the shipped
+            dictionaries are from (fetched once by ``nltk.download``).
+
+    Raises:
+        FileNotFoundError: no such file; ValueError: a file without a text.
+    """
+    if source == "nltk":
+        import nltk
+
+        found = []
+        for name in NLTK:
+            nltk.download(name, quiet=True)
+            words = getattr(nltk.corpus, name)
+            found += [" ".join(words.words(i)) if name == "brown" else words.raw(i)
+                      for i in words.fileids()]  # fmt: skip
+        return found
+    file = Path(source)
+    if not file.is_file():
+        raise FileNotFoundError(f"source={str(source)!r}: give a file of texts, or 'nltk'")
+    opened = gzip.open if file.suffix == ".gz" else open
+    with opened(file, "rt", encoding="utf-8") as lines:
+        rows = [line.strip() for line in lines if line.strip()]
+    if not rows:
+        raise ValueError(f"source={str(source)!r}: it holds no text")
+    return [json.loads(row)["text"] for row in rows] if ".jsonl" in file.name else rows
 
 
 def dictionary_names() -> list[str]:

@@ -175,6 +175,7 @@ CARRIED = {
     "jupyter_client": "jupyterlab",
     "jupyter_core": "jupyterlab",
     "nbconvert": "jupyterlab",
+    "nltk": "sae-lens",
     "scipy": "scikit-learn",
     "sklearn": "scikit-learn",
 }

@@ -1,6 +1,7 @@
 """What lies in data/saes and data/texts: it loads, it fits, and the card tells the truth."""
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -63,3 +64,40 @@ def test_a_dictionary_does_as_well_on_our_own_texts(smol: Any) -> None:
     rows = pack(smol, kit.data.texts()[:12], 128)[:6]
     found = evaluate(kit.data.dictionary("resid-14-x4", smol), smol, rows)
     assert found.ce_recovered > 0.9 and found.explained_variance > 0.6 and 15 < found.l0 < 60
+
+
+# --- texts of one's own --------------------------------------------------------------------------
+
+
+def test_a_corpus_is_read_from_lines_and_json(tmp_path: Any) -> None:
+    plain, packed = tmp_path / "a.txt", tmp_path / "b.jsonl.gz"
+    plain.write_text("first line\n\n  second: \u00fcber  \n", encoding="utf-8")
+    assert kit.data.corpus(plain) == ["first line", "second: \u00fcber"]
+    with gzip.open(packed, "wt", encoding="utf-8") as file:
+        file.write('{"text": "one\\ntwo"}\n{"text": "three"}\n')
+    assert kit.data.corpus(str(packed)) == ["one\ntwo", "three"]
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(ValueError, match="it holds no text"):
+        kit.data.corpus(tmp_path / "empty.txt")
+    with pytest.raises(FileNotFoundError, match="a file of texts, or 'nltk'"):
+        kit.data.corpus(tmp_path / "nothing.txt")
+
+
+def test_nltk_s_corpora_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    nltk = pytest.importorskip("nltk")
+    asked: list[str] = []
+
+    class Corpus:
+        def fileids(self) -> list[str]:
+            return ["x"]
+
+        def words(self, _i: str) -> list[str]:
+            return ["a", "word"]
+
+        def raw(self, _i: str) -> str:
+            return "a text"
+
+    monkeypatch.setattr(nltk, "download", lambda name, quiet: asked.append(name))
+    monkeypatch.setattr(nltk, "corpus", type("C", (), {n: Corpus() for n in kit.data.NLTK}))
+    found = kit.data.corpus("nltk")
+    assert asked == list(kit.data.NLTK) and found[0] == "a word" and found[1:] == ["a text"] * 5

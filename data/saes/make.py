@@ -10,7 +10,6 @@ activations (4 GB) and checkpoints; a run that was stopped goes on from there.
 """
 from __future__ import annotations
 
-import gzip
 import json
 import sys
 from pathlib import Path
@@ -27,26 +26,11 @@ WIDTHS = {RESID: (4, 1, 2, 8), MLP: (4,)}  # each starts from a seed of its own,
 # 780,000 different activations of each site, three times
 STEPS, BATCH, CONTEXT, ROWS, CHUNKS, K, LR = 1140, 2048, 128, 1024, 6, 32, 2e-3
 HELD_OUT_ROWS = 64
-NLTK = ("brown", "abc", "movie_reviews", "webtext", "state_union", "inaugural")
 
 
 def texts(source: str) -> tuple[list[str], list[str]]:
     """Texts to train on, and the held-out ones."""
-    if source == "nltk":
-        import nltk
-
-        found = []
-        for name in NLTK:
-            nltk.download(name, quiet=True)
-            corpus = getattr(nltk.corpus, name)
-            found += [" ".join(corpus.words(i)) if name == "brown" else corpus.raw(i)
-                      for i in corpus.fileids()]  # fmt: skip
-    else:
-        path = Path(source)
-        opened = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rt", encoding="utf-8") as file:
-            lines = [line.strip() for line in file if line.strip()]
-        found = [json.loads(line)["text"] if ".jsonl" in path.name else line for line in lines]
+    found = kit.data.corpus(source)
     return [t for i, t in enumerate(found) if i % 41 != 40], found[40::41]
 
 
@@ -80,7 +64,7 @@ def train(source: str, work: str) -> None:
         for found in run.dictionaries():
             if reports:
                 found.metadata["l0_training"] = reports[-1].figures[found.name].l0
-            found.metadata["texts"] = "English of NLTK's " + ", ".join(NLTK)
+            found.metadata["texts"] = "English of NLTK's " + ", ".join(kit.data.NLTK)
             print(found.save(HERE / found.name.replace(" ", "-"), torch.bfloat16), flush=True)
 
 

@@ -11,7 +11,7 @@ import sys
 import torch
 
 import kit
-from tests.benchmarks import dictionaries, growth, ratios, unlabelled
+from tests.benchmarks import between, dictionaries, growth, ratios, unlabelled
 
 
 def main() -> int:
@@ -32,6 +32,7 @@ def main() -> int:
     rows += unlabelled.table(model, seeds=1 if args.quick else 3, reference=args.reference,
                              python=args.reference_python or sys.executable)  # fmt: skip
     rows += dictionaries.table(model, pairs=3 if args.quick else 7)
+    rows += between.table(model, pairs=3 if args.quick else 7)
     wide = max(len(row.what) for row in rows) + 2
     print(f"{'what':<{wide}}{'must':>10}{'aim':>10}{'median':>10}   spread")
     for row in rows:
