@@ -327,7 +327,7 @@ def explained(
     Args:
         tokens: ``[rows, n]``, other ones than the links are from.
         targets: latents; each is measured on up to ``per_target`` tokens on which it fires.
-        keep: shares of the source latents whose edges are kept.
+        keep: shares of the source latents (that fire here or there) whose edges are kept.
 
     Returns:
         Columns ``kept``, ``edges`` (into each target), ``explained`` (activation with the kept
@@ -347,7 +347,8 @@ def explained(
     between = Between(model, source.site.layer, target.site)
     f, g, x = _read(between, source, target, tokens)
     rng = torch.Generator().manual_seed(seed)
-    alive, rows = (found.fired > 0).nonzero()[:, 0], source.rows
+    # latents that fire here only have no score, and go first
+    alive, rows = ((found.fired > 0) | (f > 0).any(0)).nonzero()[:, 0], source.rows
     sums = torch.zeros(len(keep), 2)
     whole = 0.0
     for j in targets:
@@ -356,7 +357,7 @@ def explained(
         if not len(at):
             continue
         whole += float(g[at, j].sum())
-        best = found.share[:, j].abs().argsort(descending=True, stable=True)
+        best = alive[found.share[alive, j].abs().argsort(descending=True, stable=True)]
         drawn = alive[torch.randperm(len(alive), generator=rng)]
         for i, share in enumerate(keep):
             n = round(share * len(alive))

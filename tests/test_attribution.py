@@ -268,5 +268,7 @@ def test_a_pruned_graph_explains_less_and_all_of_it_everything(llama: Any) -> No
     assert table["edges"].tolist() == [0, round(0.1 * int((found.fired > 0).sum())),
                                        int((found.fired > 0).sum())]  # fmt: skip
     assert table["explained"].iloc[0] == table["random"].iloc[0]
+    few = links(source, target, llama, ids[:1], method="ablation")  # some never fire on one row
+    assert explained(few, llama, ids, chosen, keep=(1.0,))["explained"].iloc[0] == pytest.approx(1)
     with pytest.raises(ValueError, match="shares from 0 to 1"):
         explained(found, llama, ids, chosen, keep=(2,))

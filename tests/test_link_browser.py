@@ -37,6 +37,10 @@ def test_a_click_walks_to_the_other_end(made: LinkBrowser) -> None:
     back = made.others[0][0]
     made.buttons[0].click()
     assert (made.side, made.latent) == ("target", back)
+    best = made.others[0][0]
+    made.which.value = "source"
+    assert (made.side, made.latent) == ("source", best)
+    made.which.value = "target"
     made.number.value = 7
     assert (made.side, made.latent) == ("target", 7)
 

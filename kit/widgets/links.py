@@ -76,7 +76,7 @@ class LinkBrowser(Careful):
         for i, button in enumerate(self.buttons):
             button.on_click(lambda _b, i=i: self._try(lambda: self._walk(i)))
         self.number.observe(lambda c: self._try(lambda: self.show(self.side, c["new"])), "value")
-        self.which.observe(lambda c: self._try(lambda: self.show(c["new"], 0)), "value")
+        self.which.observe(lambda c: self._try(lambda: self._turn(c["new"])), "value")
         self.show("target", int(first["target"].iloc[0]))
 
     def show(self, side: Side, latent: int) -> None:
@@ -124,6 +124,10 @@ class LinkBrowser(Careful):
 
     def _walk(self, i: int) -> None:
         self.show("target" if self.side == "source" else "source", self.others[i][0])
+
+    def _turn(self, side: Side) -> None:
+        """To the strongest link's other end, or, where there is none, to the first latent there."""
+        self.show(side, self.others[0][0] if self.others else 0)
 
     def _label(self, side: Side, latent: int) -> str:
         """The latent's number, and the token on which it is most active."""
