@@ -37,7 +37,7 @@ class Fact:
     """``prompt.format(subject)`` continues with ``answer``; an edit wants ``other`` instead.
 
     Raises:
-        ValueError: a prompt without ``{}``, or with text after nothing but it; empty answers.
+        ValueError: a prompt without just one ``{}``, or an empty subject or answer.
     """
 
     prompt: str
