@@ -92,7 +92,8 @@ def test_shared_and_exclusive_directions_are_found(trained: Any) -> None:
         true = unit(planted.rows[at].flatten(1))
         on = alive & (r > low) & (r <= high)
         cosine = (true @ unit(found.decoder[on].flatten(1)).T).max(1).values
-        assert float(cosine.min()) > 0.9, (at, cosine)
+        # all of them here; another machine's order of summation may merge a pair
+        assert int((cosine > 0.9).sum()) >= len(true) - len(true) // 6, (at, cosine)
     made = found.decode(found.encode(x)).flatten(1)
     assert float(1 - (x - made).square().sum() / (x - x.mean(0)).square().sum()) > 0.9
     assert torch.allclose(found.decoder.norm(dim=-1).sum(-1), torch.ones(64), atol=1e-5)
@@ -106,9 +107,9 @@ def test_the_penalty_s_artefact(trained: Any) -> None:
     r = found.relative_norm[alive]
     exclusive = int((r < 0.1).sum()), int((r > 0.9).sum())
     if found.metadata["architecture"] == "batchtopk":
-        assert exclusive == (6, 6)
+        assert all(5 <= n <= 7 for n in exclusive), exclusive
     else:
-        assert sum(exclusive) > 12, exclusive
+        assert sum(exclusive) > 14, exclusive
 
 
 def test_losses_weigh_by_the_sum_of_norms() -> None:
