@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -57,7 +58,7 @@ class Links:
     at: str
     tokens: int
 
-    @property
+    @cached_property
     def share(self) -> Tensor:
         """``[sources, targets]``: the part of the target latent's summed activation that the
         source latent accounts for; 0 for targets that never fire."""
@@ -86,12 +87,13 @@ class Links:
         if by not in ("score", "share"):
             raise ValueError(f"by={by!r}: use 'score' or 'share'")
         value = self.share if by == "share" else self.score
-        mask = (self.fired >= least)[:, None].expand_as(value).clone()
-        for latents, i, axis in ((self.source, source, 0), (self.target, target, 1)):
-            if i is not None:
-                latents.check_latent(i)
-                other = torch.arange(len(latents)) != i
-                mask[other if axis == 0 else slice(None), slice(None) if axis == 0 else other] = False
+        mask = (self.fired >= least)[:, None]
+        if source is not None:
+            self.source.check_latent(source)
+            mask = mask & (torch.arange(len(self.source)) == source)[:, None]
+        if target is not None:
+            self.target.check_latent(target)
+            mask = mask & (torch.arange(len(self.target)) == target)
         flat = (value.abs() * mask).flatten()
         best = flat.topk(min(n, len(flat)))
         where = best.indices[best.values > 0]
@@ -259,10 +261,10 @@ def ablated(
         some = x[where]
         return target.encode(some) if of == "activation" else target.before(some) * fires[on]
 
-    found = torch.zeros(len(latents), len(target))
+    found, directions = torch.zeros(len(latents), len(target)), source.rows.to(f)
     stream = Site(source.site.layer)
     for n, i in enumerate(track(latents, "latents")):
-        part, on = f[..., i, None] * source.rows[i].to(f), f[..., i] > 0
+        part, on = f[..., i, None] * directions[i], f[..., i] > 0
         rows = on.any(1)  # the others do not change
         if not bool(rows.any()):
             continue

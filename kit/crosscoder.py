@@ -7,6 +7,7 @@ whether they are (Lindsey et al. 2024, "Sparse crosscoders"; Minder et al. 2025,
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -228,6 +229,16 @@ class PairedLatents(Latents):
         return self.crosscoder.before(x)
 
 
+def _read(crosscoder: Crosscoder, models: Pair, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batch by batch, latents ``[n, latents]`` and both models' activations ``[n, 2, d_model]`` of
+    the tokens that are sinks in neither."""
+    for rows in track(list(tokens.split(8)), "batches of text"):
+        both = side_by_side(models, rows, crosscoder.site)
+        halves = both.unflatten(-1, (2, -1)).float()
+        keep = counted(halves[..., 0, :]) & counted(halves[..., 1, :])
+        yield crosscoder.encode(both)[keep], halves[keep]
+
+
 @dataclass(frozen=True, eq=False)
 class Scaling:
     """How much of each latent is in each model; see :func:`latent_scaling`.
@@ -280,12 +291,8 @@ def latent_scaling(crosscoder: Crosscoder, models: Pair, tokens: Tensor) -> Scal
     own = torch.einsum("lmd,ld->lm", crosscoder.decoder, d)  # what latent j itself writes along d
     along = torch.zeros(2, len(crosscoder), 2)
     power, fired = torch.zeros(len(crosscoder)), torch.zeros(len(crosscoder))
-    for rows in track(list(tokens.split(8)), "batches of text"):
-        both = side_by_side(models, rows, crosscoder.site)
-        halves = both.unflatten(-1, (2, -1))
-        keep = counted(halves[..., 0, :]) & counted(halves[..., 1, :])
-        f = crosscoder.encode(both)[keep]
-        x = halves[keep].float() * crosscoder.factors[:, None]
+    for f, x in _read(crosscoder, models, tokens):
+        x = x * crosscoder.factors[:, None]
         made = torch.einsum("nl,lmd->nmd", f, crosscoder.decoder)
         rest = x - made - crosscoder.offset
         power += f.square().sum(0)
@@ -318,12 +325,8 @@ def evaluate(crosscoder: Crosscoder, models: Pair, tokens: Tensor) -> PairQualit
     crosscoder.check(models)
     seen, l0, n = torch.zeros(len(crosscoder)), 0.0, 0
     total, squares, error = 0.0, 0.0, 0.0
-    for rows in track(list(tokens.split(8)), "batches of text"):
-        both = side_by_side(models, rows, crosscoder.site)
-        halves = both.unflatten(-1, (2, -1)).float()
-        keep = counted(halves[..., 0, :]) & counted(halves[..., 1, :])
-        f = crosscoder.encode(both)[keep]
-        x = halves[keep].double()
+    for f, x in _read(crosscoder, models, tokens):
+        x = x.double()
         total, squares = total + x.sum(0), squares + x.square().sum((0, 2))
         error = error + (x - crosscoder.decode(f)).square().sum((0, 2))
         seen, l0, n = seen + (f > 0).sum(0), l0 + float((f > 0).sum()), n + len(f)

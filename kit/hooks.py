@@ -239,8 +239,8 @@ def _parts(
     cfg = model.cfg
     heads = cfg.n_heads * cfg.d_head
     widths = {"resid": cfg.d_model, "z": heads, "attn_out": cfg.d_model, "mlp": cfg.d_model}
-    inputs = {"attn_out": (heads, "outputs of this model's heads"),
-              "mlp": (cfg.d_mlp, "hidden units of its MLPs")}  # fmt: skip
+    inputs = {"attn_out": (heads, f"{heads} outputs of this model's heads"),
+              "mlp": (cfg.d_mlp, f"{cfg.d_mlp} hidden units of its MLPs")}  # fmt: skip
     for part in parts:
         check_layer(model, part.layer)
         if part.site not in widths:
@@ -250,11 +250,11 @@ def _parts(
                 f"vector {name!r} has width {part.direction.numel()}; this model has "
                 f"{widths[part.site]} at {part.site!r}"
             )
-        wanted = inputs.get(part.site, (0, "numbers that a matrix gets, at 'attn_out' or 'mlp'"))
-        if part.read is not None and part.read.numel() != wanted[0]:
+        n, what = inputs.get(part.site, (0, "numbers that a matrix gets, at 'attn_out' or 'mlp'"))
+        if part.read is not None and part.read.numel() != n:
             raise ValueError(
                 f"{name!r} reads {part.read.numel()} numbers at {part.site!r}; what is read must "
-                f"be the {wanted[0] or ''} {wanted[1]}".replace("the  ", "the ")
+                f"be the {what}"
             )
         if part.read is not None and op != "add":
             raise ValueError(f"op={op!r}: {name!r} changes a weight matrix; it can only be added")

@@ -54,9 +54,7 @@ def chats(model: Any, split: str) -> list[str]:
 
 def rows_of(model: Any, source: str, held_out: bool) -> torch.Tensor:
     """Rows of tokens, shuffled: text, and a share of chats."""
-    texts = kit.data.corpus(source)
-    some = texts[40::41] if held_out else [t for i, t in enumerate(texts) if i % 41 != 40]
-    plain = pack(model, some, CONTEXT)
+    plain = pack(model, kit.data.split(kit.data.corpus(source))[held_out], CONTEXT)
     talk = pack(model, chats(model, "test" if held_out else "lock"), CONTEXT)
     rng = torch.Generator().manual_seed(0)
     n = HELD_OUT_ROWS if held_out else CHUNKS * ROWS
@@ -71,7 +69,7 @@ def train(source: str, work: str) -> None:
     stream = PairedSource(models, rows_of(models[0], source, False), SITE, batch=BATCH, rows=ROWS,
                           cache=folder / "cache")  # fmt: skip
     for chunk in kit.progress.track(range(stream.chunks), "chunks of activations"):
-        stream._cached(chunk)
+        stream.harvest(chunk)
     # a crosscoder's width counts both models' coordinates
     run = CrosscoderTraining(stream, widths=(LATENTS / (2 * models[0].cfg.d_model),), k=K,
                              steps=STEPS, lr=LR)  # fmt: skip

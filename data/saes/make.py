@@ -28,12 +28,6 @@ STEPS, BATCH, CONTEXT, ROWS, CHUNKS, K, LR = 1140, 2048, 128, 1024, 6, 32, 2e-3
 HELD_OUT_ROWS = 64
 
 
-def texts(source: str) -> tuple[list[str], list[str]]:
-    """Texts to train on, and the held-out ones."""
-    found = kit.data.corpus(source)
-    return [t for i, t in enumerate(found) if i % 41 != 40], found[40::41]
-
-
 def rows_of(model: Any, some: list[str]) -> torch.Tensor:
     """Rows of tokens, shuffled."""
     tokens = pack(model, some, CONTEXT)
@@ -43,7 +37,7 @@ def rows_of(model: Any, some: list[str]) -> torch.Tensor:
 def train(source: str, work: str) -> None:
     """One pass of the model feeds all five; the residual ones, then the MLP's, are trained on it."""
     model, folder = kit.load_model(), Path(work)
-    tokens = rows_of(model, texts(source)[0])[: 10 * ROWS]
+    tokens = rows_of(model, kit.data.split(kit.data.corpus(source))[0])[: 10 * ROWS]
 
     def stream(*sites: Site) -> Source:
         return Source(model, tokens, sites, batch=BATCH, rows=ROWS, chunks=CHUNKS,
@@ -71,7 +65,7 @@ def train(source: str, work: str) -> None:
 def figures(source: str) -> None:
     """Held-out figures of everything here, written to figures.json."""
     model, table = kit.load_model(), {}
-    rows = rows_of(model, texts(source)[1])[:HELD_OUT_ROWS]
+    rows = rows_of(model, kit.data.split(kit.data.corpus(source))[1])[:HELD_OUT_ROWS]
     for folder in sorted(p.parent for p in HERE.glob("*/cfg.json")):
         found = load(folder, model=model)
         told = {name: None if value != value else round(value, 5)  # NaN where zeros do no harm
