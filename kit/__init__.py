@@ -55,6 +55,7 @@ _MODULES = (
     "organisms",
     "plots",
     "positions",
+    "probes",
     "receipts",
     "recovery",
     "render",

@@ -135,3 +135,11 @@ def capture(
             for handle in handles:
                 handle.remove()
     return kept
+
+
+def side_by_side(
+    models: Sequence[TransformerBridge], tokens: Tensor, place: Place
+) -> Tensor:
+    """Activations of one or more models on the same tokens at one place, side by side:
+    ``[rows, pos, models * width]``."""
+    return torch.cat([capture(model, tokens, [place])[place] for model in models], dim=-1)

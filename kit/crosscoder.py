@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kit.activations import side_by_side
 from kit.models import fingerprint
 from kit.progress import track
 from kit.sae.latents import Latents
-from kit.sae.paired import Pair, PairedSource, check_pair, side_by_side
+from kit.sae.paired import Pair, PairedSource, check_pair
 from kit.sae.site import Site
 from kit.sae.source import counted
 from kit.sae.training import Training
@@ -213,11 +214,33 @@ class PairedLatents(Latents):
     def rows(self) -> Tensor:
         return self.crosscoder.rows(self.which)
 
-    def activations(self, model: TransformerBridge, tokens: Tensor) -> Tensor:
-        """Both models' activations side by side; see :meth:`kit.sae.Latents.activations`."""
+    def readers(self, _model: TransformerBridge) -> Pair:
+        """Both models; see :meth:`kit.sae.Latents.readers`."""
+        return self._pair()
+
+    def _pair(self) -> Pair:
         if self.models is None:
             raise ValueError("models=None: make the latents with both models to read them")
-        return side_by_side(self.models, tokens, self.site)
+        return self.models
+
+    def contributions(self, latent: int, tokens: Tensor) -> Tensor:
+        """What each model's activations add to a latent's pre-activation, token by token.
+
+        Args:
+            tokens: ``[rows, n]``.
+
+        Returns:
+            ``[2, rows, n]``; both and the bias, which belongs to neither, add up to the
+            pre-activation.
+
+        Raises:
+            ValueError: no such latent, or latents without their models.
+        """
+        self.check_latent(latent)
+        models, found = self._pair(), self.crosscoder
+        both = self.activations(models[0], tokens.to(models[0].cfg.device)).float()
+        both = both.unflatten(-1, (2, -1))
+        return torch.einsum("rnmd,md,m->mrn", both, found.encoder[latent], found.factors)
 
     def encode(self, x: Tensor) -> Tensor:
         if x.shape[-1] != 2 * self.crosscoder.decoder.shape[-1]:
@@ -233,7 +256,7 @@ def _read(crosscoder: Crosscoder, models: Pair, tokens: Tensor) -> Iterator[tupl
     """Batch by batch, latents ``[n, latents]`` and both models' activations ``[n, 2, d_model]`` of
     the tokens that are sinks in neither."""
     for rows in track(list(tokens.split(8)), "batches of text"):
-        both = side_by_side(models, rows, crosscoder.site)
+        both = side_by_side(models, rows, crosscoder.site.place)
         halves = both.unflatten(-1, (2, -1)).float()
         keep = counted(halves[..., 0, :]) & counted(halves[..., 1, :])
         yield crosscoder.encode(both)[keep], halves[keep]

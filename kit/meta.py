@@ -202,7 +202,8 @@ class MetaLatents(Latents):
 
     def __init__(self, meta: Dictionary, latents: Latents) -> None:
         self.meta, self.latents = meta, latents
-        self.code = decompose(meta, latents).code
+        self.codes = decompose(meta, latents)
+        self.code = self.codes.code
         self.name, self.site = meta.name, latents.site
         self.fingerprint = latents.fingerprint
         self._length = latents.rows.norm(dim=-1)

@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from kit import activations
 from kit import crosscoder as cc
 from kit.activations import capture
 from kit.directions import unit
-from kit.sae import FeatureStore, Site, paired
+from kit.sae import Directions, FeatureStore, Site, ablated_text
+from kit.sae.latent import Latent
+from kit.sae.sections import both_models
+from kit.widgets import FeatureBrowser, SteeringPanel
 from kit.sae.paired_losses import PairedBatchTopK, PairedStandard, norms
 from tests import tiny
 
@@ -158,7 +162,7 @@ def test_every_chunk_is_new_until_all_were_served(pair: Any) -> None:
 
 
 def test_a_sink_of_either_model_is_left_out(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = paired.capture
+    plain = activations.capture
 
     def with_a_sink(m: Any, rows: torch.Tensor, places: Any) -> Any:
         kept = plain(m, rows, places)
@@ -166,7 +170,7 @@ def test_a_sink_of_either_model_is_left_out(pair: Any, monkeypatch: pytest.Monke
         x[:, 3 if m is pair[0] else 5] *= 1000
         return kept
 
-    monkeypatch.setattr(paired, "capture", with_a_sink)
+    monkeypatch.setattr(activations, "capture", with_a_sink)
     stream = source(pair)
     batch, row = stream.harvest(0)
     assert stream.dropped == 2 * 16 and len(row) == 16 * (19 - 2)
@@ -243,6 +247,81 @@ def test_latents_go_to_stores_and_panels(pair: Any, real: cc.Crosscoder) -> None
         latents.encode(torch.zeros(1, 48))
     with pytest.raises(ValueError, match="which=2"):
         real.vector(i, 2)
+
+
+def test_what_each_model_contributes_adds_up(pair: Any, real: cc.Crosscoder) -> None:
+    latents, tokens = cc.PairedLatents(real, pair), source(pair).tokens[:3]
+    parts = latents.contributions(5, tokens)
+    assert parts.shape == (2, *tokens.shape)
+    both = latents.activations(pair[1], tokens)
+    pre = latents.before(both.flatten(0, 1))[:, 5].view(tokens.shape)
+    torch.testing.assert_close(parts.sum(0) + real.bias[5], pre, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="latent=-1"):
+        latents.contributions(-1, tokens)
+    with pytest.raises(ValueError, match="models=None"):
+        cc.PairedLatents(real, None).contributions(5, tokens)
+
+
+def test_ablated_text_follows_both_models(pair: Any, real: cc.Crosscoder) -> None:
+    """Gradient x activation is that of the two models' embeddings, added: finite differences."""
+    latents, ids = cc.PairedLatents(real, pair), source(pair).tokens[0, :6]
+    i = int(latents.read(pair[1], ids)[-1].argmax())
+    found = ablated_text(latents, pair[1], ids, i)
+    assert float(found.value) == pytest.approx(float(latents.read(pair[1], ids)[-1, i]))
+    without = latents.read(pair[1], torch.cat([ids[:2], ids[3:]]))[-1, i]
+    assert float(found.change[2]) == pytest.approx(float(without) - found.value, abs=1e-4)
+
+    tables = [m.original_model.get_input_embeddings().weight for m in pair]
+
+    def pre() -> float:
+        return float(latents.before(latents.activations(pair[1], ids[None])[:, -1])[0, i])
+
+    here, step = int(ids[3]), 1e-2
+    assert (ids == here).sum() == 1
+    values = []
+    for sign in (1, -1):
+        kept = [t[here].clone() for t in tables]
+        try:
+            with torch.no_grad():
+                for t in tables:
+                    t[here] *= 1 + sign * step
+            values.append(pre())
+        finally:
+            with torch.no_grad():
+                for t, old in zip(tables, kept, strict=True):
+                    t[here] = old
+    slope = (values[0] - values[1]) / (2 * step)
+    assert float(found.gradient[3]) == pytest.approx(slope, rel=0.03, abs=2e-3)
+
+
+def test_a_browser_shows_both_models_and_steers_one(pair: Any, real: cc.Crosscoder) -> None:
+    tokens = source(pair).tokens[:20]
+    latents = cc.PairedLatents(real, pair)
+    store = FeatureStore.build(latents, pair[1], tokens)
+    panel = SteeringPanel(pair[1], [], "The kettle", max_new_tokens=4, chat=False)
+    browser = FeatureBrowser(store, pair[1], panel=panel, figures={"norm": real.relative_norm},
+                             more=lambda i: both_models(store, i, n=2))  # fmt: skip
+    browser.sort_by("norm")
+    browser.show(browser.listed[0])
+    html = browser._page.value
+    assert html.count("first model") == html.count("second model") == 2
+    assert f"relative norm {float(real.relative_norm[browser.latent]):.2f}" in html
+    assert html.count("<div") == html.count("</div>") and html.count("<span") == html.count("</span>")
+    try:
+        name = browser.to_panel()
+        panel.run(timeout=60)
+        (row,) = panel._vectors.children
+        assert row.vector.name == name
+        torch.testing.assert_close(row.vector.direction, real.vector(browser.latent).direction)
+    finally:
+        panel.close()
+    with pytest.raises(ValueError, match="reads two models"):
+        Latent(latents, 0).parts(pair[1])  # type: ignore[arg-type]
+    dead = int(store.density().argmin())
+    if store.density()[dead] == 0:
+        assert "never fires" in both_models(store, dead)
+    with pytest.raises(ValueError, match="crosscoder's PairedLatents"):
+        both_models(FeatureStore.build(Directions([real.vector(0)], pair[1], tokens), pair[1], tokens), 0)
 
 
 def test_latent_scaling_is_least_squares(pair: Any, real: cc.Crosscoder) -> None:

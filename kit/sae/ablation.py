@@ -13,6 +13,7 @@ from kit.activations import Enough
 from kit.models import runtime
 from kit.sae.latents import Latents
 from kit.sae.quality import replaced
+from kit.sae.site import Site
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -110,7 +111,23 @@ def _differentiated(
 ) -> tuple[Tensor, Tensor]:
     """The activation that the latent reads on the last token, ``[1, width]``, and
     :func:`gradients`, from one pass that ends there."""
-    tokens = tokens.reshape(1, -1)
+    read, embedded = [], []
+    for reader in dictionary.readers(model):
+        x, start = _last_differentiable(reader, dictionary.site, tokens.reshape(1, -1))
+        read.append(x)
+        embedded.append(start)
+    last = torch.cat(read, dim=-1)
+    with torch.enable_grad():
+        slopes = torch.autograd.grad(dictionary.before(last)[0, latent], embedded)
+    parts = [(g * e.detach()).sum(-1)[0].float() for g, e in zip(slopes, embedded, strict=True)]
+    return last.detach(), torch.stack(parts).sum(0).cpu()
+
+
+def _last_differentiable(
+    model: TransformerBridge, site: Site, tokens: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the site holds on the last token, ``[1, width]``, and the embeddings that it is a
+    function of, ``[1, n, d_model]``."""
     state, kept = runtime(model), []
 
     def keep(x: Tensor) -> Tensor:
@@ -119,10 +136,9 @@ def _differentiated(
 
     with state.lock, torch.enable_grad():
         embedded = state.decoder.get_input_embeddings()(tokens).detach().requires_grad_()
-        with suppress(Enough), replaced(model, dictionary.site, keep):
+        with suppress(Enough), replaced(model, site, keep):
             state.decoder(inputs_embeds=embedded, use_cache=False)
-        (grad,) = torch.autograd.grad(dictionary.before(kept[0])[0, latent], embedded)
-    return kept[0].detach(), (grad * embedded.detach()).sum(-1)[0].float().cpu()
+    return kept[0], embedded
 
 
 def _without(

@@ -81,8 +81,15 @@ class Latent:
         return self.dictionary.rows[self.index] if self.row is None else self.row
 
     def parts(self, model: TransformerBridge) -> Sequence[Part]:
-        """See :class:`kit.hooks.Intervention`."""
+        """See :class:`kit.hooks.Intervention`.
+
+        Raises:
+            ValueError: as :meth:`kit.sae.Latents.check`, or latents that two models share.
+        """
         self.dictionary.check(model)
+        if len(self.dictionary.readers(model)) > 1:
+            raise ValueError(f"dictionary {self.dictionary.name!r} reads two models, and one runs "
+                             "here: use dictionary.vector(index), which can be added")  # fmt: skip
         row = self.writes
         size = float(row.norm())
         return [_LatentPart(self.dictionary.site.layer, "resid", row / size, self.top * size,

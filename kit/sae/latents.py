@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from kit.activations import capture
+from kit.activations import capture, side_by_side
 from kit.directions import unit
 from kit.models import fingerprint, text_tokens
 from kit.sae.site import Site
@@ -59,9 +59,14 @@ class Latents(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {len(self)} latents, {self.site})"
 
+    def readers(self, model: TransformerBridge) -> Sequence[TransformerBridge]:
+        """The models whose activations, side by side, :meth:`encode` takes: the one given, but for
+        latents that two models share."""
+        return [model]
+
     def activations(self, model: TransformerBridge, tokens: Tensor) -> Tensor:
         """What :meth:`encode` takes, ``[rows, pos, width]``, on tokens ``[rows, n]``."""
-        return capture(model, tokens, [self.site.place])[self.site.place]
+        return side_by_side(self.readers(model), tokens, self.site.place)
 
     def read(self, model: TransformerBridge, text: str | Tensor) -> Tensor:
         """Latents ``[n, latents]`` on every token of a text, or of tokens ``[n]``, ``[1, n]``.

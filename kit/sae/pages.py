@@ -151,7 +151,7 @@ def page(
             f'<b style="font-size:15px">{escape(dictionary.name)} #{latent}</b>'
             f"<span>fires on {density:.3%} of {store.n_tokens:,} tokens</span></div>")  # fmt: skip
     if not len(where):
-        return _box(head + "<p>It never fires on this corpus: there is nothing to show.</p>")
+        return box(head + "<p>It never fires on this corpus: there is nothing to show.</p>")
     full = float(value.max())
     counts, edges = store.histogram(latent)
     top = [example(e, texts, full, store.whole(latent, e)) for e in store.top(latent, n_top)]
@@ -170,7 +170,7 @@ def page(
     right = (f"<b>activations</b><br>{histogram(counts, edges)}"
              f"<div>mean {number(float(value.float().mean()))}, largest {number(full)}</div>")
     lensed = lens(logit_lens(model, dictionary.rows[latent].to(model.cfg.device), 6), texts)
-    return _box(
+    return box(
         f'{head}<div style="display:flex;gap:32px;flex-wrap:wrap;margin:8px 0">'
         f"<div>{right}</div><div>{lensed}</div></div>"
         f"<div><b>tokens</b> {by_token or 'none twice'}</div>"
@@ -216,9 +216,10 @@ def prompt(found: Reading, texts: Words, by: By = "activation", n: int = 5) -> s
     if found.answers is not None:
         a, b = (escape(repr(t)) for t in texts(found.answers))
         told = f"<div>logit({a}) - logit({b}) = {found.difference:+.2f}</div>"
-    return _box(f'{told}<table style="border-collapse:collapse;margin:0">{"".join(lines)}</table>')
+    return box(f'{told}<table style="border-collapse:collapse;margin:0">{"".join(lines)}</table>')
 
 
-def _box(inner: str) -> str:
+def box(inner: str) -> str:
+    """HTML in the frame that pages and their sections share."""
     return (f'<div style="{_SANS};border:1px solid {_LINE};border-radius:8px;padding:12px 14px">'
             f"{inner}</div>")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from kit.activations import capture
+from kit.activations import side_by_side
 from kit.models import fingerprint
 from kit.sae.site import Site
 from kit.sae.source import Batch, Source
@@ -72,7 +72,7 @@ class PairedSource(Source):
 
     def _run(self, tokens: Tensor) -> Batch:
         (site,) = self.sites
-        return {site: side_by_side(self.models, tokens, site)}
+        return {site: side_by_side(self.models, tokens, site.place)}
 
     def _usual(self, site: Site, some: Tensor) -> Tensor:
         halves = some.chunk(2, dim=-1)
@@ -93,8 +93,3 @@ class PairedSource(Source):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.factors = None if state["factors"] is None else torch.tensor(state["factors"])
-
-
-def side_by_side(models: Pair, tokens: Tensor, site: Site) -> Tensor:
-    """Both models' activations side by side, ``[rows, pos, 2 * width]``."""
-    return torch.cat([capture(m, tokens, [site.place])[site.place] for m in models], dim=-1)

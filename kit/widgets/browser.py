@@ -1,7 +1,7 @@
 """FeatureBrowser: search a dictionary's latents, open one, try a text on it, steer with it."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,7 @@ class FeatureBrowser(Careful):
         like: Tensor | None = None,
         others: Sequence[Latents] = (),
         figures: Mapping[str, Tensor] | None = None,
+        more: Callable[[int], str] | None = None,
         coefficient: float = 1.0,
     ) -> None:
         """Open the latent that fires most strongly.
@@ -57,6 +58,7 @@ class FeatureBrowser(Careful):
             like: ``[d_model]``; latents can then be sorted by the cosine of their rows with it.
             others: dictionaries in which the nearest latent is named too (other widths, say).
             figures: ``{name: [latents]}``, further figures to sort by (relative norms, say).
+            more: HTML to show below a latent's page (:mod:`kit.sae.sections` has some).
             coefficient: at which a latent goes to the panel, times its largest activation.
 
         Raises:
@@ -68,7 +70,7 @@ class FeatureBrowser(Careful):
         if like is not None and like.shape != rows.shape[1:]:
             raise ValueError(f"like has shape {list(like.shape)}: give [{rows.shape[1]}]")
         self.store, self._lm, self.panel, self._coefficient = store, model, panel, coefficient
-        self.latent, self._quiet = 0, True
+        self.latent, self._quiet, self._more = 0, True, more
         self.near = Neighbours(store.dictionary, model, others)
         self._made: dict[int, Any] = {}  # what went to the panel, so that it is known there again
         self._keys: dict[str, Tensor] = {"largest activation": store.maxima(),
@@ -132,6 +134,8 @@ class FeatureBrowser(Careful):
             ValueError: no such latent.
         """
         self._card = pages.page(self.store, self._lm, latent, near=self.near)
+        if self._more is not None:
+            self._card += self._more(latent)
         self.latent = latent
         self._quiet = True
         self.number.value = latent
@@ -208,9 +212,9 @@ class FeatureBrowser(Careful):
             raise ValueError(f"latent {self.latent} never fires on the corpus, so it has no unit")
         vector: Any = d.vector(self.latent, top)
         coefficient = self._coefficient
-        if d.site.kind == "resid":
+        if d.site.kind == "resid" and len(d.readers(self._lm)) == 1:
             vector = self._made.setdefault(self.latent, Latent(d, self.latent, top))
-        else:  # the stream does not show it: its row is added, as long as it is at most
+        else:  # one stream does not show it: its row is added, as long as it is at most
             coefficient *= top * vector.metadata["row_norm"] / residual_scale(self._lm, vector.layer)
         name = to_panel.put(self.panel, vector, coefficient)
         self._say(f"{name} is on the panel at {coefficient:+.2g}.")

@@ -264,7 +264,7 @@ class TrainingView(Careful):
     def frozen_html(self) -> str:
         if not self.has_run:
             return render.message(f"Nothing has been trained here yet. {_HINT}")
-        return pages._box(self._status.value + self._message.value + self._curves.value
+        return pages.box(self._status.value + self._message.value + self._curves.value
                           + self._latent_html.value)  # fmt: skip
 
     def close(self) -> None:
