@@ -9,6 +9,7 @@ import torch
 from kit import meta
 from kit.directions import random_units, unit
 from kit.sae import Dictionary, FeatureStore, Site
+from kit.sae.sections import tree
 from tests import tiny
 
 
@@ -154,3 +155,27 @@ def test_meta_latents_are_read_on_text(planted: Any, trained: Dictionary, llama:
 def test_bad_arguments(planted: Any, call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(planted[0])
+
+
+def test_a_tree_shows_parts_and_their_other_members(
+    planted: Any, trained: Dictionary, llama: Any
+) -> None:
+    latents = planted[0]
+    read = meta.MetaLatents(trained, latents)
+    ids = torch.cat([tiny.prompt(llama, 16, s) for s in range(4)])
+    store = FeatureStore.build(latents, llama, ids)
+    i = 3
+    html = tree(store, read, llama, i, parts=2, members=3)
+    made = read.parts(i)
+    assert f"{float(read.codes.r2[i]):.0%}" in html and f"{len(made)} meta-latents" in html
+    assert html.count("<details") == min(2, len(made)) and html.count(" open") == 1
+    for which, weight in made[:2]:
+        assert f"meta-latent #{which}</b> weight {weight:.2f}" in html
+        others = [m for m, _ in read.members(which, 4) if m != i][:3]
+        assert all(f"<b>#{m}</b>" in html for m in others)
+    assert f"<b>#{i}</b>" not in html, "a latent is no member beside itself"
+    assert html.count("<div") == html.count("</div>") and "<script" not in html
+    with pytest.raises(ValueError, match="latent=300"):
+        tree(store, read, llama, 300)
+    with pytest.raises(ValueError, match="give one of"):
+        tree(FeatureStore.build(read, llama, ids), read, llama, i)
