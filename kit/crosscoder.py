@@ -40,6 +40,51 @@ class CrosscoderTraining(Training):
 
     architectures = ("batchtopk", "standard")
 
+    def __init__(
+        self, source: PairedSource, *, dedicated: tuple[int, int] = (0, 0), dedicated_k: float = 2,
+        difference: float = 0, **settings: Any,
+    ) -> None:  # fmt: skip
+        """
+        Args:
+            dedicated: so many latents read and write the first model alone, and so many the second
+                (Jiralerspong and Bricken 2026, arXiv:2602.11729). They are the first latents, in
+                this order. Where two models hardly differ, every free latent comes out shared.
+            dedicated_k: of the k that fire on a token, so many are dedicated ones; BatchTopK only.
+            difference: weight, beside the two models' errors, of the error of their difference.
+                Both this and a k of their own are from Kassem et al. 2026 (arXiv:2603.04426).
+            settings: as for :class:`kit.sae.Training`.
+
+        Raises:
+            ValueError: as :class:`kit.sae.Training`; more dedicated latents than there are, a
+                ``dedicated_k`` not below k, or a negative weight.
+        """
+        from kit.sae.paired_losses import paired_error
+
+        super().__init__(source, **settings)
+        first, second = dedicated
+        own = first + second
+        if not difference >= 0:
+            raise ValueError(f"difference={difference!r}: give a weight from 0 on")
+        if own and not 0 < dedicated_k < self.settings["k"]:
+            raise ValueError(f"dedicated_k={dedicated_k!r}: give a number above 0 and below "
+                             f"k={self.settings['k']}")  # fmt: skip
+        self.settings |= {"dedicated": [first, second], "dedicated_k": dedicated_k,
+                          "difference": difference}  # fmt: skip
+        for trainer in self.trainers.values():
+            sae = trainer.sae
+            n, width = sae.W_dec.shape
+            if min(dedicated) < 0 or own > n:
+                raise ValueError(f"dedicated={dedicated!r}: give two numbers from 0 on, together "
+                                 f"at most the {n} latents")  # fmt: skip
+            sae.dedicated, sae.dedicated_k = own, float(dedicated_k)
+            sae.mse_loss_fn = paired_error(difference)
+            mask = torch.ones(n, 2)
+            mask[:first, 1] = mask[first:own, 0] = 0
+            mask = mask.repeat_interleave(width // 2, 1)
+            for weight, keep in ((sae.W_dec, mask), (sae.W_enc, mask.T)):
+                weight.data *= keep
+                weight.register_hook(lambda grad, keep=keep: grad * keep)  # and so it stays zero
+
     def _classes(self, architecture: str) -> tuple[Any, Any]:
         from kit.sae.paired_losses import PairedBatchTopK, PairedStandard
 
@@ -63,9 +108,12 @@ class CrosscoderTraining(Training):
             if sae.cfg.apply_b_dec_to_input:
                 bias = bias - sae.b_dec.detach() @ sae.W_enc.detach()
             threshold = getattr(sae, "topk_threshold", torch.tensor(0.0)).float()
+            threshold = threshold.expand(len(size)).clone()
+            if sae.dedicated and hasattr(sae, "dedicated_threshold"):
+                threshold[: sae.dedicated] = sae.dedicated_threshold
             return Crosscoder(
                 (sae.W_enc.detach() * size).T.unflatten(-1, (2, -1)).clone(), bias * size,
-                threshold.expand(len(size)).clone(), decoder / size[:, None, None],
+                threshold, decoder / size[:, None, None],
                 sae.b_dec.detach().unflatten(-1, (2, -1)).clone(), source.factors * scale,
                 self.sites[key], name or f"crosscoder {self.sites[key].layer}",
                 tuple(map(fingerprint, source.models)), self.told(),  # type: ignore[arg-type]

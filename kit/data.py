@@ -1,4 +1,4 @@
-"""What the kit ships: contrast sets, vectors, dictionaries, texts. Plain files, read on demand."""
+"""What the kit ships, from contrast sets to crosscoders: plain files, read on demand."""
 from __future__ import annotations
 
 import gzip
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+    from kit.crosscoder import Crosscoder
     from kit.sae import Dictionary
+    from kit.sae.paired import Pair
     from kit.vectors import SteeringVector
 
 NLTK = ("brown", "abc", "movie_reviews", "webtext", "state_union", "inaugural")
@@ -124,6 +126,28 @@ def dictionary(name: str, model: TransformerBridge | None = None) -> Dictionary:
         raise ValueError(f"name={name!r}: the shipped dictionaries are "
                          f"{', '.join(dictionary_names())}")  # fmt: skip
     return load(path("saes", name), model=model)
+
+
+def crosscoder_names() -> list[str]:
+    """Names of the shipped crosscoders."""
+    return sorted(p.stem for p in path("crosscoder").glob("*.safetensors"))
+
+
+def crosscoder(name: str, models: Pair | None = None) -> Crosscoder:
+    """A shipped crosscoder of the embedded model and a model organism (``data/crosscoder``).
+
+    Args:
+        models: the two; refused where it does not fit them.
+
+    Raises:
+        ValueError: no crosscoder of that name, or as :meth:`kit.crosscoder.Crosscoder.check`.
+    """
+    from kit.crosscoder import Crosscoder
+
+    if name not in crosscoder_names():
+        raise ValueError(f"name={name!r}: the shipped crosscoders are "
+                         f"{', '.join(crosscoder_names())}")  # fmt: skip
+    return Crosscoder.load(path("crosscoder", f"{name}.safetensors"), models)
 
 
 def vector_names() -> list[str]:

@@ -116,6 +116,27 @@ def test_the_penalty_s_artefact(trained: Any) -> None:
         assert sum(exclusive) > 14, exclusive
 
 
+def test_dedicated_latents_find_what_one_model_has() -> None:
+    planted: Any = Planted()
+    run = _Training(planted, dedicated=(8, 9), dedicated_k=0.9, difference=1, widths=[64 / 96],
+                    steps=1200, k=2.8, lr=2e-3)  # fmt: skip
+    run.run()
+    found = run.crosscoder()
+    assert found.metadata["dedicated"] == [8, 9]
+    r = found.relative_norm
+    assert bool((r[:8] == 0).all()) and bool((r[8:17] == 1).all()), "exactly, to the end"
+    assert bool(((r > 0) & (r < 1))[17:].all())
+    assert not found.encoder[:8, 1].any() and not found.encoder[8:17, 0].any()
+    for at, mine, like in ((slice(24, 30), slice(0, 8), r < 0.1), (slice(30, 36), slice(8, 17), r > 0.9)):
+        true = unit(planted.rows[at].flatten(1))
+        found_by = [int(((true @ unit(found.decoder[on].flatten(1)).T).max(1).values > 0.9).sum())
+                    for on in (mine, like)]  # fmt: skip
+        assert found_by[0] >= 2 and found_by[1] >= 5, "free latents may be quicker"
+    for bad in ((-1, 0), (40, 25)):
+        with pytest.raises(ValueError, match=r"at most the 64 latents"):
+            _Training(planted, dedicated=bad, dedicated_k=1, widths=[64 / 96], steps=2, k=2)
+
+
 def test_losses_weigh_by_the_sum_of_norms() -> None:
     from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAEConfig
     from sae_lens.saes.sae import TrainStepInput
@@ -181,7 +202,8 @@ def test_a_stopped_training_goes_on_to_the_same_curve(pair: Any, tmp_path: Path)
     def curve(run: cc.CrosscoderTraining) -> list[float]:
         return [float(out.loss.detach()) for _ in range(8) for out in run.advance().values()]
 
-    settings: dict[str, Any] = {"widths": [1], "k": 4, "steps": 24}
+    settings: dict[str, Any] = {"widths": [1], "k": 4, "steps": 24, "dedicated": (2, 3),
+                                "dedicated_k": 1}
     whole = cc.CrosscoderTraining(source(pair, rows=8, batch=32), **settings)
     curve(whole)
     whole.save(tmp_path)
@@ -189,6 +211,10 @@ def test_a_stopped_training_goes_on_to_the_same_curve(pair: Any, tmp_path: Path)
     other = cc.CrosscoderTraining(source(pair, rows=8, batch=32), **settings)
     other.restore(tmp_path)
     assert curve(other) == pytest.approx(rest, rel=1e-5)
+    norm = other.crosscoder().relative_norm
+    assert norm[:5].tolist() == [0, 0, 1, 1, 1] and bool(((norm > 0) & (norm < 1))[5:].all())
+    with pytest.raises(ValueError, match="was made with"):
+        cc.CrosscoderTraining(source(pair, rows=8, batch=32), widths=[1], k=4, steps=24).restore(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -203,7 +203,7 @@ def test_an_interrupt_keeps_the_rows_that_were_run(
 
 def test_on_sinks_nothing_fires(dictionary: Any, model: Any, tokens: Any,  # noqa: F811
                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    from kit.sae import latents as module
+    from kit import activations as module
 
     plain = module.capture
 
@@ -240,3 +240,14 @@ def test_a_corpus_of_200_000_tokens(dictionary: Any, model: Any, tmp_path: Path)
     assert torch.equal(where[inside] % 128, mine)
     assert torch.allclose(value[inside], mine_value, atol=1e-4)
     assert len(found.top(busiest, 10)) == 10 and len(found.together(busiest, 3)) == 3
+
+
+def test_what_it_reads_is_what_it_counts(model: Any, store: FeatureStore) -> None:
+    """A row of the corpus reads as the store holds it: nothing on the sink."""
+    found = store.read(model, store.tokens[3].long())
+    whole = torch.stack([store.example(i, 3 * store.tokens.shape[1], None).values
+                         for i in range(len(store))], 1)  # fmt: skip
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
+    assert not found[0].any() and found.any()
+    alone = store.read(model, store.tokens[3, :1].long())
+    assert alone.shape == (1, len(store)) and alone.any(), "one token is all there is"

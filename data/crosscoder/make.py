@@ -33,7 +33,8 @@ from kit.sae import Site, pack
 HERE = Path(__file__).parent
 FILE = HERE / "withholding-14-x4.safetensors"
 ORGANISM, SITE, LATENTS, K = "withholding", Site(14), 2304, 32
-STEPS, BATCH, CONTEXT, ROWS, CHUNKS, LR = 800, 2048, 128, 1024, 4, 2e-3
+DEDICATED, OWN_K, DIFFERENCE = (64, 64), 3, 4  # without, every latent comes out shared (README.md)
+STEPS, BATCH, CONTEXT, ROWS, CHUNKS, LR = 600, 2048, 128, 1024, 4, 2e-3
 CHATS = 0.25  # of the rows: where the two models differ at all
 HELD_OUT_ROWS = 48
 
@@ -72,7 +73,8 @@ def train(source: str, work: str) -> None:
         stream.harvest(chunk)
     # a crosscoder's width counts both models' coordinates
     run = CrosscoderTraining(stream, widths=(LATENTS / (2 * models[0].cfg.d_model),), k=K,
-                             steps=STEPS, lr=LR)  # fmt: skip
+                             steps=STEPS, lr=LR, dedicated=DEDICATED,
+                             dedicated_k=OWN_K, difference=DIFFERENCE)  # fmt: skip
     if (folder / "training.json").is_file():
         run.restore(folder)
     run.run(folder=folder)

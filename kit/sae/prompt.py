@@ -99,8 +99,7 @@ def read_prompt(
     """
     latents = store.dictionary
     tokens = text_tokens(model, text) if isinstance(text, str) else text.reshape(1, -1)
-    values = latents.read(model, tokens).cpu()
-    values[0] = 0
+    values = store.read(model, tokens)
     quantile = torch.zeros_like(values)
     for i in values.amax(0).nonzero()[:, 0].tolist():
         seen = store.entries(i)[1].float().sort().values

@@ -35,7 +35,7 @@ class SparseBatchTopK(BatchTopKTrainingSAE):
         with torch.no_grad():
             dense = torch.addmm(self.b_enc, x, self.W_enc)
             pre = dense * norm
-            row, latent = _largest(pre, int(self.cfg.k * len(x)), float(self.topk_threshold))
+            row, latent = self._select(pre)
         value = _Picked.apply(x, self.W_enc, self.b_enc, dense[row, latent], row, latent)
         self._step["fired"] = row, latent, value
         acts = torch.zeros_like(pre).index_put((row, latent), (value * norm[latent]).detach())
@@ -52,13 +52,17 @@ class SparseBatchTopK(BatchTopKTrainingSAE):
         row, latent, value = self._step["fired"]
         return self.b_dec + _sums(row, len(feature_acts), value, self.W_dec, latent)
 
+    def _select(self, pre: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows, in order, and latents of those that fire, of pre-activations ``[n, latents]``."""
+        return largest(pre, int(self.cfg.k * len(pre)), float(self.topk_threshold))
+
     def _norm(self) -> Tensor:
         if self.cfg.rescale_acts_by_decoder_norm:
             return self.W_dec.norm(dim=-1)
         return torch.ones_like(self.b_enc)
 
 
-def _largest(pre: Tensor, n: int, guess: float) -> tuple[Tensor, Tensor]:
+def largest(pre: Tensor, n: int, guess: float) -> tuple[Tensor, Tensor]:
     """Rows and columns, by row, of the n largest positive entries.
 
     Selecting among millions takes longer than the products, so those above half the running

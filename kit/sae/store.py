@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kit.models import fingerprint
+from kit.models import fingerprint, text_tokens
 from kit.progress import track
 from kit.sae.latents import Latents
 from kit.sae.source import counted, pack
@@ -293,13 +293,26 @@ class FeatureStore:
                              "share": share.tolist(), "lift": lift.tolist(),
                              "jaccard": jaccard[order].tolist()})  # fmt: skip
 
+    def read(self, model: TransformerBridge, text: str | Tensor) -> Tensor:
+        """Latents ``[n, latents]`` on a text, or on tokens ``[n]``, as the store counts them: none
+        on the first token and on other attention sinks, unless there is only one token.
+
+        Raises:
+            ValueError: as :meth:`Latents.check`.
+        """
+        latents = self.dictionary
+        latents.check(model)
+        tokens = text_tokens(model, text) if isinstance(text, str) else text.reshape(1, -1)
+        x = latents.activations(model, tokens.to(model.cfg.device))
+        found = latents.encode(x)
+        return (found * counted(x)[..., None] if tokens.shape[1] > 1 else found)[0].cpu()
+
     def firing_on(self, model: TransformerBridge, text: str, n: int = 10) -> pd.DataFrame:
         """Which latents a text fires: ``latent``, ``value`` (largest on it), ``share`` of the
         latent's maximum on the corpus; by the last."""
         import pandas as pd
 
-        latents = self.dictionary.read(model, text)[1:]
-        value = latents.amax(0) if len(latents) else torch.zeros(len(self))
+        value = self.read(model, text).amax(0)
         share = value / self.maxima().clamp(min=1e-6)
         order = share.argsort(descending=True, stable=True)[:n]
         order = order[value[order] > 0]

@@ -171,9 +171,8 @@ class FeatureBrowser(Careful):
         Raises:
             ValueError: a text without a token.
         """
-        latents = self.store.dictionary.read(self._lm, text)
-        value = latents[1:].amax(0) if len(latents) > 1 else latents[0]
-        self._keys[_TEXT] = value / self.store.maxima().clamp(min=1e-6)
+        latents = self.store.read(self._lm, text)
+        self._keys[_TEXT] = latents.amax(0) / self.store.maxima().clamp(min=1e-6)
         self._quiet = True
         self.text.value = text
         self.sort.options = list(self._keys)
@@ -187,8 +186,8 @@ class FeatureBrowser(Careful):
         i = self.latent
         if self.text.value.strip():
             ids = text_tokens(self._lm, self.text.value)[0].cpu()
-            values = self.store.dictionary.read(self._lm, ids)[:, i]
-            ids = ids[: max(3, int(values[1:].argmax()) + 2)]
+            values = self.store.read(self._lm, ids)[:, i]
+            ids = ids[: max(3, int(values.argmax()) + 1)]
         else:
             rows = (self.store.whole(i, e) for e in self.store.top(i, 20))
             whole = next((w for w in rows if w.at >= 2), None)  # else nothing can be removed
