@@ -207,7 +207,10 @@ def _value(
         size = _written(model, layer, *prompts[0])
         delta = torch.zeros(model.cfg.d_model, requires_grad=True)
         optimiser = torch.optim.Adam([delta], lr=lr * size / model.cfg.d_model**0.5)
+        total = float("inf")
         for _ in track(range(steps), "steps"):
+            if total < 0.05:
+                continue  # likely enough; to break off would read as if somebody had stopped it
             optimiser.zero_grad()
             total = 0.0
             with torch.enable_grad():
@@ -220,8 +223,6 @@ def _value(
             optimiser.step()
             with torch.no_grad():
                 delta *= (limit * size / delta.norm().clamp(min=1e-9)).clamp(max=1)
-            if total < 0.05:
-                break
         with torch.no_grad():
             done = torch.stack([log_p(*p, delta)[answers[1]] for p in prompts]).exp().mean()
     return delta.detach(), float(start), float(done)

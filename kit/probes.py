@@ -124,9 +124,9 @@ def across_layers(
         Columns ``method``, ``layer``, ``test``, ``auroc`` (0.5 is chance; below, the probe says the
         opposite), ``accuracy`` (threshold: midway between the class means of ``train``; where a
         test's activations lie elsewhere as a whole it suffers, and AUROC does not), ``low`` and
-        ``high`` (AUROCs of the controls, from the lowest to the highest). Held-out figures of
-        layers that know nothing lie below 0.5, not at it: an answer that is true of a subject left
-        out was a wrong one in what is left.
+        ``high`` (AUROCs of the controls, from the lowest to the highest). Where a
+        layer knows nothing, a logistic probe's held-out figures lie below 0.5, not at it: an answer
+        that is true of a subject left out was a wrong one in what is left.
 
     Raises:
         ValueError: a layer, method or ``read`` that is not there; statements that are all true or
@@ -162,13 +162,13 @@ def across_layers(
             here = x["train"][:, i]
             found: dict[str, list[tuple[float, float]]] = {}
             for label in labels:
-                parts = [_judged(method, here[fold != k], label[fold != k], here[fold == k],
-                                 y["train"][fold == k]) for k in range(_FOLDS)]  # fmt: skip
+                parts = [_judged(_fitted(method, here[fold != k], label[fold != k]),
+                                 here[fold == k], y["train"][fold == k]) for k in range(_FOLDS)]  # fmt: skip
                 found.setdefault("held out", []).append(
                     (sum(a for a, _ in parts) / _FOLDS, sum(b for _, b in parts) / _FOLDS))
+                line = _fitted(method, here, label)
                 for name in tests:
-                    found.setdefault(name, []).append(
-                        _judged(method, here, label, x[name][:, i], y[name]))
+                    found.setdefault(name, []).append(_judged(line, x[name][:, i], y[name]))
             for name, ((area, accuracy), *shuffled) in found.items():
                 areas = [a for a, _ in shuffled]
                 rows.append({"method": method, "layer": layer, "test": name, "auroc": area,
@@ -176,15 +176,17 @@ def across_layers(
     return pd.DataFrame(rows)
 
 
-def _judged(
-    method: str, x: Tensor, label: Tensor, test: Tensor, truth: Tensor
-) -> tuple[float, float]:
-    """AUROC and accuracy on ``test`` of a direction fitted on ``x``."""
+def _fitted(method: str, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """A direction ``[d]``, and the score midway between the two classes' means."""
     positive, negative = x[label], x[~label]
     if method == "pca":  # pairs, as far as there are
         n = min(len(positive), len(negative))
         positive, negative = positive[:n], negative[:n]
     line = METHODS[method](positive, negative)
-    middle = (positive.mean(0) + negative.mean(0)) @ line / 2
-    score = test @ line - middle
+    return line, (positive.mean(0) + negative.mean(0)) @ line / 2
+
+
+def _judged(fitted: tuple[Tensor, Tensor], x: Tensor, truth: Tensor) -> tuple[float, float]:
+    """AUROC and accuracy."""
+    score = x @ fitted[0] - fitted[1]
     return auroc(score[truth], score[~truth]), float(((score > 0) == truth).float().mean())

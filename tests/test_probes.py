@@ -75,7 +75,7 @@ def test_a_planted_truth_is_found_and_its_opposite_told(llama: Any) -> None:
 def test_accuracy_is_of_the_threshold_midway(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.tensor([[0.0], [1.0], [4.0], [5.0]])
     label = torch.tensor([False, False, True, True])
-    area, accuracy = probes._judged("mean", x, label, x + 2.0, label)
+    area, accuracy = probes._judged(probes._fitted("mean", x, label), x + 2.0, label)
     assert (area, accuracy) == (1.0, 0.75), "all moved up: 1 + 2 lies above the middle, 2.5"
 
 
