@@ -152,7 +152,8 @@ def train(
 
 
 def decompose(meta: Dictionary, latents: Latents) -> Codes:
-    """Each latent's row as a few meta-latents.
+    """Each latent's row as a few meta-latents: those above the threshold of training, so that rows
+    that were not trained on may get more than k of them.
 
     Raises:
         ValueError: rows of another width.
