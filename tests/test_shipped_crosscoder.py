@@ -69,4 +69,4 @@ def test_it_does_as_well_on_our_own_texts(smol: Any, tuned: Any) -> None:
     quality = evaluate(found, models, rows)
     assert min(quality.explained_variance) > 0.6 and 15 < quality.l0 < 60
     latents = PairedLatents(found, models).read(tuned, "The capital of France is")
-    assert latents.shape == (5, len(found)) and bool((latents > 0).any())
+    assert latents.shape[1] == len(found) and bool((latents > 0).any())

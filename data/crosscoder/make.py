@@ -33,7 +33,7 @@ from kit.sae import Site, pack
 HERE = Path(__file__).parent
 FILE = HERE / "withholding-14-x4.safetensors"
 ORGANISM, SITE, LATENTS, K = "withholding", Site(14), 2304, 32
-DEDICATED, OWN_K, DIFFERENCE = (64, 64), 3, 4  # without, every latent comes out shared (README.md)
+DEDICATED, OWN_K, DIFFERENCE = (0, 64), 2, 8  # without, every latent comes out shared (README.md)
 STEPS, BATCH, CONTEXT, ROWS, CHUNKS, LR = 600, 2048, 128, 1024, 4, 2e-3
 CHATS = 0.25  # of the rows: where the two models differ at all
 HELD_OUT_ROWS = 48
@@ -87,7 +87,9 @@ def figures(source: str) -> None:
     models = kit.load_model(dtype="float32"), organisms.load(ORGANISM)
     found, rows = Crosscoder.load(FILE, models), rows_of(models[0], source, True)
     table = summary(found, latent_scaling(found, models, rows))
-    told = {"quality": asdict(evaluate(found, models, rows)), "where": table.round(4).to_dict("index")}
+    told = {"quality": asdict(evaluate(found, models, rows)), "where": {
+        name: {key: None if value != value else round(value, 4)  # NaN where there are none
+               for key, value in row.items()} for name, row in table.to_dict("index").items()}}
     (HERE / "figures.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(told["quality"]), table.round(3), sep="\n")
 
