@@ -134,12 +134,13 @@ def ablation(found: Ablation, texts: Words) -> str:
 
 def page(
     store: FeatureStore, model: TransformerBridge, latent: int, *, n_top: int = 8,
-    n_interval: int = 2, near: Neighbours | None = None,
+    n_interval: int = 2, near: Neighbours | None = None, more: str = "",
 ) -> str:  # fmt: skip
     """Everything about one latent: examples from its whole range, histogram, logits, company.
 
     Args:
         near: for lines on the nearest latents.
+        more: HTML to show above the examples (:mod:`kit.sae.sections` makes some).
 
     Raises:
         ValueError: no such latent.
@@ -176,6 +177,7 @@ def page(
         f"<div><b>tokens</b> {by_token or 'none twice'}</div>"
         f"<div><b>fires together with</b> {company or 'none'}</div>"
         f"{'' if near is None else neighbours(near, latent)}"
+        f'<div style="margin-top:10px">{more}</div>'
         f'<div style="margin-top:10px"><b>strongest</b>{"".join(top)}</div>'
         f'<div style="margin-top:10px"><b>over its whole range</b>{"".join(bins)}</div>'
     )

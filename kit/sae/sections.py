@@ -1,4 +1,4 @@
-"""Further sections below a latent's page: a latent in two models, and what a latent is made of.
+"""Further sections of a latent's page: a latent in two models, and what a latent is made of.
 
 Both are HTML like the page itself; a :class:`kit.widgets.FeatureBrowser` shows them with
 ``more=``.

@@ -58,7 +58,7 @@ class FeatureBrowser(Careful):
             like: ``[d_model]``; latents can then be sorted by the cosine of their rows with it.
             others: dictionaries in which the nearest latent is named too (other widths, say).
             figures: ``{name: [latents]}``, further figures to sort by (relative norms, say).
-            more: HTML to show below a latent's page (:mod:`kit.sae.sections` has some).
+            more: HTML for a latent's page, above the examples (:mod:`kit.sae.sections` makes some).
             coefficient: at which a latent goes to the panel, times its largest activation.
 
         Raises:
@@ -133,9 +133,9 @@ class FeatureBrowser(Careful):
         Raises:
             ValueError: no such latent.
         """
-        self._card = pages.page(self.store, self._lm, latent, near=self.near)
-        if self._more is not None:
-            self._card += self._more(latent)
+        self.store.dictionary.check_latent(latent)
+        self._card = pages.page(self.store, self._lm, latent, near=self.near,
+                                more="" if self._more is None else self._more(latent))  # fmt: skip
         self.latent = latent
         self._quiet = True
         self.number.value = latent
