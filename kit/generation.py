@@ -339,6 +339,10 @@ def session_of(
     op: Op,
 ) -> Session:
     """One :class:`kit.hooks.Session` for a table of coefficients; what is None is switched off."""
+    for vector in vectors:
+        if not hasattr(vector, "parts"):
+            raise ValueError(f"vectors holds a {type(vector).__name__}: give interventions (a "
+                             "SteeringVector, say), and their coefficients as coefficient(s)")  # fmt: skip
     if len(set(map(id, vectors))) < len(vectors):
         raise ValueError("vectors holds one vector twice: give it once, with the sum")
     columns = torch.tensor([

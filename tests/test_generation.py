@@ -621,3 +621,13 @@ def test_a_prompt_is_run_again_when_a_weight_was_changed(model: Any) -> None:
             weight.copy_(kept)
     again = kit.generate(model, ids, max_new_tokens=3)
     assert again.texts == before.texts
+
+
+def test_a_mapping_in_the_place_of_vectors_is_named(tiny_model: Any) -> None:
+    model = tiny_model("llama")
+    vector = tiny.vector(model, 1)
+    for vectors, coefficient in (({vector: 0.5}, None), ([vector, {vector: 1}], [[0.5, 1.0]])):
+        with pytest.raises(ValueError, match="vectors holds a dict: give interventions"):
+            kit.generate(model, "The kettle", vectors, coefficient, max_new_tokens=1)
+    with pytest.raises(ValueError, match="vectors holds a dict"):
+        kit.widgets.SteeringPanel(model, {vector: 0.5}, "The kettle", chat=False)
