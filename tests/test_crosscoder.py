@@ -13,9 +13,10 @@ from kit.activations import capture
 from kit.directions import unit
 from kit.sae import Directions, FeatureStore, Site, ablated_text
 from kit.sae.latent import Latent
-from kit.sae.sections import both_models
-from kit.widgets import FeatureBrowser, SteeringPanel
 from kit.sae.paired_losses import PairedBatchTopK, PairedStandard, norms
+from kit.sae.sections import both_models
+from kit.sae.source import counted
+from kit.widgets import FeatureBrowser, SteeringPanel
 from tests import tiny
 
 TEXTS = [sentence for _ in range(12) for sentence in tiny.SENTENCES]
@@ -355,7 +356,7 @@ def test_latent_scaling_is_least_squares(pair: Any, real: cc.Crosscoder) -> None
     found = cc.latent_scaling(real, pair, tokens)
     both = torch.cat([capture(m, tokens, [SITE.place])[SITE.place] for m in pair], -1)
     halves = both.unflatten(-1, (2, -1))
-    keep = cc.counted(halves[..., 0, :]) & cc.counted(halves[..., 1, :])
+    keep = counted(halves[..., 0, :]) & counted(halves[..., 1, :])
     f, x = real.encode(both)[keep], halves[keep] * real.factors[:, None]
     made = torch.einsum("nl,lmd->nmd", f, real.decoder)
     i = int(f.sum(0).argmax())
