@@ -44,10 +44,10 @@ def both_models(store: FeatureStore, latent: int, n: int = 4) -> str:
             f"writes it, 1: only the second), cosine of the two rows {cosine:+.2f}</div>")  # fmt: skip
     if not top:
         return box(head + "<p>It never fires on this corpus: there is nothing to show.</p>")
+    rows = store.tokens[[e.row for e in top]].long()
+    parts = paired.contributions(latent, rows).cpu()  # refuses latents without their models
     assert paired.models is not None
     texts = words(paired.models[0])
-    rows = store.tokens[[e.row for e in top]].long()
-    parts = paired.contributions(latent, rows).cpu()
     cut = [parts[:, i, e.first : e.first + len(e.tokens)].clone() for i, e in enumerate(top)]
     for e, part in zip(top, cut, strict=True):
         if e.first == 0:
