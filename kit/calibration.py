@@ -77,7 +77,7 @@ def radius(
     linear = piece.jvp(v)
     size = linear.norm(dim=-1)
     if not bool(size.isfinite().all()):
-        raise ValueError("J v holds NaN or infinity: the map's derivative at 0 is not finite")
+        raise ValueError("piece's derivative at 0 is not finite: J v holds NaN or infinity")
     if not bool((size > 0).all()):
         raise ValueError("J v = 0 for some random direction v: without a linear part there is no "
                          "ratio to it; give the radius as a number")  # fmt: skip

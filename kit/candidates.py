@@ -67,7 +67,8 @@ class Candidates:
                        f"candidate {i}" if names is None else str(names[i]), "candidate", row=i)
                 for i in rows
             ]  # fmt: skip
-        raise ValueError("these directions belong to a plain function: there is no model to steer")
+        raise ValueError(f"piece is a {type(piece).__name__}: only the directions of a LayerSlice "
+                         "have a model to steer")  # fmt: skip
 
 
 @torch.no_grad()

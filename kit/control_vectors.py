@@ -10,17 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from kit.models import check_layer, fingerprint, residual_scale
+from kit.untrusted import junk, size_at_most, whole
 from kit.vectors import SteeringVector, must_exist
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 _ARCHITECTURE = "controlvector"
+_MOST = 2**28  # bytes of a file: 1024 layers of width 65,536
+_MOST_TENSORS, _MOST_FIELDS, _MOST_TEXT = 1024, 256, 2**16
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # of GGUF's numbers
+_TEXT, _LIST = 8, 9
 
 
 def save(
@@ -40,7 +46,15 @@ def save(
         raise ValueError("layer 0 cannot be exported: llama.cpp's control vectors start at layer 1")
     for layer in layers:
         check_layer(model, layer)
-    writer = GGUFWriter(str(path), _ARCHITECTURE)
+    with whole(path) as part:
+        _write(GGUFWriter(str(part), _ARCHITECTURE), vectors, model)
+        for before, after in zip(vectors, load(part, model), strict=True):
+            if not torch.allclose(before.direction, after.direction, atol=1e-6):
+                raise OSError(f"{path} does not read back as it was written")
+    return Path(path)
+
+
+def _write(writer: Any, vectors: Sequence[SteeringVector], model: TransformerBridge) -> None:
     writer.add_string(f"{_ARCHITECTURE}.model_hint", model.original_model.config.model_type)
     writer.add_uint32(f"{_ARCHITECTURE}.layer_count", len(vectors))
     for v in vectors:
@@ -50,10 +64,6 @@ def save(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    for before, after in zip(vectors, load(path, model), strict=True):
-        if not torch.allclose(before.direction, after.direction, atol=1e-6):
-            raise OSError(f"{path} does not read back as it was written")
-    return Path(path)
 
 
 def load(path: str | Path, model: TransformerBridge) -> list[SteeringVector]:
@@ -66,17 +76,20 @@ def load(path: str | Path, model: TransformerBridge) -> list[SteeringVector]:
     from gguf import GGUFReader
 
     must_exist(path)
+    size_at_most(path, _MOST)
     try:
-        reader = GGUFReader(str(path))
-        kind = reader.fields["general.architecture"].contents()
-    except (ValueError, KeyError, IndexError, OSError) as error:
+        with np.errstate(over="ignore"), junk("its header"):
+            _check_header(Path(path).read_bytes())
+            reader = GGUFReader(str(path))
+            kind = reader.fields["general.architecture"].contents()
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path} is damaged or no GGUF file: {error}") from error
     if kind != _ARCHITECTURE:
         raise ValueError(f"{path} holds a {kind!r} model, not a {_ARCHITECTURE!r}")
     found = []
     for tensor in reader.tensors:
         word, _, number = tensor.name.partition(".")
-        if word != "direction" or not number.isdigit():
+        if word != "direction" or not number.isdecimal() or len(number) > 4:
             raise ValueError(f"{path} has a tensor {tensor.name!r}; expected direction.<layer>")
         layer = int(number)
         check_layer(model, layer)
@@ -91,3 +104,48 @@ def load(path: str | Path, model: TransformerBridge) -> list[SteeringVector]:
                            fingerprint(model), {"imported from": Path(path).name})
         )
     return found
+
+
+def _check_header(content: bytes) -> None:
+    """Walk over a GGUF header in steps, since the reader visits every number of a list one by one.
+
+    Raises:
+        ValueError: no GGUF header, more tensors, fields or text than a control vector has, or an
+            end within the header.
+    """
+    version = content[4:8]
+    order: Any = "big" if version[:2] == b"\0\0" else "little"
+    at = 8
+
+    def number(size: int) -> int:
+        nonlocal at
+        if at + size > len(content):
+            raise ValueError("it ends within its header")
+        at += size
+        return int.from_bytes(content[at - size : at], order)
+
+    def skip(size: int) -> None:
+        if size > _MOST_TEXT:
+            raise ValueError(f"a field of {size} bytes")
+        number(size)
+
+    if content[:4] != b"GGUF" or len(version) < 4:
+        raise ValueError("it does not begin as a GGUF file does")
+    tensors, fields = number(8), number(8)
+    if tensors > _MOST_TENSORS or fields > _MOST_FIELDS:
+        raise ValueError(f"{tensors} tensors and {fields} fields; at most {_MOST_TENSORS} and "
+                         f"{_MOST_FIELDS} are read")  # fmt: skip
+    for _ in range(fields):
+        skip(number(8))
+        kind, count = number(4), 1
+        if kind == _LIST:
+            kind, count = number(4), number(8)
+            if count > _MOST_TEXT or kind == _LIST:
+                raise ValueError(f"a list of {count} values of kind {kind}")
+        if kind == _TEXT:
+            for _ in range(count):
+                skip(number(8))
+        elif kind in _SIZES:
+            skip(count * _SIZES[kind])
+        else:
+            raise ValueError(f"a value of kind {kind}")

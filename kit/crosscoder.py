@@ -21,6 +21,7 @@ from kit.sae.paired import Pair, PairedSource, check_pair
 from kit.sae.paired_quality import SHARED, PairQuality, Scaling, evaluate, latent_scaling, summary
 from kit.sae.site import Site
 from kit.sae.training import Training
+from kit.untrusted import parse, parse_object, shapes_at_most, whole
 from kit.vectors import SteeringVector, opened
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["SHARED", "Crosscoder", "CrosscoderTraining", "PairQuality", "PairedLatents",
            "PairedSource", "Scaling", "check_pair", "evaluate", "latent_scaling", "summary"]
 _FORMAT = "steering-kit-crosscoder/1"
-_NAMES = ("encoder", "bias", "threshold", "decoder", "offset", "factors")
+_NAMES = {"encoder": 3, "bias": 1, "threshold": 1, "decoder": 3, "offset": 2, "factors": 1}
+_MOST = 2**34  # numbers in the encoder: a million latents of two models of width 8192
 
 
 class CrosscoderTraining(Training):
@@ -80,8 +82,10 @@ class CrosscoderTraining(Training):
             mask[:first, 1] = mask[first:own, 0] = 0
             mask = mask.repeat_interleave(width // 2, 1)
             for weight, keep in ((sae.W_dec, mask), (sae.W_enc, mask.T)):
-                weight.data *= keep
-                weight.register_hook(lambda grad, keep=keep: grad * keep)  # and so it stays zero
+                with torch.no_grad():
+                    weight *= keep.to(weight)
+                # and so it stays zero
+                weight.register_hook(lambda grad, keep=keep.to(weight): grad * keep)
 
     def _classes(self, architecture: str) -> tuple[Any, Any]:
         from kit.sae.paired_losses import PairedBatchTopK, PairedStandard
@@ -105,14 +109,15 @@ class CrosscoderTraining(Training):
             bias = sae.b_enc.detach()
             if sae.cfg.apply_b_dec_to_input:
                 bias = bias - sae.b_dec.detach() @ sae.W_enc.detach()
-            threshold = getattr(sae, "topk_threshold", torch.tensor(0.0)).float()
+            threshold = getattr(sae, "topk_threshold", bias.new_zeros(())).float()
             threshold = threshold.expand(len(size)).clone()
             if sae.dedicated and hasattr(sae, "dedicated_threshold"):
                 threshold[: sae.dedicated] = sae.dedicated_threshold
+            parts = ((sae.W_enc.detach() * size).T.unflatten(-1, (2, -1)).clone(), bias * size,
+                     threshold, decoder / size[:, None, None],
+                     sae.b_dec.detach().unflatten(-1, (2, -1)).clone())  # fmt: skip
             return Crosscoder(
-                (sae.W_enc.detach() * size).T.unflatten(-1, (2, -1)).clone(), bias * size,
-                threshold, decoder / size[:, None, None],
-                sae.b_dec.detach().unflatten(-1, (2, -1)).clone(), source.factors * scale,
+                *(part.cpu() for part in parts), source.factors * scale,
                 self.sites[key], name or f"crosscoder {self.sites[key].layer}",
                 tuple(map(fingerprint, source.models)), self.told(),  # type: ignore[arg-type]
             )  # fmt: skip
@@ -152,20 +157,20 @@ class Crosscoder:
 
     def before(self, both: Tensor) -> Tensor:
         """Pre-activations ``[n, latents]`` of both models' activations ``[n, 2 * d_model]``."""
-        x = both.float().unflatten(-1, (2, -1)) * self.factors[:, None]
-        return x.flatten(-2) @ self.encoder.flatten(-2).T + self.bias
+        x = both.to(self.encoder).unflatten(-1, (2, -1)) * self.factors[:, None]
+        return (x.flatten(-2) @ self.encoder.flatten(-2).T + self.bias).to(both.device)
 
     @torch.no_grad()
     def encode(self, both: Tensor) -> Tensor:
         """Latents ``[..., latents]`` of both models' activations ``[..., 2 * d_model]``."""
         pre = self.before(both.flatten(0, -2)).unflatten(0, both.shape[:-1])
-        return torch.where(pre > self.threshold.clamp(min=0), pre, 0.0)
+        return torch.where(pre > self.threshold.clamp(min=0).to(pre), pre, 0.0)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Activations ``[..., 2, d_model]`` of latents ``[..., latents]``."""
-        found = torch.einsum("...l,lmd->...md", latents, self.decoder) + self.offset
-        return found / self.factors[:, None]
+        found = torch.einsum("...l,lmd->...md", latents.to(self.decoder), self.decoder) + self.offset
+        return (found / self.factors[:, None]).to(latents.device)
 
     @property
     def relative_norm(self) -> Tensor:
@@ -191,6 +196,24 @@ class Crosscoder:
         """
         return PairedLatents(self, None, which).vector(latent)
 
+    def check_shapes(self) -> None:
+        """Refuse parts that do not fit together.
+
+        Raises:
+            ValueError: names the shape that is not as the others say, or a number that is not
+                finite.
+        """
+        n, width = len(self.bias), self.decoder.shape[-1]
+        wanted = {"encoder": (n, 2, width), "bias": (n,), "threshold": (n,),
+                  "decoder": (n, 2, width), "offset": (2, width), "factors": (2,)}  # fmt: skip
+        for name, shape in wanted.items():
+            part = getattr(self, name)
+            if not n or not width or tuple(part.shape) != shape:
+                raise ValueError(f"{name} of {self.name!r} has shape {list(part.shape)}: with {n} "
+                                 f"latents of width {width} it must be {list(shape)}")  # fmt: skip
+            if not bool(part.isfinite().all()):
+                raise ValueError(f"{name} of {self.name!r} holds NaN or infinity")
+
     def check(self, models: Pair) -> None:
         """Refuse models that it was not trained on.
 
@@ -212,11 +235,9 @@ class Crosscoder:
         about = {"format": _FORMAT, "name": self.name, "hook_name": self.site.hook_name,
                  "fingerprints": json.dumps(self.fingerprints),
                  "metadata": json.dumps(self.metadata)}  # fmt: skip
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
-        save_file(parts, part, about)
-        part.replace(path)
-        return path
+        with whole(path) as part:
+            save_file(parts, part, about)
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | Path, models: Pair | None = None) -> Crosscoder:
@@ -227,9 +248,14 @@ class Crosscoder:
                 :meth:`check`.
         """
         with opened(path, _FORMAT, "crosscoder") as (file, about):
+            shapes_at_most(path, _NAMES, _MOST)
+            marks = parse(about["fingerprints"], f"{path}: fingerprints")
+            if not isinstance(marks, list) or [type(m) for m in marks] != [str, str]:
+                raise ValueError(f"{path}: fingerprints={marks!r:.80}: expected those of two models")
             found = cls(*(file.get_tensor(n).float() for n in _NAMES), Site.of(about["hook_name"]),
-                        about["name"], tuple(json.loads(about["fingerprints"])),
-                        json.loads(about["metadata"]))  # fmt: skip
+                        about["name"], tuple(marks),
+                        parse_object(about["metadata"], f"{path}: metadata"))  # fmt: skip
+            found.check_shapes()
         if models is not None:
             found.check(models)
         return found
@@ -284,7 +310,7 @@ class PairedLatents(Latents):
         """
         self.check_latent(latent)
         models, found = self._pair(), self.crosscoder
-        both = self.activations(models[0], tokens.to(models[0].cfg.device)).float()
+        both = self.activations(models[0], tokens).float().cpu()
         both = both.unflatten(-1, (2, -1))
         return torch.einsum("rnmd,md,m->mrn", both, found.encoder[latent], found.factors)
 

@@ -3,9 +3,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from kit.untrusted import parse_object, read_json
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
     from kit.sae.paired import Pair
     from kit.vectors import SteeringVector
 
+MOST_TEXT = 2**24  # characters of one text of a corpus
 NLTK = ("brown", "abc", "movie_reviews", "webtext", "state_union", "inaugural")
 
 
@@ -23,7 +28,11 @@ def path(*parts: str) -> Path:
 
     Raises:
         FileNotFoundError: no such file; the text lists what its folder holds.
+        ValueError: a path that leaves the folder of shipped files.
     """
+    if any(p.is_absolute() or p.drive or ".." in p.parts or "\0" in str(p)
+           for p in map(Path, parts)):  # fmt: skip
+        raise ValueError(f"parts={parts!r}: give names below the folder of shipped files")
     here = Path(__file__).parent
     root = here / "_data" if (here / "_data").is_dir() else here.parent / "data"
     found = root.joinpath(*parts)
@@ -37,7 +46,7 @@ def path(*parts: str) -> Path:
 
 @cache
 def _read(*parts: str) -> Any:
-    return json.loads(path(*parts).read_text(encoding="utf-8"))
+    return read_json(path(*parts))
 
 
 def contrast_names() -> list[str]:
@@ -78,14 +87,16 @@ def corpus(source: str | Path) -> list[str]:
             dictionaries are from (fetched once by ``nltk.download``).
 
     Raises:
-        FileNotFoundError: no such file; ValueError: a file without a text.
+        FileNotFoundError: no such file; OSError: NLTK's corpora are not here and cannot be
+            fetched; ValueError: a file without a text, a damaged one, a line without a "text", or
+            one text or line of more than `MOST_TEXT` characters.
     """
     if source == "nltk":
         import nltk
 
         found = []
         for name in NLTK:
-            nltk.download(name, quiet=True)
+            _nltk(name)
             words = getattr(nltk.corpus, name)
             found += [" ".join(words.words(i)) if name == "brown" else words.raw(i)
                       for i in words.fileids()]  # fmt: skip
@@ -94,11 +105,49 @@ def corpus(source: str | Path) -> list[str]:
     if not file.is_file():
         raise FileNotFoundError(f"source={str(source)!r}: give a file of texts, or 'nltk'")
     opened = gzip.open if file.suffix == ".gz" else open
-    with opened(file, "rt", encoding="utf-8") as lines:
-        rows = [line.strip() for line in lines if line.strip()]
-    if not rows:
-        raise ValueError(f"source={str(source)!r}: it holds no text")
-    return [json.loads(row)["text"] for row in rows] if ".jsonl" in file.name else rows
+    try:
+        with opened(file, "rt", encoding="utf-8") as lines:
+            rows = [line.strip() for line in iter(lambda: _line(lines), "") if line.strip()]
+        if ".jsonl" in file.name:
+            rows = [parse_object(row, f"line {i + 1}")["text"] for i, row in enumerate(rows)]
+    except (ValueError, KeyError, EOFError, zlib.error) as error:
+        raise ValueError(f"source={str(source)!r}: {error!r:.200}: give a file of texts") from error
+    if not rows or not all(isinstance(row, str) for row in rows):
+        raise ValueError(f"source={str(source)!r}: it holds no text, or something else")
+    return rows
+
+
+def _line(lines: TextIO) -> str:
+    found = lines.readline(MOST_TEXT + 1)
+    if len(found) > MOST_TEXT:  # a packed file of a few kilobytes may unpack to any size
+        raise ValueError(f"a line of more than {MOST_TEXT} characters")
+    return found
+
+
+def _nltk(name: str) -> None:
+    """Fetch a corpus of NLTK, if it is not here.
+
+    Raises:
+        OSError: it cannot be fetched.
+    """
+    import nltk
+    from nltk import downloader
+
+    from kit.weights import no_network, patience
+
+    for place in (f"corpora/{name}", f"corpora/{name}.zip"):
+        with suppress(LookupError):
+            nltk.data.find(place)
+            return
+    before, downloader.NETWORK_TIMEOUT = downloader.NETWORK_TIMEOUT, patience()
+    try:
+        done, why = nltk.download(name, quiet=True), "the download failed"
+    except Exception as error:  # of the XML that something else sent in its place, for one
+        done, why = False, f"{type(error).__name__}: {error!s:.200}"
+    finally:
+        downloader.NETWORK_TIMEOUT = before
+    if not done:
+        raise OSError(no_network(f"could not fetch NLTK's corpus {name!r}", why))
 
 
 def split(texts: list[str]) -> tuple[list[str], list[str]]:

@@ -20,6 +20,7 @@ from kit.calibration import Radius, radius, resolve
 from kit.derivatives import Map
 from kit.directions import orthogonal, random_units, repel, unit
 from kit.factors import DCT, strengths
+from kit.parallel import alone, shared
 from kit.positions import Positions
 from kit.progress import track
 from kit.slices import LayerSlice, Prompts
@@ -96,6 +97,8 @@ def fit_map(
 ) -> DCT:
     """Fit factors to any differentiable map; :func:`fit` does it for a model's blocks.
 
+    In a :func:`kit.parallel.group` all its processes share each pass.
+
     Args:
         method: ``"linear"``, the singular vectors of the exact Jacobian at 0; ``"projected"``, the
             leading ones by random projections (a randomised SVD: vector-Jacobian and
@@ -118,6 +121,7 @@ def fit_map(
         slips: what the published code does otherwise, keys of :data:`SLIPS`.
     """
     _check(piece, method, n_features, orthogonalise, iterations, n_projections, slips)
+    piece = shared(piece)
     norm = resolve(piece, radius)
     projections = n_features + 16 if n_projections is None else n_projections
     history: list[float] = []
@@ -165,7 +169,7 @@ def _described(
         V, changes = torch.where(turn, -V, V), torch.where(turn, other, changes)
         if method != "quadratic":
             U = torch.where(turn, -U, U)
-    return DCT(piece, method, V, U, alpha, changes, norm, history, seed)
+    return DCT(alone(piece), method, V, U, alpha, changes, norm, history, seed)
 
 
 def _check(

@@ -10,14 +10,16 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from html import escape
 from importlib import metadata
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
+from kit import __version__
 from kit.pins import interpreter, pins, pip_install, reinstall
 
 # The packages that kit imports itself: pyproject.toml's dependencies.
@@ -35,6 +37,7 @@ DIRECT = (
     "circuitsvis",
     "jupyterlab",
     "ipywidgets",
+    "anywidget",
     "filelock",
     "packaging",
     "platformdirs",
@@ -55,6 +58,7 @@ class Check:
 
     @property
     def word(self) -> str:
+        """How the table shows ``ok``: "ok", "warn" or "FAIL"."""
         return "warn" if self.ok is None else "ok" if self.ok else "FAIL"
 
     def __str__(self) -> str:
@@ -71,10 +75,12 @@ class DoctorReport:
 
     @property
     def ok(self) -> bool:
+        """Whether no row is a FAIL."""
         return all(check.ok is not False for check in self.checks)
 
     @property
     def summary(self) -> str:
+        """The last line: ready or not, the rows by word, the seconds."""
         words = [check.word for check in self.checks]
         counts = ", ".join(f"{words.count(w)} {w}" for w in _COLOURS if w in words)
         verdict = "ready" if self.ok else "not ready: run what the arrows say"
@@ -83,7 +89,8 @@ class DoctorReport:
     def as_dict(self) -> dict[str, object]:
         """The report as plain values, for JSON."""
         rows = [asdict(check) | {"word": check.word} for check in self.checks]
-        return {"ok": self.ok, "seconds": round(self.seconds, 2), "checks": rows}
+        return {"ok": self.ok, "seconds": round(self.seconds, 2), "kit": __version__,
+                "checks": rows}  # fmt: skip
 
     def __str__(self) -> str:
         return "\n".join([*map(str, self.checks), self.summary])
@@ -100,16 +107,20 @@ class DoctorReport:
         return f"<table>{body}</table><p>{escape(self.summary)}</p>"
 
 
-def run(quick: bool = False, *, show: Callable[[Check], None] | None = None) -> DoctorReport:
+def run(
+    quick: bool = False, *, more: Iterable[Check] = (),
+    show: Callable[[Check], None] | None = None,
+) -> DoctorReport:  # fmt: skip
     """Examine this machine.
 
     Args:
         quick: start no server and load no model (two seconds instead of about twenty).
+        more: rows of somebody else's that come after these (``kit.workshop.machines.host``).
         show: called with each row as soon as it is known.
     """
     start = time.perf_counter()
     done = []
-    for check in _checks(quick):
+    for check in chain(_checks(quick), more):
         done.append(check)
         if show:
             show(check)
@@ -217,14 +228,19 @@ def _other_packages() -> Check:
     return Check("other packages", None, f"not as pinned: {', '.join(other)}{more}", reinstall())
 
 
-def _memory() -> Check:
+def memory() -> tuple[int, int]:
+    """Bytes of memory that this machine, or the container it is, has, and how many are free."""
     import psutil
 
-    memory = psutil.virtual_memory()
+    found = psutil.virtual_memory()
     limit = Path("/sys/fs/cgroup/memory.max")  # a container may own less than the machine has
     text = limit.read_text().strip() if limit.is_file() else "max"
-    total = memory.total if text == "max" else min(memory.total, int(text))
-    free = min(memory.available, total)
+    total = found.total if text == "max" else min(found.total, int(text))
+    return total, min(found.available, total)
+
+
+def _memory() -> Check:
+    total, free = memory()
     detail = f"{total / _GB:.1f} GB, {free / _GB:.1f} GB of it available"
     if total < 4 * _GB:
         return Check("memory", None, f"{detail}; 4 GB or more is comfortable")

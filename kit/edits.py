@@ -54,6 +54,7 @@ class Fact:
 
     @property
     def text(self) -> str:
+        """The prompt with the subject in its place."""
         return self.prompt.format(self.subject)
 
 
@@ -302,7 +303,7 @@ def contributions(
 
     def run() -> Tensor:
         logits, cache = model.run_with_cache(text_tokens(model, text), names_filter=names)
-        kept.update({name: cache[name][0, -1].float() for name in names})
+        kept.update({name: cache[name][0, -1].float().cpu() for name in names})
         return logits
 
     _steered(model, run, edit, coefficient)

@@ -174,6 +174,7 @@ def each(vectors: Sequence[Intervention], times: float = 1.0) -> list[list[float
 
 
 def strength(found: Intervention) -> float:
+    """The coefficient that a saved vector was chosen with; 1 where it names none."""
     return float(found.metadata.get("coefficient", 1.0))
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from kit import shards as files
 from kit.generation import Coefficients, generate, logits, prompt_tokens
 from kit.hooks import Intervention, Op
-from kit.models import check_layer
+from kit.models import check_layer, fingerprint
 from kit.positions import Positions
 from kit.progress import track
 from kit.vectors import SteeringVector
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Target = tuple[str, str]
+_COLUMNS = ["layer", "coefficient", "prompt", "effect", "kl", "perplexity", "distinct_2", "text"]
 VectorByLayer = SteeringVector | Mapping[int, SteeringVector] | Callable[[int], SteeringVector]
 
 
@@ -83,6 +86,7 @@ def sweep(
     positions: Positions = "all",
     op: Op = "add",
     max_new_tokens: int = 16,
+    shards: str | Path | None = None,
 ) -> pd.DataFrame:
     """Effect and cost of steering over layers, coefficients and prompts.
 
@@ -94,6 +98,9 @@ def sweep(
             the effect is the shift of their log-probability difference against no steering.
         judge: instead of targets, a function from generated text to a number; the effect is that
             number minus the one for the unsteered text.
+        shards: a folder in which each prompt at each layer leaves a file. All processes with the
+            same arguments share the work and return the whole table, and a later call does what is
+            missing. A judge is known there by its name only: another one needs another folder.
 
     Returns:
         A tidy table, a row for each prompt, layer and coefficient: ``layer, coefficient, prompt,
@@ -102,7 +109,7 @@ def sweep(
         ``table.attrs["interrupted"]`` set.
 
     Raises:
-        ValueError: neither or both of ``targets`` and ``judge``, or empty lists.
+        ValueError: neither or both of ``targets`` and ``judge``, empty lists, or a damaged shard.
     """
     import pandas as pd
 
@@ -122,29 +129,60 @@ def sweep(
         pairs = [targets] * len(prompts) if same else list(targets)  # type: ignore[list-item]
         if len(pairs) != len(prompts):
             raise ValueError(f"targets holds {len(pairs)} pairs for {len(prompts)} prompts")
-    rungs = [None, *coefficients]
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     jobs = [(la, i) for la in layers for i in range(len(prompts))]
+
+    def measured(layer: int, i: int) -> list[tuple[Any, ...]]:
+        by: Any = pairs[i] or judge
+        found = ladder(model, _vector_at(vector, layer), prompts[i], coefficients, by, positions,
+                       op, max_new_tokens)  # fmt: skip
+        return [(layer, c, i, *figures) for c, figures in zip(coefficients, found, strict=True)]
+
+    def file(layer: int, i: int) -> Path:
+        v = _vector_at(vector, layer)
+        told = {"kind": "sweep 1", "model": fingerprint(model), "layer": layer, "index": i,
+                "prompt": prompt_tokens(model, prompts[i]), "direction": v.direction,
+                "norm": v.norm, "coefficients": list(map(float, coefficients)), "targets": pairs[i],
+                "judge": judge and files.named(judge, "judge"), "positions": positions, "op": op,
+                "max_new_tokens": max_new_tokens}  # fmt: skip
+        return Path(shards or "") / f"sweep-{files.digest(told)}.json"
+
+    paths = [] if shards is None else [file(*job) for job in jobs]
     interrupted = False
     try:
-        for layer, i in track(jobs, "runs"):
-            v = _vector_at(vector, layer)
-            run = generate(model, prompts[i], v, rungs, positions=positions, op=op,
-                           max_new_tokens=max_new_tokens, measure=True)
-            if judge is not None:
-                effects = [float(judge(text)) for text in run.texts]
-            else:
-                effects = preference(model, prompts[i], *pairs[i], v, rungs,  # type: ignore[misc]
-                                     positions=positions, op=op)
-            for c, row, effect in list(zip(rungs, run.rows, effects, strict=True))[1:]:
-                rows.append((layer, c, i, effect - effects[0], row.kl, row.perplexity,
-                             row.distinct_2, row.text))
+        if shards is None:
+            for job in track(jobs, "runs"):
+                rows += measured(*job)
+        else:
+            files.work(paths, lambda n: files.write_rows(paths[n], measured(*jobs[n])), "runs")
     except KeyboardInterrupt:
         interrupted = True
-    names = ["layer", "coefficient", "prompt", "effect", "kl", "perplexity", "distinct_2", "text"]
-    table = pd.DataFrame(rows, columns=names)
+    for path in filter(Path.is_file, paths):
+        rows += files.read_rows(path, len(_COLUMNS))
+    table = pd.DataFrame(rows, columns=_COLUMNS)
     table.attrs["interrupted"] = interrupted
     return table
+
+
+def ladder(
+    model: TransformerBridge, vector: SteeringVector, prompt: str | Tensor,
+    coefficients: Sequence[float], by: Target | Callable[[str], float], positions: Positions,
+    op: Op, max_new_tokens: int,
+) -> list[tuple[float, float | None, float | None, float, str]]:  # fmt: skip
+    """One prompt of a sweep: effect, KL, perplexity, distinct-2 and text at each coefficient.
+
+    Args:
+        by: targets or a judge; the others as for :func:`sweep`.
+    """
+    rungs = [None, *coefficients]
+    run = generate(model, prompt, vector, rungs, positions=positions, op=op,
+                   max_new_tokens=max_new_tokens, measure=True)
+    if callable(by):
+        effects = [float(by(text)) for text in run.texts]
+    else:
+        effects = preference(model, prompt, *by, vector, rungs, positions=positions, op=op)
+    return [(effect - effects[0], row.kl, row.perplexity, row.distinct_2, row.text)
+            for row, effect in list(zip(run.rows, effects, strict=True))[1:]]
 
 
 def _vector_at(vector: VectorByLayer, layer: int) -> SteeringVector:

@@ -157,7 +157,8 @@ class Features:
     def _slice(self) -> LayerSlice:
         if isinstance(self.piece, LayerSlice):
             return self.piece
-        raise ValueError("these factors describe a plain function: there is no model to steer")
+        raise ValueError(f"piece is a {type(self.piece).__name__}: only the factors of a "
+                         "LayerSlice have a model to steer")  # fmt: skip
 
 
 @dataclass

@@ -56,6 +56,7 @@ class Row:
 
     @property
     def text(self) -> str:
+        """The new text, all pieces joined."""
         return "".join(self.pieces)
 
     @property
@@ -86,6 +87,7 @@ class Generation:
 
     @property
     def texts(self) -> list[str]:
+        """The new text of each row."""
         return [row.text for row in self.rows]
 
     def __str__(self) -> str:

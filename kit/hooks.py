@@ -50,13 +50,16 @@ class Part:
     def change(
         self, activation: Tensor, coefficient: Tensor, op: Op, given: Tensor | None = None
     ) -> Tensor:
-        """What to add to an activation ``[rows, pos, width]``; coefficient ``[rows, 1, 1]``."""
-        d = self.direction.to(activation)
+        """What to add to an activation ``[rows, pos, width]``, float32; coefficient
+        ``[rows, 1, 1]``, float32."""
+        # half precision keeps three digits of a product, and float16 ends at 65504
+        d = self.direction.to(activation.device, torch.float32)
         if self.read is not None and given is not None:
-            return coefficient * self.scale * (given @ self.read.to(given)).unsqueeze(-1) * d
+            reach = given.float() @ self.read.to(given.device, torch.float32)
+            return coefficient * self.scale * reach.unsqueeze(-1) * d
         if op == "add":
             return coefficient * self.scale * d
-        along = (activation @ d).unsqueeze(-1)
+        along = (activation.float() @ d).unsqueeze(-1)
         if op == "ablate":
             return -coefficient * along * d
         return (coefficient * self.scale - along) * d
@@ -173,18 +176,17 @@ class Session:
             steps = table.nan_to_num() * scales
             directions = torch.stack([e.part.direction for e in edits]).to(steps)
             change = (steps @ directions).to(h.dtype)[:, None] * mask[..., None]
-            size = h.detach().norm(dim=-1).clamp(min=1e-9)
+            size = _sizes(h)
             for i, edit in enumerate(edits):
                 self._count(edit, ~table[:, i].isnan(), mask, steps[:, i].abs()[:, None] / size)
             return (h + change).reshape(shape)
         for i, edit in enumerate(edits):
             on = ~table[:, i].isnan()
-            c = table[:, i].nan_to_num().to(h.dtype)[:, None, None]
+            c = table[:, i].nan_to_num()[:, None, None]
             steered = (mask & on[:, None])[..., None]
-            change = torch.where(steered, edit.part.change(h, c, self.op, given), 0)
-            size = h.detach().norm(dim=-1).clamp(min=1e-9)
-            self._count(edit, on, mask, change.detach().norm(dim=-1) / size)
-            h = h + change
+            change = torch.where(steered, edit.part.change(h, c, self.op, given).float(), 0)
+            self._count(edit, on, mask, change.detach().norm(dim=-1) / _sizes(h))
+            h = h + change.to(h.dtype)
         return h.reshape(shape)
 
     def _coefficients(self, edit: _Edit, n: int) -> Tensor:
@@ -224,6 +226,11 @@ class Session:
             for place, edits in places.items():
                 stack.callback(attach(self.model, *place, partial(self.steer, edits)))
             yield
+
+
+def _sizes(h: Tensor) -> Tensor:
+    """Norms ``[rows, pos]`` of activations, float32: a float16 norm may be infinite or 0."""
+    return torch.linalg.vector_norm(h.detach(), dim=-1, dtype=torch.float32).clamp(min=1e-9)
 
 
 def _parts(

@@ -31,9 +31,9 @@ class Lab:
     token: str
     seconds: float
 
-    def ask(self, path: str, method: str = "GET") -> Any:
-        """The JSON answer of the server's API (None for an empty one)."""
-        return _ask(self.url + path, self.token, method)
+    def ask(self, path: str, method: str = "GET", patience: float = 5.0) -> Any:
+        """The JSON answer of the server's API (None for none), within ``patience`` seconds."""
+        return _ask(self.url + path, self.token, method, patience)
 
     def asks_nobody(self) -> bool:
         """Whether the settings that reach the browser switch news and update checks off."""
@@ -46,11 +46,11 @@ class Lab:
         return value("fetchNews") == "false" and value("checkForUpdates") is False
 
 
-def _ask(url: str, token: str, method: str = "GET") -> Any:
+def _ask(url: str, token: str, method: str = "GET", patience: float = 5.0) -> Any:
     request = urllib.request.Request(url, method=method)
     request.add_header("Authorization", f"token {token}")
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback: no proxy
-    with direct.open(request, timeout=5) as answer:
+    with direct.open(request, timeout=patience) as answer:
         body = answer.read()
     return json.loads(body) if body else None
 

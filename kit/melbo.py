@@ -7,17 +7,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from kit import shards as files
 from kit.calibration import Radius, resolve
 from kit.directions import random_units, unit
 from kit.factors import Features
+from kit.parallel import shared
 from kit.positions import Positions
 from kit.progress import track
 from kit.slices import LayerSlice, Objective, Prompts
+from kit.untrusted import whole
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -63,6 +69,7 @@ def fit_slice(
     apart_from: Sequence[SteeringVector] = (),
     span: Tensor | None = None,
     seed: int = 0,
+    shards: str | Path | None = None,
 ) -> Features:
     """Maximise ``sum_prompts (sum_t |change_t|^power)^(1/root)`` over orthogonal vectors of norm R.
 
@@ -82,6 +89,10 @@ def fit_slice(
         apart_from: vectors to stay orthogonal to.
         span: directions ``[n, d_model]`` in whose span to stay (an SAE's decoder rows, say).
         seed: of the starts.
+        shards: a folder in which every restart leaves a file (``together=True`` only). All
+            processes with the same arguments share the restarts, and a later call makes those
+            that are missing. Without it the processes of a :func:`kit.parallel.group` share each
+            pass.
 
     Returns:
         :class:`kit.factors.Features`, strongest first; ``history`` is the mean objective a step.
@@ -96,28 +107,41 @@ def fit_slice(
     for name, x in (("power", power), ("rate", rate), ("root", 1 if root is None else root)):
         if isinstance(x, bool) or not isinstance(x, int | float) or not 0 < x < math.inf:
             raise ValueError(f"{name}={x!r}: give a positive number")
+    if shards is not None and not together:
+        raise ValueError("shards with together=False: restarts of one vector run as one batch, "
+                         "and the next vector waits for it; share passes in "
+                         "kit.parallel.group()")  # fmt: skip
     within = _Within(piece, apart_from, span)
     if n_vectors > within.dimensions:
         raise ValueError(
             f"n_vectors={n_vectors}: only {within.dimensions} orthogonal directions are left in "
             f"{piece.d_model} dimensions; lower it, or widen span and apart_from"
         )
-    norm = resolve(piece, radius)
-    goal = _objective(power, root if root is not None else (1 if power <= 2 else power))
-    search = _Search(piece, goal, norm.value, rate, steps, seed)
-    if together:
+    on = shared(piece) if shards is None else piece
+    norm = resolve(on, radius)
+    root = root if root is not None else (1 if power <= 2 else power)
+    search = _Search(on, objective(power, root), norm.value, rate, steps, seed)
+    if shards is not None:
+        # the radius is measured: processes with other thread counts differ in its last digits
+        given = {**piece.settings(), "radius": f"{norm.value:.5g}", "power": power, "root": root,
+                 "steps": steps, "rate": rate, "seed": seed, "vectors": n_vectors,
+                 **within.settings}  # fmt: skip
+        search.kept_sets(n_vectors, restarts, within, Path(shards), files.digest(given))
+    elif together:
         search.sets(n_vectors, restarts, within)
     else:
         search.one_by_one(n_vectors, restarts, within)
     if not len(search.found):
         raise KeyboardInterrupt("stopped before there was any vector")
     V = unit(search.found)
-    changes = piece.delta(norm.value * V)
+    changes = on.delta(norm.value * V)
     return Features(piece, "melbo", V, unit(changes), search.scores, changes, norm,
                     search.history, seed)  # fmt: skip
 
 
-def _objective(power: float, root: float) -> Objective:
+def objective(power: float, root: float) -> Objective:
+    """What is climbed: for thetas' shifts the sum over prompts that :func:`fit_slice` states."""
+
     def score(shift: Tensor, read: Tensor) -> Tensor:
         # where nothing is read the change may be zero, and a root has no slope there
         size = torch.where(read, shift.square().sum(-1), 1.0).pow(power / 2) * read
@@ -139,6 +163,7 @@ class _Within:
                     f"the search is at layer {piece.source} with width {piece.d_model}"
                 )
         given = [v.direction for v in apart_from]
+        self.settings = {"apart from": torch.stack(given) if given else None, "span": span}
         self._banned = _basis(torch.stack(given).to(piece.origin)) if given else None
         self._span = None
         if span is not None:
@@ -188,13 +213,37 @@ class _Search:
         """All together, as an orthogonal set; the set with the highest sum is kept."""
         with suppress(KeyboardInterrupt):
             for i in range(restarts):
-                theta, scores, history = self._climb(m, within, i, _nearest_orthonormal)
+                theta, scores, history = self._climb(m, within, i, nearest_orthonormal)
                 if not history:
                     break  # interrupted before there was a score
-                if not len(self.found) or scores.sum() > self.scores.sum():
-                    self.found, self.scores, self.history = theta, scores, history
+                self._keep(theta, scores, history)
                 if len(history) < self.steps:
                     break  # interrupted
+
+    def _keep(self, theta: Tensor, scores: Tensor, history: list[float]) -> None:
+        if not len(self.found) or scores.sum() > self.scores.sum():
+            self.found, self.scores, self.history = theta, scores, history
+
+    def kept_sets(
+        self, m: int, restarts: int, within: _Within, folder: Path, name: str
+    ) -> None:
+        """As :meth:`sets`, with a file for each restart, which any process may make."""
+        paths = [folder / f"melbo-{name}-{i:03d}.safetensors" for i in range(restarts)]
+
+        def make(i: int) -> None:
+            theta, scores, history = self._climb(m, within, i, nearest_orthonormal)
+            if len(history) < self.steps:
+                raise KeyboardInterrupt  # the next run makes it whole
+            told = torch.tensor(history, dtype=torch.float64)
+            parts = {"theta": theta.cpu(), "scores": scores.cpu(), "history": told}
+            with whole(paths[i]) as part:
+                save_file(parts, part)
+
+        with suppress(KeyboardInterrupt):
+            files.work(paths, make, "restarts")
+        for path in filter(Path.is_file, paths):
+            theta, scores, history = _restart(path, m, self.piece.d_model)
+            self._keep(theta.to(self.piece.origin), scores.to(self.piece.origin), history.tolist())
 
     def one_by_one(self, m: int, restarts: int, within: _Within) -> None:
         """Each orthogonal to those before; its restarts run as one batch."""
@@ -224,7 +273,7 @@ class _Search:
         best, scores, history = theta.clone(), theta.new_zeros(k), []
         optimiser = torch.optim.AdamW([theta], lr=self.rate, betas=(0.9, 0.98), weight_decay=0,
                                       amsgrad=True)  # fmt: skip
-        together = arrange is _nearest_orthonormal
+        together = arrange is nearest_orthonormal
         with suppress(KeyboardInterrupt):
             for _ in track(range(self.steps), "steps",
                            status=lambda: f"objective {history[-1]:.4g}"):  # fmt: skip
@@ -242,6 +291,23 @@ class _Search:
         return best, scores, history
 
 
+def _restart(path: Path, m: int, width: int) -> list[Tensor]:
+    """Thetas, scores and history of a file.
+
+    Raises:
+        ValueError: a damaged file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            found = [file.get_tensor(name) for name in ("theta", "scores", "history")]
+    except SafetensorError as error:
+        raise ValueError(f"shard {path} is damaged ({error}): delete it and run again") from error
+    if [list(t.shape) for t in found[:2]] != [[m, width], [m]]:
+        raise ValueError(f"shard {path} is damaged (theta {list(found[0].shape)}, not "
+                         f"{[m, width]}): delete it and run again")  # fmt: skip
+    return found
+
+
 def _tangent(grads: Tensor, q: Tensor, together: bool) -> Tensor:
     """Gradients less what would leave the sphere, or the set of orthonormal sets."""
     inner = grads @ q.T
@@ -250,7 +316,7 @@ def _tangent(grads: Tensor, q: Tensor, together: bool) -> Tensor:
     return grads - (inner + inner.T) / 2 @ q
 
 
-def _nearest_orthonormal(rows: Tensor) -> Tensor:
+def nearest_orthonormal(rows: Tensor) -> Tensor:
     """The orthonormal set closest to rows ``[m, d]`` (the polar factor): none is favoured."""
     u, _, vh = torch.linalg.svd(rows, full_matrices=False)
     return u @ vh

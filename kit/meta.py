@@ -53,6 +53,7 @@ class Rows:
         self.site, self.fingerprint = Site(latents.site.layer), latents.fingerprint
         self.batch, self.seed, self.served, self.dropped = batch, seed, 0, 0
         self._rng = torch.Generator().manual_seed(seed)
+        self.device = "cpu"
 
     def __next__(self) -> Batch:
         drawn = torch.multinomial(self.weight, self.batch, replacement=True, generator=self._rng)
@@ -65,6 +66,7 @@ class Rows:
         return {self.site: (mean, self.rows.shape[1] ** 0.5)}
 
     def state_dict(self) -> dict[str, Any]:
+        """What a run that is resumed needs to go on with the next row."""
         return {"served": self.served, "seed": self.seed, "size": self.batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -214,10 +216,10 @@ class MetaLatents(Latents):
         return self.meta.rows
 
     def encode(self, x: Tensor) -> Tensor:
-        return (self.latents.encode(x) * self._length) @ self.code
+        return (self.latents.encode(x) * self._length.to(x.device)) @ self.code.to(x.device)
 
     def before(self, x: Tensor) -> Tensor:
-        return (self.latents.before(x) * self._length) @ self.code
+        return (self.latents.before(x) * self._length.to(x.device)) @ self.code.to(x.device)
 
     def members(self, meta_latent: int, n: int = 8) -> list[tuple[int, float]]:
         """The latents that contain a meta-latent most, and how much of it.

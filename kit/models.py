@@ -42,6 +42,7 @@ class Runtime:
     cache: dict[Any, Any] = field(default_factory=dict)
 
     def block(self, layer: int) -> nn.Module:
+        """The block with this index, counted from 0."""
         return self.decoder.get_submodule(f"{self.blocks}.{layer}")
 
     def head_mixer(self, layer: int) -> nn.Module:
@@ -66,7 +67,7 @@ class Runtime:
         if site != "mlp_out":
             return self.block(layer)
         if self.mlp_path is None:
-            raise ValueError("this architecture has no separate MLP")
+            raise ValueError(f"site={site!r}: this architecture has no separate MLP")
         return self.decoder.get_submodule(f"{self.blocks}.{layer}.{self.mlp_path}")
 
     def mlp_matrices(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,7 +75,8 @@ class Runtime:
         is gated, not the gate), output matrix ``[hidden, d_model]``, and the gain of the norm
         before it ``[d_model]``."""
         if self.up_proj is None or self.down_proj is None or self.mlp_norm is None:
-            raise ValueError("this architecture's MLP has no separate input and output projection")
+            raise ValueError(f"layer={layer}: this architecture's MLP has no separate input and "
+                             "output projection")  # fmt: skip
         from transformers.pytorch_utils import Conv1D
 
         parts = [self.decoder.get_submodule(f"{self.blocks}.{layer}.{path}")
@@ -104,6 +106,7 @@ def norm_gain(norm: nn.Module) -> Tensor:
 
 
 _RUNTIMES: weakref.WeakKeyDictionary[Any, Runtime] = weakref.WeakKeyDictionary()
+_PRELOADED: list[TransformerBridge] = []
 
 
 def load_model(
@@ -122,7 +125,9 @@ def load_model(
             transformers format, or a hub id (``"gpt2"``, ``"Qwen/Qwen2.5-0.5B-Instruct"``, ...).
         dtype: ``"auto"`` (see :func:`choose_dtype`), a torch dtype or its name.
         device: ``"auto"`` (CUDA when there is one, else CPU) or a torch device.
-        device_map: passed to transformers for several GPUs; then ``device`` must stay ``"auto"``.
+        device_map: ``"auto"``, or a module-to-device mapping: transformers and accelerate then
+            spread the blocks over several GPUs; ``device`` must stay ``"auto"``. Everything of the
+            kit follows: a vector goes to where the activation is that it meets.
         adapter: a folder with a LoRA adapter (:mod:`kit.adapters`), merged into the weights. With
             one, ``dtype="auto"`` means float32, on every device: in bfloat16 most of a small
             change would round to nothing.
@@ -134,15 +139,25 @@ def load_model(
 
     Raises:
         OSError: the model is not here and cannot be fetched; the text names what is available.
-        ValueError: an unknown dtype, ``device`` together with ``device_map``, an adapter together
-            with a dtype other than float32 or with ``untrained``, or one that does not fit.
+        ImportError: a ``device_map`` without accelerate.
+        ValueError: an unknown dtype; ``device`` together with ``device_map``; a ``device_map`` that
+            leaves blocks on the disk, or on the CPU beside GPUs; ``untrained`` together with a
+            ``device_map``; an adapter together with a dtype other than float32 or with
+            ``untrained``, or one that does not fit.
     """
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    given = (name, dtype, device, device_map, adapter, untrained)
+    if _PRELOADED and given == (weights.EMBEDDED, "auto", "auto", None, None, None):
+        return _PRELOADED.pop()
     if device_map is not None and device != "auto":
         raise ValueError(f"device={device!r} and device_map={device_map!r}: give one of the two")
+    weights.check_device_map(device_map)
+    if device_map is not None and untrained is not None:
+        raise ValueError(f"untrained={untrained!r} with device_map={device_map!r}: new weights are "
+                         "drawn on one device; give device instead")  # fmt: skip
     if adapter is not None and untrained is not None:
         raise ValueError(f"untrained={untrained!r} with an adapter, which fits trained weights only")
     where = torch.device(_auto_device() if device == "auto" else device)
@@ -163,6 +178,7 @@ def load_model(
     finally:
         if bars:
             logging.enable_progress_bar()
+    weights.check_placement(hf, device_map)
     if untrained is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(untrained)
@@ -181,6 +197,14 @@ def load_model(
     bridge.original_model.requires_grad_(False)  # also what the bridge splits or adds
     _RUNTIMES[bridge] = _make_runtime(bridge, decoder)
     return bridge
+
+
+def preload() -> None:
+    """Load the embedded model now for the first plain :func:`load_model` of this process, or of
+    each process that is forked from it (:mod:`kit.workshop.warm_kernels`)."""
+    model = load_model()
+    residual_scale(model, 0)  # measured once per model
+    _PRELOADED.append(model)
 
 
 def runtime(model: TransformerBridge) -> Runtime:

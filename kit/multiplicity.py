@@ -31,10 +31,12 @@ class Fit(Protocol):
     """What two sides need: a :class:`kit.factors.DCT`, or any object with these rows ``[m, d]``."""
 
     @property
-    def V(self) -> Tensor: ...
+    def V(self) -> Tensor:
+        """Input directions, unit rows."""
 
     @property
-    def U(self) -> Tensor: ...
+    def U(self) -> Tensor:
+        """Output directions, unit rows."""
 
 
 class Sides(NamedTuple):

@@ -12,8 +12,11 @@ import json
 import re
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from kit.untrusted import MOST_JSON, junk, size_at_most
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -36,11 +39,41 @@ def source_hash(notebook: NotebookNode) -> str:
     return hashlib.sha256(json.dumps(cells).encode()).hexdigest()
 
 
+def section_lines(source: str) -> Iterator[tuple[str, bool]]:
+    """The lines of a Markdown cell, and whether each begins a section: a ``## `` heading, wherever
+    it stands but in a code fence."""
+    fenced = False
+    for line in source.splitlines():
+        fenced ^= line.lstrip().startswith(("```", "~~~"))
+        yield line, line.startswith("## ") and not fenced
+
+
 def read(path: Path) -> NotebookNode:
-    """Read a notebook file (format 4)."""
+    """Read a notebook file (format 4).
+
+    Raises:
+        OSError: it cannot be read; ValueError: it is no notebook, or its ``metadata.kit`` is no
+            object with sensible numbers.
+    """
     import nbformat
 
-    return nbformat.read(path, as_version=4)
+    size_at_most(path, MOST_JSON)
+    with junk(str(path)):
+        try:
+            notebook = nbformat.read(path, as_version=4)
+        except nbformat.ValidationError as error:
+            raise ValueError(f"{path} is no notebook: {error!s:.200}") from error
+        told = notebook.metadata.get("kit", {})
+        if not isinstance(told, dict):
+            raise TypeError(f"metadata.kit is a {type(told).__name__}")
+        for name in ("budget_seconds", "max_mb", "machine_seconds", "human_minutes"):
+            value = told.get(name, 0)
+            if isinstance(value, bool) or not isinstance(value, int | float) or (
+                not 0 <= value < 1e6
+            ):  # fmt: skip
+                raise ValueError(f"{path}: metadata.kit.{name} is {value!r:.40}, not a number of "
+                                 "seconds, minutes or megabytes")  # fmt: skip
+    return notebook
 
 
 def problems(path: Path) -> list[str]:
@@ -53,7 +86,7 @@ def problems(path: Path) -> list[str]:
             notebook = read(path)
             nbformat.validate(notebook)
     except (nbformat.ValidationError, ValueError, Warning) as error:
-        return [f"not a valid notebook: {error}"]
+        return [f"not a valid notebook: {error!s:.500}"]
     return _frame_problems(notebook) + _output_problems(notebook, path.stat().st_size)
 
 

@@ -12,12 +12,12 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit.notebook_rules import TIME, problems, read, source_hash
+from kit.untrusted import whole
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -50,7 +50,8 @@ def execute(
     """Run a notebook in a fresh kernel; returns it with new outputs, and the seconds it took.
 
     The code cells in `prelude` and `epilogue` run before and after it and are not kept. `passes=2`
-    runs its cells again in the same kernel. Nothing is written. Raises `NotebookError`.
+    runs its cells again in the same kernel. Nothing is written, nor is the reader's record of
+    exercises read: outputs must not depend on who ran it. Raises `NotebookError`.
     """
     from nbclient import NotebookClient
     from nbclient.exceptions import CellControlSignal, DeadKernelError
@@ -65,13 +66,14 @@ def execute(
     before, after = ([new_code_cell(code) for code in codes] for codes in (prelude, epilogue))
     notebook.cells = [*before, *cells, *after]
     budget = notebook.metadata.get("kit", {}).get("budget_seconds") or 60
-    manager = _kernel_manager()
+    manager = kernel_manager()
     client = NotebookClient(notebook, km=manager, timeout=max(60, int(4 * budget)),
                             resources={"metadata": {"path": str(path.parent)}})  # fmt: skip
     # The kit must be importable from notebooks/ too where it runs from a clone, not installed.
     search = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search)),
-                   "KIT_SMALL": str(int(small)), "PYTHONHASHSEED": "0"}  # fmt: skip
+                   "KIT_SMALL": str(int(small)), "KIT_PROGRESS": "off",
+                   "PYTHONHASHSEED": "0"}  # fmt: skip
     environment.pop("MPLBACKEND", None)  # as Jupyter shows figures, whatever the shell prefers
     import_module("matplotlib.font_manager")  # on a new machine it says on stderr that it builds
     first, last = len(before), len(before) + len(cells)
@@ -100,7 +102,7 @@ def execute(
     return notebook, seconds
 
 
-def _kernel_manager() -> Any:
+def kernel_manager() -> Any:
     """A manager whose kernel is this interpreter, whatever kernel specs the machine has."""
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
@@ -139,13 +141,8 @@ def write(notebook: NotebookNode, path: Path) -> None:
     """Write a notebook whole or not at all."""
     import nbformat
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(nbformat.writes(notebook, version=4) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        with suppress(FileNotFoundError):
-            partial.unlink()
+    with whole(path) as part:
+        part.write_text(nbformat.writes(notebook, version=4) + "\n", encoding="utf-8")
 
 
 def choose(names: Sequence[str], folder: Path = FOLDER) -> list[Path]:
@@ -156,7 +153,7 @@ def choose(names: Sequence[str], folder: Path = FOLDER) -> list[Path]:
     every = sorted(folder.glob("[0-9][0-9]*.ipynb"))
     wanted = [Path(name).stem for name in names]
     for name in wanted:
-        if not any(path.stem.startswith(name) for path in every):
+        if not name or not any(path.stem.startswith(name) for path in every):
             listing = ", ".join(path.stem for path in every) or f"none in {folder}"
             raise ValueError(f"no notebook {name!r}; there are: {listing}")
     return [p for p in every if not wanted or any(p.stem.startswith(name) for name in wanted)]

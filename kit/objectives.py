@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor
 
@@ -52,6 +53,14 @@ class Differential(LayerSlice):
         changes, up = self.loud.vjp(thetas, outputs)
         down = self.quiet.gradient(thetas, lambda shift, _read: self.quiet.mean(shift).norm(dim=-1))
         return changes, up - self.weight * down[1]
+
+    def part(self, prompts: slice) -> LayerSlice:
+        raise ValueError("split='prompts': what loud and quiet prompts answer does not add up; use "
+                         "split='rows'")  # fmt: skip
+
+    def settings(self) -> dict[str, Any]:
+        return {"loud": self.loud.settings(), "quiet": self.quiet.settings(),
+                "weight": self.weight}  # fmt: skip
 
     def selectivity(self, thetas: Tensor) -> Tensor:
         """``|delta_loud| / |delta_quiet|`` of thetas ``[k, d_model]``: ``[k]``."""

@@ -349,7 +349,8 @@ def _share(found: Iterator[Answer], what: str, coefficient: Any) -> float | list
     for answer in found:
         rows.setdefault(answer.row, []).append(getattr(answer, what))
     if not rows:
-        raise ValueError("no items to ask: give at least one, and at least one wording")
+        raise ValueError(f"no items to ask for {what!r}: give at least one, and at least one "
+                         "wording")  # fmt: skip
     shares = [sum(row) / len(row) for _, row in sorted(rows.items())]
     one = coefficient is None or isinstance(coefficient, int | float)
     return shares[0] if one else shares

@@ -13,6 +13,7 @@ from torch import Tensor
 from kit.directions import unit
 from kit.hooks import Part
 from kit.models import fingerprint, runtime
+from kit.untrusted import parse, parse_object, shapes_at_most, whole
 from kit.vectors import opened
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ class Factor:
             "convention": _CONVENTIONS[self.site], "site": self.site,
             "metadata": json.dumps(dict(self.metadata)),
         }  # fmt: skip
-        save_file({"reads": self.reads, "writes": self.writes}, str(path), metadata=about)
+        with whole(path) as part:
+            save_file({"reads": self.reads, "writes": self.writes}, part, metadata=about)
         return Path(path)
 
     @classmethod
@@ -123,10 +125,12 @@ class Factor:
             ValueError: not a safetensors file, a damaged one, or one that holds something else.
         """
         with opened(path, _FORMAT, "factor") as (file, about):
+            shapes_at_most(path, {"reads": 2, "writes": 2})
             return cls(
                 file.get_tensor("reads"), file.get_tensor("writes"),
-                tuple(json.loads(about["layers"])), float(about["radius"]), about["name"],
-                about["fingerprint"] or None, json.loads(about["metadata"]),
+                tuple(parse(about["layers"], f"{path}: layers")), float(about["radius"]),
+                about["name"], about["fingerprint"] or None,
+                parse_object(about["metadata"], f"{path}: metadata"),
                 about.get("site", "attn_out"),  # type: ignore[arg-type]
             )  # fmt: skip
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from kit import data, elicitation, organisms
 from kit.elicitation import ARMS, SETTINGS
+from kit.untrusted import read_json, whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,9 +119,16 @@ def norms(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def read(path: str | Path | None = None) -> list[dict[str, Any]]:
-    """The records of a file (default: those that the kit ships)."""
+    """The records of a file (default: those that the kit ships).
+
+    Raises:
+        ValueError: it holds something else.
+    """
     path = _file() if path is None else Path(path)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    found = read_json(path) if path.is_file() else []
+    if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
+        raise ValueError(f"{path}: expected a list of records")
+    return found
 
 
 def _complete(path: Path, name: str, jobs: Sequence[tuple[str, int]]) -> None:
@@ -138,9 +146,8 @@ def _complete(path: Path, name: str, jobs: Sequence[tuple[str, int]]) -> None:
             record = elicitation.around(model, name, seed)
         else:
             record = elicitation.measure(model, name, arm, seed)  # type: ignore[arg-type]
-        fresh = path.with_suffix(".part")  # a crash while writing must not cost the others
-        fresh.write_text(json.dumps([*read(path), record]), encoding="utf-8")
-        fresh.replace(path)
+        with whole(path) as part:  # a crash while writing must not cost the others
+            part.write_text(json.dumps([*read(path), record]), encoding="utf-8")
         print(name, arm, seed, f"{time.perf_counter() - start:.0f} s", flush=True)
 
 

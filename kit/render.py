@@ -14,6 +14,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kit.costs import Estimate
     from kit.generation import Generation, Row, TokenMeasure
     from kit.receipts import Receipt
     from kit.selftest import CheckResult
@@ -299,6 +300,16 @@ def token_mask(
         f'<div style="font:12px/1.8 {_SANS};color:{_SOFT}"><span style="border-bottom:4px solid '
         f'rgba({_SAFE},1)">read</span> &ensp;<span style="background:rgba({_INK},.3);padding:0 5px'
         f'">steered</span> &ensp;{escape(counts + later)}</div></div>'
+    )
+
+
+def estimate(found: Estimate) -> str:
+    """What a long job would take, and what to do about it."""
+    mark = "" if found.fits else f"border-left:4px solid rgba({_INK},1);padding-left:8px;"
+    return (
+        f'<div style="font:13px/1.5 {_SANS};{mark}{_WRAP}"><b>{escape(found.advice)}</b><br>'
+        f"{escape(found.what)}: {escape(found.figures)}"
+        f'<div style="font-size:12px;color:{_SOFT}">{escape(found.remarks)}</div></div>'
     )
 
 

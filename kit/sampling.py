@@ -53,6 +53,7 @@ class Pieces:
         self.tokenizer, self.tokens, self.shown = tokenizer, [], 0
 
     def add(self, token: int) -> str:
+        """The text that this token completes; empty while a character is still unfinished."""
         self.tokens.append(token)
         text = self.tokenizer.decode(self.tokens)
         if text.endswith("\ufffd"):

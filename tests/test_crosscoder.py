@@ -49,6 +49,7 @@ class Planted:
         self.rows[24:30, 1] = 0  # of the first model only
         self.rows[30:, 0] = 0
         self.rng, self.batch, self.served, self.dropped, self.site = rng, batch, 0, 0, SITE
+        self.device = torch.device("cpu")
         self.fingerprint, self.factors = "planted", torch.ones(2)
 
     def __next__(self) -> Any:

@@ -295,9 +295,9 @@ def test_ranking_by_alpha_change_and_target() -> None:
     with pytest.raises(ValueError, match=r"by='size': use 'alpha', 'change', 'kl'"):
         found.scores("size")
     for needs_a_model in ("kl", torch.ones(7)):
-        with pytest.raises(ValueError, match="there is no model"):
+        with pytest.raises(ValueError, match="have a model to steer"):
             found.scores(needs_a_model)
-    with pytest.raises(ValueError, match="there is no model"):
+    with pytest.raises(ValueError, match="have a model to steer"):
         found.vectors()
 
 

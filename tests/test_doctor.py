@@ -2,8 +2,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+import subprocess
 import sys
+import tempfile
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
+import kit
 from kit import cli, doctor, labcheck, weights
 from kit.pins import pins
+from kit.workshop import machines
 
 
 def failed(report: doctor.DoctorReport) -> list[str]:
@@ -219,3 +226,172 @@ def test_one_steered_token_for_real() -> None:
         pytest.skip("the embedded model is not fetched: run `kit fetch`")
     check = doctor._steered_token()
     assert check.ok and "first token" in check.detail
+
+
+# --- a room ---------------------------------------------------------------------------------------
+
+
+def report(folder: Path, name: str, *checks: doctor.Check, **more: Any) -> Path:
+    """What ``kit doctor --json`` printed on a machine."""
+    found = doctor.DoctorReport(checks or (doctor.Check("Python", True, "3.12.1"),), 1.0).as_dict()
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps(found | more))
+    return file
+
+
+BROKEN = doctor.Check("torch", False, "not installed", "pip install torch==2.13.0")
+LOW = doctor.Check("memory", None, "3.0 GB", "close something")
+
+
+def test_a_room_is_judged_machine_by_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report(tmp_path, "ada")
+    report(tmp_path, "bob", LOW)
+    assert cli.main(["doctor", "--workshop", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "warn     bob                  memory: 3.0 GB",
+        "                              -> close something",
+        "ready    ada",
+        "2 of 2 machines can be used (1 ready, 1 warn)",
+    ]
+    report(tmp_path, "cem", LOW, BROKEN, doctor.Check("numpy", False, "1.0", "later"))
+    report(tmp_path, "dee", kit="0.0.1")
+    (tmp_path / "notes.txt").write_text("not a report")
+    assert cli.main(["doctor", "--workshop", str(tmp_path)]) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert out[:2] == ["FAIL     cem                  torch: not installed",
+                       "                              -> pip install torch==2.13.0"]
+    assert any("dee" in line and f"0.0.1, this one is {kit.__version__}" in line for line in out)
+    assert out[-1] == "3 of 4 machines can be used (1 ready, 2 warn, 1 FAIL)"
+    assert cli.main(["doctor", "--workshop", str(tmp_path), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert [(m["name"], m["word"]) for m in told] == [
+        ("cem", "FAIL"), ("bob", "warn"), ("dee", "warn"), ("ada", "ready")]
+
+
+DAMAGED = {
+    "empty": b"", "cut": b'{"ok": true, "checks": [{"na', "binary": bytes(range(256)),
+    "other": b'{"cells": []}', "list": b"[1, 2]", "no rows": b'{"checks": []}',
+    "a row of text": b'{"checks": ["ok"]}', "deep": b"[" * 100_000,
+    "a number for ok": b'{"checks": [{"name": "a", "ok": 1, "detail": "", "fix": ""}]}',
+    "no ok": b'{"checks": [{"name": "a", "detail": "", "fix": ""}]}',
+    "a list for a name": b'{"checks": [{"name": ["a"], "ok": true, "detail": "", "fix": ""}]}',
+    "huge": b" " * (2**20 + 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_report_is_a_row_and_no_machine_that_is_ready(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report(tmp_path, "ada")
+    (tmp_path / f"{kind}.json").write_bytes(DAMAGED[kind])
+    assert cli.main(["doctor", "--workshop", str(tmp_path)]) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith(f"damaged  {kind}") and "`kit doctor --json` again" in out[1]
+    assert out[-1] == "1 of 2 machines can be used (1 ready, 1 damaged)"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_reports_of_other_shells_are_read(tmp_path: Path, encoding: str) -> None:
+    text = report(tmp_path, "ada", doctor.Check("model", False, "Grüße", "x")).read_text()
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    (tmp_path / "ada.json").write_bytes(mark + json.dumps(json.loads(text), ensure_ascii=False)
+                                        .encode(encoding))  # fmt: skip
+    (machine,) = machines.machines(tmp_path)
+    assert (machine.word, machine.worst) == ("FAIL", "model: Grüße")
+
+
+def test_a_report_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    evil = doctor.Check("to\x1b[2Jrch", False, "a\nb\x07" + "c" * 5000, "rm\u202e -rf\x00 /")
+    report(tmp_path, "ada\x1b[2J", evil)
+    (machine,) = machines.machines(tmp_path)
+    assert str(machine).isascii() and len(str(machine)) < 800 and str(machine).count("\n") == 1
+    assert all(c.isprintable() or c == "\n" for c in str(machine))
+
+
+def test_an_empty_folder_is_no_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        assert cli.main(["doctor", "--workshop", str(folder)]) == 1
+        assert "kit doctor --json" in capsys.readouterr().err
+
+
+def test_the_host_of_a_room(
+    healthy: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fine = doctor.Check("", True, "fine")
+    for name in ("_cache", "_disk", "_clock"):  # of this machine
+        monkeypatch.setattr(machines, name, lambda name=name: replace(fine, name=name))
+    monkeypatch.setattr(machines, "find_spec", lambda name: None)
+    assert cli.main(["doctor", "--quick", "--workshop"]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL  JupyterHub        not installed" in out and "pip install jupyterhub" in out
+    for name in ("Python", "_disk", "_cache", "ports", "_clock"):
+        assert f"  {name}  " in out
+    assert out.count("FAIL") == 2, "the row and the count"
+    assert cli.main(["doctor", "--quick"]) == 0
+    assert "JupyterHub" not in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file modes")
+def test_a_cache_that_learners_cannot_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Path(tempfile.mkdtemp()).resolve()  # pytest's own folders are closed to others
+    monkeypatch.setenv("KIT_CACHE", str(place / "cache"))
+    try:
+        assert "not here yet" in machines._cache().detail
+        folder = place / "cache" / weights.EMBEDDED / doctor.model_dtype()
+        folder.mkdir(parents=True)
+        for name in ("kit.json", "model.safetensors"):
+            (folder / name).write_text("{}")
+            (folder / name).chmod(0o644)
+        for path in (folder, *list(folder.parents)[:3]):
+            path.chmod(0o755)
+        check = machines._cache()
+        assert check.ok and str(folder) in check.detail
+        place.chmod(0o700)
+        check = machines._cache()
+        assert check.ok is False and check.detail == f"others cannot enter {place}"
+        assert "KIT_CACHE=" in check.fix
+        place.chmod(0o755)
+        (folder / "kit.json").chmod(0o666)
+        check = machines._cache()
+        assert check.ok is None and "others may change" in check.detail
+        (folder / "model.safetensors").chmod(0o600)
+        check = machines._cache()
+        assert check.ok is False and check.detail == "1 of its files are closed to others"
+        assert subprocess.run(check.fix, shell=True, check=False).returncode == 0
+        (folder / "kit.json").chmod(0o644)
+        assert machines._cache().ok, "the fix mends it"
+    finally:
+        shutil.rmtree(place)
+
+
+def test_a_port_in_use_a_full_disk_and_a_wrong_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(machines, "PORTS", {port: "the hub"})
+        check = machines._ports()
+        assert check.ok is None and f"{port} (the hub)" in check.detail and str(port) in check.fix
+    assert machines._ports().ok
+    for free, ok in ((0.5, False), (3, None), (50, True)):
+        usage = SimpleNamespace(free=free * 2**30)
+        monkeypatch.setattr(machines.shutil, "disk_usage", lambda _p, usage=usage: usage)
+        assert machines._disk().ok is ok
+    monkeypatch.setattr(machines.shutil, "which", lambda _name: None)
+    assert machines._clock().ok
+    monkeypatch.setattr(machines, "time", SimpleNamespace(time=lambda: 1e9, strftime=time.strftime))
+    check = machines._clock()
+    assert check.ok is False and "earlier than the kit's own files" in check.detail and check.fix
+
+
+def test_a_host_check_that_raises_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode() -> doctor.Check:
+        raise OSError("no such\x1b\nthing")
+
+    monkeypatch.setattr(machines, "_ports", explode)
+    checks = {check.name: check for check in machines.host()}
+    assert len(checks) == 5 and checks["ports"].ok is False
+    assert checks["ports"].detail == "OSError: no such thing" and checks["ports"].fix

@@ -325,7 +325,7 @@ def test_unembedding_rows_become_vectors(llama: Any) -> None:
     assert [v.name for v in vectors] == [names[i] for i in found.table.index[:2]]
     assert vectors[0].layer == 0
     assert vectors[0].metadata["coefficient"] == pytest.approx(0.2)
-    with pytest.raises(ValueError, match="there is no model to steer"):
+    with pytest.raises(ValueError, match="have a model to steer"):
         rank_directions(curved(), torch.eye(4), 1.0).vectors(1)
 
 

@@ -51,7 +51,7 @@ def test_history_is_a_step_each_and_the_score_is_of_the_vector(llama: Any) -> No
     assert len(fit(on).history) == 8
     found = fit(on, together=False)
     assert len(found.history) == 3 * 8
-    again, _ = on.gradient(found.thetas, melbo._objective(2, 1))
+    again, _ = on.gradient(found.thetas, melbo.objective(2, 1))
     assert torch.allclose(again, found.alpha, rtol=1e-4)
 
 
@@ -60,7 +60,7 @@ def test_the_objective_is_the_published_sum(llama: Any, power: float, root: floa
     prompts = [tiny.prompt(llama, n, seed=n)[0] for n in (12, 7)]
     on = piece(llama, prompts)
     thetas = R * random_units(2, on.d_model, 3)
-    got, _ = on.gradient(thetas, melbo._objective(power, root))
+    got, _ = on.gradient(thetas, melbo.objective(power, root))
     for k, theta in enumerate(thetas):
         total = 0.0
         for tokens in prompts:  # each alone, one token at a time

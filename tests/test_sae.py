@@ -182,6 +182,7 @@ class Planted:
         rng = torch.Generator().manual_seed(3)
         self.true = torch.nn.functional.normalize(torch.randn(n, d, generator=rng), dim=-1)
         self.rng, self.batch, self.served, self.dropped, self.site = rng, batch, 0, 0, Site(1)
+        self.device = torch.device("cpu")
         self.fingerprint: str | None = "f" * 16
 
     def __next__(self) -> dict[Site, torch.Tensor]:

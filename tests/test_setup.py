@@ -170,6 +170,7 @@ CARRIED = {
     "IPython": "ipywidgets",
     "threadpoolctl": "scikit-learn",
     "comm": "ipywidgets",
+    "ipykernel": "jupyterlab",
     "traitlets": "ipywidgets",
     "huggingface_hub": "transformers",
     "jupyter_client": "jupyterlab",

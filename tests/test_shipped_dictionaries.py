@@ -97,7 +97,8 @@ def test_nltk_s_corpora_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -
         def raw(self, _i: str) -> str:
             return "a text"
 
-    monkeypatch.setattr(nltk, "download", lambda name, quiet: asked.append(name))
+    monkeypatch.setattr(nltk, "download", lambda name, quiet: asked.append(name) or True)
+    monkeypatch.setattr(nltk.data, "path", [])  # none is here
     monkeypatch.setattr(nltk, "corpus", type("C", (), {n: Corpus() for n in kit.data.NLTK}))
     found = kit.data.corpus("nltk")
     assert asked == list(kit.data.NLTK) and found[0] == "a word" and found[1:] == ["a text"] * 5

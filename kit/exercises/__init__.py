@@ -15,11 +15,12 @@ import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from kit.exercises import record
+from kit.exercises.events import TRIES, Progress
 from kit.exercises.specs import Wrong, describe, describe_error, is_stub
-
-TRIES = 3  # failed checks (or calls of `hint`) after which the solution opens
 
 
 class UnknownExercise(KeyError):
@@ -55,21 +56,7 @@ class Exercise:
         return candidate(**context) if self.kind == "value" and callable(candidate) else candidate
 
 
-@dataclass
-class Progress:
-    """What one learner did with one exercise."""
-
-    failed: int = 0
-    hints: int = 0
-    passed: bool = False
-
-    @property
-    def open(self) -> bool:
-        """May the solution be shown?"""
-        return self.passed or max(self.failed, self.hints) >= TRIES
-
-
-# In memory, one per kernel. A progress file would be read here, and written by `check` and `hint`.
+# One a kernel, begun with what earlier kernels kept in this machine's record.
 _PROGRESS: dict[str, Progress] = {}
 
 
@@ -80,17 +67,20 @@ class Card:
     title: str
     message: str
     code: str = ""
+    note: str = ""  # about the record, not about the answer
 
     def __repr__(self) -> str:
-        return "\n".join(part for part in (self.title, self.message, self.code) if part)
+        parts = (self.title, self.message, self.code, self.note)
+        return "\n".join(part for part in parts if part)
 
     def _repr_html_(self) -> str:
         # Colours are inherited, so the card reads well on a light and on a dark page.
         code = f"<pre style='margin:.5em 0 0'>{html.escape(self.code)}</pre>" if self.code else ""
+        note = f"<small>{html.escape(self.note)}</small>" if self.note else ""
         return (
             "<div style='border-left:4px solid currentColor;padding:.3em .8em;margin:.3em 0'>"
             f"<b>{html.escape(self.title)}</b><div style='white-space:pre-wrap;"
-            f"font-family:monospace'>{html.escape(self.message)}</div>{code}</div>"
+            f"font-family:monospace'>{html.escape(self.message)}</div>{code}{note}</div>"
         )
 
 
@@ -130,7 +120,17 @@ def find(id: str) -> Exercise:
 
 def progress(id: str) -> Progress:
     """The learner's record for an exercise of this id."""
-    return _PROGRESS.setdefault(find(id).id, Progress())
+    if find(id).id not in _PROGRESS:
+        _PROGRESS[id] = record.recorded()[0].get(id) or Progress()
+    return _PROGRESS[id]
+
+
+def share(folder: str | Path | None, *, name: str | None = None) -> Card:
+    """Let a room's instructor see the results of your checks, in ``folder``; None ends it.
+
+    What is shared, and what is raised: `kit.exercises.record.share`.
+    """
+    return Card("The room's table", record.share(folder, name=name))
 
 
 def check(id: str, answer: Any, **context: Any) -> Outcome:
@@ -139,12 +139,16 @@ def check(id: str, answer: Any, **context: Any) -> Outcome:
     `context` holds what some specs need besides the answer (`model=model`). Returns an `Outcome`
     whatever the answer is; raises `UnknownExercise` for an id that does not exist.
     """
-    exercise, record = find(id), progress(id)
+    exercise, mine = find(id), progress(id)
     name = f"{id} {exercise.title}"
-    advice = "Replace the placeholder, then run the check again."
-    todo = Outcome(f"Your turn: {name}", advice, todo=True)
+
+    def todo() -> Outcome:
+        advice = "Replace the placeholder, then run the check again."
+        note = record.note(id, mine, "look")
+        return Outcome(f"Your turn: {name}", advice, todo=True, note=note)
+
     if answer is None or answer is Ellipsis:
-        return todo
+        return todo()
     try:
         inspect.signature(exercise.spec).bind(answer, **context)
     except TypeError as error:
@@ -153,28 +157,29 @@ def check(id: str, answer: Any, **context: Any) -> Outcome:
         exercise.spec(answer, **context)
     except Exception as error:
         if is_stub(error):
-            return todo
+            return todo()
         if not isinstance(error, Wrong):
             error = Wrong(
                 arrived=f"an answer that the checker could not read ({describe_error(error)})",
                 expected="an answer of the type that the exercise names",
                 likely=f"{describe(answer)} is of another kind than the checker reads",
             )
-        record.failed += 1
-        more = f"Next: kit.exercises.{'solution' if record.open else 'hint'}({id!r})"
-        return Outcome(f"Not yet: {name}", str(error), more)
-    record.passed = True
-    return Outcome(f"Passed: {name}", exercise.moral or "This does what was asked.", passed=True)
+        note = record.note(id, mine, "failed")
+        more = f"Next: kit.exercises.{'solution' if mine.open else 'hint'}({id!r})"
+        return Outcome(f"Not yet: {name}", str(error), more, note)
+    note = record.note(id, mine, "passed")
+    moral = exercise.moral or "This does what was asked."
+    return Outcome(f"Passed: {name}", moral, passed=True, note=note)
 
 
 def hint(id: str) -> Card:
     """Hint one, then hint two, then the way to the solution."""
-    exercise, record = find(id), progress(id)
-    record.hints += 1
-    shown = enumerate(exercise.hints[: record.hints], 1)
+    exercise, mine = find(id), progress(id)
+    note = record.note(id, mine, "hint")
+    shown = enumerate(exercise.hints[: mine.hints], 1)
     text = "\n".join(f"{number}. {line}" for number, line in shown)
-    offer = f"The solution is open: kit.exercises.solution({id!r})" if record.open else ""
-    return Card(f"Hint for {id} {exercise.title}", text, offer)
+    offer = f"The solution is open: kit.exercises.solution({id!r})" if mine.open else ""
+    return Card(f"Hint for {id} {exercise.title}", text, offer, note)
 
 
 def solution(id: str, *, force: bool = False) -> Card:
@@ -182,10 +187,11 @@ def solution(id: str, *, force: bool = False) -> Card:
 
     Before that, says how many are left; `force=True` opens it at once.
     """
-    exercise, record = find(id), progress(id)
-    if force or record.open:
-        return Card(f"Solution of {id} {exercise.title}", "", source(exercise))
-    left = TRIES - record.failed
+    exercise, mine = find(id), progress(id)
+    if force or mine.open:
+        note = record.note(id, mine, "solution")
+        return Card(f"Solution of {id} {exercise.title}", "", source(exercise), note)
+    left = TRIES - mine.failed
     tries = f"{left} more {'try' if left == 1 else 'tries'}"
     return Card(f"Not open yet: {id} {exercise.title}", f"It opens after {tries}, or a pass.")
 

@@ -19,6 +19,11 @@ def host(values: Any) -> Any:
 
 
 def array(values: Any, name: str, dimensions: int) -> np.ndarray:
+    """Finite numbers of a figure as an array.
+
+    Raises:
+        ValueError: another number of dimensions, nothing in it, or a value that is not finite.
+    """
     import numpy as np
 
     found = np.asarray(host(values), dtype=float)
@@ -31,6 +36,7 @@ def array(values: Any, name: str, dimensions: int) -> np.ndarray:
 
 
 def finish(axis: Axes, xlabel: str, ylabel: str, title: str) -> None:
+    """Labels, a small title, and no frame above and to the right."""
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
     axis.set_title(title, fontsize=10)

@@ -116,11 +116,12 @@ def _differentiated(
         x, start = _last_differentiable(reader, dictionary.site, tokens.reshape(1, -1))
         read.append(x)
         embedded.append(start)
-    last = torch.cat(read, dim=-1)
+    last = torch.cat([x.to(read[0].device) for x in read], dim=-1)
     with torch.enable_grad():
         slopes = torch.autograd.grad(dictionary.before(last)[0, latent], embedded)
-    parts = [(g * e.detach()).sum(-1)[0].float() for g, e in zip(slopes, embedded, strict=True)]
-    return last.detach(), torch.stack(parts).sum(0).cpu()
+    parts = [(g * e.detach()).float().sum(-1)[0].cpu()
+             for g, e in zip(slopes, embedded, strict=True)]  # fmt: skip
+    return last.detach(), torch.stack(parts).sum(0)
 
 
 def _last_differentiable(
@@ -135,7 +136,8 @@ def _last_differentiable(
         raise Enough
 
     with state.lock, torch.enable_grad():
-        embedded = state.decoder.get_input_embeddings()(tokens).detach().requires_grad_()
+        words = state.decoder.get_input_embeddings()
+        embedded = words(tokens.to(model.cfg.device)).detach().requires_grad_()
         with suppress(Enough), replaced(model, site, keep):
             state.decoder(inputs_embeds=embedded, use_cache=False)
     return kept[0], embedded

@@ -191,7 +191,7 @@ def importance(
     dictionary.check(model)
     for latent in latents:
         dictionary.check_latent(latent)
-    state = runtime(model)
+    state, tokens = runtime(model), tokens.to(model.cfg.device)
 
     def loss(site: Site, change: Callable[[Tensor], Tensor]) -> float:
         with replaced(model, site, change):

@@ -1,15 +1,22 @@
 """A sparse dictionary and where it belongs: an SAE or transcoder of sae-lens, bound to a model."""
 from __future__ import annotations
 
+import math
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from torch import Tensor
 
 from kit.sae.latents import Latents
 from kit.sae.site import Site
+from kit.untrusted import header, junk, read_json
+from kit.vectors import must_exist
+from kit.weights import offline, reaching
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -47,13 +54,13 @@ class Dictionary(Latents):
     def encode(self, x: Tensor) -> Tensor:
         """Latents ``[..., latents]``, float32, of activations ``[..., width]``."""
         flat = x.reshape(-1, x.shape[-1]).to(self.sae.W_dec)
-        return self.sae.encode(flat).float().reshape(*x.shape[:-1], -1)
+        return self.sae.encode(flat).float().reshape(*x.shape[:-1], -1).to(x.device)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Activations ``[..., width]``, float32, of latents ``[..., latents]``."""
         flat = latents.reshape(-1, latents.shape[-1]).to(self.sae.W_dec)
-        return self.sae.decode(flat).float().reshape(*latents.shape[:-1], -1)
+        return self.sae.decode(flat).float().reshape(*latents.shape[:-1], -1).to(latents.device)
 
     def before(self, x: Tensor) -> Tensor:
         """Pre-activations ``[n, latents]`` of activations ``[n, width]``, differentiable: also
@@ -61,8 +68,8 @@ class Dictionary(Latents):
         sae = self.sae
         pre = sae.process_sae_in(x.to(sae.W_dec)) @ sae.W_enc
         if hasattr(sae, "r_mag"):  # gated: the magnitude path
-            return pre * sae.r_mag.exp() + sae.b_mag
-        return pre + sae.b_enc
+            return (pre * sae.r_mag.exp() + sae.b_mag).to(x.device)
+        return (pre + sae.b_enc).to(x.device)
 
     def check(self, model: TransformerBridge) -> None:
         super().check(model)
@@ -84,10 +91,48 @@ class Dictionary(Latents):
             sae.cfg.metadata[key] = value
         try:
             sae.to(dtype)
-            sae.save_model(folder)
+            write(sae, Path(folder))
         finally:
             sae.to(kept)
         return Path(folder)
+
+
+def write(sae: SAE[Any], folder: Path) -> None:
+    """Write sae-lens's two files. The config comes last: a folder that lacks it is not loaded.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
+        made = sae.save_model(scratch)
+        (folder / "cfg.json").unlink(missing_ok=True)  # never new weights under an old config
+        for file in made:
+            file.replace(folder / file.name)
+
+
+def check_folder(folder: Path) -> None:
+    """Look at a folder in sae-lens's format before anything is built from it.
+
+    Raises:
+        OSError: a file is missing; ValueError: the config is no JSON object of sensible numbers, or
+            says another size than the weights have.
+    """
+    told, weights = read_json(folder / "cfg.json"), folder / "sae_weights.safetensors"
+    if not isinstance(told, dict) or not isinstance(told.get("metadata", {}), dict):
+        raise ValueError(f"{folder / 'cfg.json'}: expected a JSON object with an object 'metadata'")
+    must_exist(weights)
+    found, sizes = header(weights), (told.get("d_in"), told.get("d_sae"))
+    if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in sizes):
+        raise ValueError(f"{folder}: d_in={sizes[0]!r:.40}, d_sae={sizes[1]!r:.40}: they must be "
+                         "whole numbers from 1 on")  # fmt: skip
+    shape = found.get("W_dec", ([], ""))[0]
+    if len(shape) != 2 or shape[0] != sizes[1]:
+        raise ValueError(f"{folder}: cfg.json says d_sae={sizes[1]!r:.40}, and the decoder in the "
+                         f"weights has shape {shape}")  # fmt: skip
+    wide = 4 * sum(math.prod(each) for each, _ in found.values())
+    if wide > psutil.virtual_memory().total:
+        raise ValueError(f"{folder} takes {wide / 2**30:.1f} GB, more memory than this machine has")
 
 
 def load(
@@ -102,8 +147,9 @@ def load(
 
     Raises:
         FileNotFoundError: a path without a dictionary in it.
-        ValueError: a hook or normalisation that the kit does not know, or as
-            :meth:`Dictionary.check`.
+        OSError: a release that is not on this machine, and that the hub does not give.
+        ValueError: a damaged folder, one that does not fit into memory, a hook or normalisation
+            that the kit does not know, or as :meth:`Dictionary.check`.
     """
     from sae_lens import SAE
 
@@ -112,9 +158,11 @@ def load(
         if not (folder / "cfg.json").is_file():
             raise FileNotFoundError(f"{str(source)!r} holds no cfg.json: give a folder that an SAE "
                                     "was saved to, or a release and its sae_id")  # fmt: skip
-        sae = SAE.load_from_disk(folder, dtype="float32")
+        check_folder(folder)
+        with junk(str(folder)):
+            sae = SAE.load_from_disk(folder, dtype="float32")
     else:
-        sae = SAE.from_pretrained(str(source), sae_id, device="cpu")
+        sae = _released(str(source), sae_id)
     told = sae.cfg.metadata
     if sae.cfg.normalize_activations not in ("none", "layer_norm"):
         raise ValueError(
@@ -125,9 +173,24 @@ def load(
         raise ValueError(f"hook_name={told.get('hook_name')!r}: it reads attention heads, which "
                          "the kit's dictionaries do not")  # fmt: skip
     name = told.get("kit_name") or sae_id or Path(source).name
+    more, mark = told.get("kit") or {}, told.get("kit_fingerprint")
+    if not isinstance(more, dict):
+        raise ValueError(f"{str(source)!r}: metadata kit={more!r:.80}: expected an object")
+    if not all(bool(part.isfinite().all()) for part in sae.state_dict().values()):
+        raise ValueError(f"{str(source)!r} holds NaN or infinity")
     found = Dictionary(sae.eval(), Site.of(str(told.get("hook_name"))), str(name),
-                       told.get("kit_fingerprint"), dict(told.get("kit") or {}))  # fmt: skip
+                       None if mark is None else str(mark), dict(more))  # fmt: skip
     if model is not None:
         found.check(model)
     return found
 
+
+
+def _released(release: str, sae_id: str) -> SAE[Any]:
+    """From the hub's cache, and only if it is not there from the hub."""
+    from sae_lens import SAE
+
+    with offline(), suppress(Exception):
+        return SAE.from_pretrained(release, sae_id, device="cpu")
+    with reaching(f"the dictionary {sae_id!r} of {release!r} is not on this machine and"):
+        return SAE.from_pretrained(release, sae_id, device="cpu")

@@ -109,11 +109,12 @@ class _LatentPart(Part):
         values = dictionary.encode(activation)
         old, c = values[..., i, None], coefficient.to(values)
         new = c * self.latent.top if op == "clamp" else (1 - c) * old
+        writes = self.latent.writes.to(values)
         if self.latent.keep_error:
-            return ((new - old) * self.latent.writes).to(activation)
+            return (new - old) * writes
         rest = torch.cat([values[..., :i], 0 * old, values[..., i + 1 :]], dim=-1)
-        found = dictionary.decode(rest) + new * self.latent.writes
-        return (found - activation.float()).to(activation)
+        found = dictionary.decode(rest) + new * writes
+        return found - activation.float()
 
 
 def combine(latents: Mapping[Latent, float], name: str = "combined") -> SteeringVector:

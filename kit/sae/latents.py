@@ -45,7 +45,10 @@ class Latents(ABC):
 
     @abstractmethod
     def encode(self, x: Tensor) -> Tensor:
-        """Latents ``[..., latents]``, float32 and never negative, of activations ``[..., width]``."""
+        """Latents ``[..., latents]``, float32 and never negative, of activations ``[..., width]``.
+
+        They come back on the device that the activations are on, wherever the latents are kept.
+        """
 
     @abstractmethod
     def before(self, x: Tensor) -> Tensor:
@@ -137,7 +140,7 @@ class Neurons(Latents):
         self.fingerprint = fingerprint(model)
         module = self.site.module(model)
         weight = module.weight.detach()
-        self._rows = (weight if isinstance(module, Conv1D) else weight.T).float()
+        self._rows = (weight if isinstance(module, Conv1D) else weight.T).float().cpu()
 
     @property
     def rows(self) -> Tensor:
@@ -180,8 +183,8 @@ class Directions(Latents):
         self._rows = unit(torch.stack([v.direction.float() for v in vectors]))
         self.check(model)
         tokens = texts if isinstance(texts, Tensor) else pack(model, texts)
-        parts = [capture(model, part, [self.site.place])[self.site.place][:, 1:].flatten(0, 1).float()
-                 for part in tokens.split(16)]  # fmt: skip
+        parts = [capture(model, part, [self.site.place])[self.site.place][:, 1:].flatten(0, 1)
+                 .float().cpu() for part in tokens.split(16)]  # fmt: skip
         middle = torch.cat(parts).median(0).values  # sinks' norms would carry a mean away
         self._centre = self._rows @ middle
         along = torch.cat([part @ self._rows.T for part in parts]) - self._centre
@@ -194,8 +197,8 @@ class Directions(Latents):
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         along = self.before(x.reshape(-1, x.shape[-1]))
-        fired = torch.where(along > self._threshold.clamp(min=0), along, 0.0)
+        fired = torch.where(along > self._threshold.clamp(min=0).to(along), along, 0.0)
         return fired.reshape(*x.shape[:-1], -1)
 
     def before(self, x: Tensor) -> Tensor:
-        return x.float() @ self._rows.T - self._centre
+        return x.float() @ self._rows.T.to(x.device) - self._centre.to(x.device)

@@ -85,14 +85,14 @@ def direct_attribution(
     Returns:
         float32 ``[k, tokens]``.
     """
-    norm, stream = _final_norm(model), stream.float()
-    rows = rows.to(stream)
+    norm, words = _final_norm(model), _unembedding(model)[list(tokens)]
+    home, rows, stream = rows.device, rows.to(words), stream.to(words)
     if isinstance(norm, nn.LayerNorm):
         rows = rows - rows.mean(-1, keepdim=True)
         stream = stream - stream.mean()
     scale = (stream.square().mean() + getattr(norm, "eps", getattr(norm, "variance_epsilon", 0.0))
              ).rsqrt()  # fmt: skip
-    return rows * scale * _gain(model) @ _unembedding(model)[list(tokens)].T
+    return (rows * scale * _gain(model) @ words.T).to(home)
 
 
 @torch.no_grad()
@@ -130,4 +130,6 @@ def _final_norm(model: TransformerBridge) -> nn.Module:
 
 
 def _gain(model: TransformerBridge) -> Tensor:
-    return norm_gain(_final_norm(model))
+    """The final norm's, ``[d_model]``, where the unembedding is."""
+    words = runtime(model).decoder.get_output_embeddings().weight
+    return norm_gain(_final_norm(model)).to(words.device)

@@ -62,6 +62,7 @@ class PairedBatchTopK(SparseBatchTopK):
 
     @torch.no_grad()
     def update_topk_threshold(self, acts_topk: Tensor) -> None:
+        """Two running thresholds: dedicated latents compete among themselves alone."""
         super().update_topk_threshold(acts_topk[:, self.dedicated :])
         own = acts_topk[:, : self.dedicated]
         if bool((own > 0).any()):
@@ -74,6 +75,7 @@ class PairedBatchTopK(SparseBatchTopK):
     def calculate_aux_loss(
         self, step_input: Any, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
     ) -> dict[str, Tensor]:
+        """The loss of dead latents, with activations times the sum of both rows' norms."""
         # sae-lens divides by the norm of the whole row again
         scale = self.W_dec.norm(dim=-1) / self._norm()
         return super().calculate_aux_loss(step_input, feature_acts, hidden_pre * scale, sae_out)
@@ -85,5 +87,6 @@ class PairedStandard(StandardTrainingSAE):
     def calculate_aux_loss(
         self, step_input: Any, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
     ) -> dict[str, Tensor]:
+        """L1 of activations times the sum of both rows' norms."""
         cost = (feature_acts * norms(self.W_dec)).sum(-1).mean()
         return {"l1_loss": step_input.coefficients["l1"] * cost}

@@ -25,7 +25,7 @@ def _read(crosscoder: Crosscoder, models: Pair, tokens: Tensor) -> Iterator[tupl
     """Batch by batch, latents ``[n, latents]`` and both models' activations ``[n, 2, d_model]`` of
     the tokens that are sinks in neither."""
     for rows in track(list(tokens.split(8)), "batches of text"):
-        both = side_by_side(models, rows, crosscoder.site.place)
+        both = side_by_side(models, rows, crosscoder.site.place).cpu()  # where the sums are
         halves = both.unflatten(-1, (2, -1)).float()
         keep = counted(halves[..., 0, :]) & counted(halves[..., 1, :])
         yield crosscoder.encode(both)[keep], halves[keep]

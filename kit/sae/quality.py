@@ -48,6 +48,7 @@ class Quality:
     sinks: float
 
     def as_dict(self) -> dict[str, Any]:
+        """The figures as plain values, for JSON."""
         return asdict(self)
 
 
@@ -80,6 +81,7 @@ def evaluate(
         raise ValueError(f"{dictionary.name!r} reads {dictionary.site} and writes elsewhere: only an "
                          "SAE, which reads what it writes, can stand in for it")  # fmt: skip
     tokens = (texts if isinstance(texts, Tensor) else pack(model, texts, context))[:rows]
+    tokens = tokens.to(model.cfg.device)
     state, total = runtime(model), _Sums(len(dictionary))
     for batch in track(list(tokens.split(8)), "batches of text"):
         seen: list[Tensor] = []
@@ -144,6 +146,7 @@ class _Sums:
         self.tokens += int(keep.sum())
 
     def losses(self, log_p: Sequence[Tensor], target: Tensor, keep: Tensor) -> None:
+        keep, target = keep.to(log_p[0].device), target.to(log_p[0].device)
         for i, part in enumerate(log_p):
             self.ce[i] -= part.gather(-1, target[..., None])[..., 0][keep].double().sum().cpu()
         clean, sae = log_p[0], log_p[1]

@@ -12,9 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kit import shards
 from kit.activations import capture
 from kit.models import fingerprint
 from kit.sae.site import Site
+from kit.untrusted import header_at_most, junk, whole
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -40,13 +42,16 @@ def pack(model: TransformerBridge, texts: Sequence[str], context: int = 128) -> 
     start = [words.bos_token_id] * bool(model.cfg.default_prepend_bos and
                                         words.bos_token_id is not None)  # fmt: skip
     end = [words.eos_token_id] if words.eos_token_id is not None else []
-    found = words(list(texts), add_special_tokens=False).input_ids
-    stream = torch.tensor([token for ids in found for token in (*ids, *end)])
+    # a tokenizer's answer takes far more memory than its tokens: a share of the texts at a time
+    some = (words(list(texts[at : at + 1000]), add_special_tokens=False).input_ids
+            for at in range(0, len(texts), 1000))  # fmt: skip
+    stream = torch.cat([torch.tensor([token for ids in found for token in (*ids, *end)],
+                                     dtype=torch.long) for found in some])  # fmt: skip
     width = context - len(start)
     rows = stream[: len(stream) // width * width].reshape(-1, width)
     if not len(rows):
         raise ValueError(f"texts hold {len(stream)} tokens: one row takes {width}; give more text")
-    return torch.cat([torch.tensor(start).expand(len(rows), -1), rows], 1).to(model.cfg.device)
+    return torch.cat([torch.tensor(start, dtype=torch.long).expand(len(rows), -1), rows], 1).to(model.cfg.device)
 
 
 def counted(x: Tensor, sink: float = 10.0) -> Tensor:
@@ -148,7 +153,14 @@ class Source:
 
     @property
     def passes(self) -> float:
+        """How often the texts were read, as a fraction."""
         return self.state.chunk / self.chunks
+
+    @property
+    def device(self) -> str:
+        """Where dictionaries of it are trained: where the model gets its tokens. Batches are on
+        the host, and a trainer moves each one."""
+        return str(self.model.cfg.device)
 
     @property
     def fingerprint(self) -> str:
@@ -219,27 +231,70 @@ class Source:
                              "its dtype overflows")  # fmt: skip
         return norm <= self.sink * norm.median()
 
-    def _cached(self, chunk: int) -> tuple[Batch, Tensor]:
+    def fill(self) -> Path:
+        """Write every chunk that the cache lacks; all processes that fill it share the work.
+
+        An interrupt, or the death of a process, costs the chunk that it was at.
+
+        Returns:
+            The folder. A source with the same texts and settings reads from it and runs no model.
+
+        Raises:
+            ValueError: a source without ``cache``, or a folder of another model, other texts or
+                other settings.
+        """
+        if self.cache is None:
+            raise ValueError("cache=None: give the source a folder to fill")
+        files = [self._file(chunk) for chunk in range(self.chunks)]
+        for file in files:
+            if file.is_file():
+                self._open(file)
+        shards.work(files, self._write, "chunks")
+        return self.cache
+
+    def _file(self, chunk: int) -> Path:
         assert self.cache is not None
-        path = self.cache / f"chunk-{chunk:05d}.safetensors"
-        mark = {"fingerprint": self.fingerprint, "tokens": self._digest, "sink": str(self.sink),
+        return self.cache / f"chunk-{chunk:05d}.safetensors"
+
+    def _write(self, chunk: int) -> None:
+        found, row = self._read(chunk)
+        with whole(self._file(chunk)) as part:
+            save_file({**{str(s): a for s, a in found.items()}, "row": row}, part, self._mark)
+
+    @property
+    def _mark(self) -> dict[str, str]:
+        return {"fingerprint": self.fingerprint, "tokens": self._digest, "sink": str(self.sink),
                 "rows": str(self.rows), "seed": str(self.seed)}  # fmt: skip
-        if not path.is_file():
-            found, row = self._read(chunk)
-            self.cache.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")  # half a file must not look like a whole one
-            save_file({**{str(s): a for s, a in found.items()}, "row": row}, part, mark)
-            part.replace(path)
-            return found, row
-        with safe_open(path, "pt") as file:
-            told = file.metadata()
+
+    def _cached(self, chunk: int) -> tuple[Batch, Tensor]:
+        file = self._file(chunk)
+        if not file.is_file():
+            shards.work([file], lambda _index: self._write(chunk), what="")
+        opened = self._open(file)
+        with junk(f"{file}: delete it, and it is made again. It"):
+            found, row = {s: opened.get_tensor(str(s)) for s in self.sites}, opened.get_tensor("row")
+            for site, some in found.items():
+                if some.dim() != 2 or row.dim() != 1 or len(some) != len(row) or not len(row):
+                    raise RuntimeError(f"{site} is {list(some.shape)}, its rows {list(row.shape)}")
+                if not some.is_floating_point() or not bool(some.isfinite().all()):
+                    raise RuntimeError(f"{site} is {some.dtype}, or holds NaN or infinity")
+            if not 0 <= int(row.min()) <= int(row.max()) < len(self.tokens):
+                raise RuntimeError("it names rows of text that there are not")
+        return found, row
+
+    def _open(self, file: Path) -> Any:
+        """A chunk's file, after a look at whether it is this source's."""
+        header_at_most(file)
+        with junk(f"{file}: delete it, and it is made again. It"):
+            opened = safe_open(file, "pt")
+            told, mark = opened.metadata() or {}, self._mark
             other = [name for name in mark if told.get(name) != mark[name]]
-            lacking = [str(s) for s in self.sites if str(s) not in file.keys()]  # noqa: SIM118
-            if other or lacking:
-                raise ValueError(f"cache={str(self.cache)!r}: it was made with other "
-                                 f"{', '.join(other) or 'sites, without ' + ', '.join(lacking)}; "
-                                 "give another folder")  # fmt: skip
-            return {s: file.get_tensor(str(s)) for s in self.sites}, file.get_tensor("row")
+            lacking = [str(s) for s in self.sites if str(s) not in opened.keys()]  # noqa: SIM118
+        if other or lacking:
+            raise ValueError(f"cache={str(self.cache)!r}: it was made with other "
+                             f"{', '.join(other) or 'sites, without ' + ', '.join(lacking)}; "
+                             "give another folder")  # fmt: skip
+        return opened
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands, as numbers; see :meth:`load_state_dict`."""
@@ -253,6 +308,9 @@ class Source:
             ValueError: other settings, which would make other batches.
         """
         mine = self.state_dict()
+        for name in ("chunk", "batch", "served"):
+            if not isinstance(state[name], int) or state[name] < 0:
+                raise ValueError(f"{name}={state[name]!r:.40}: the source to go on from is damaged")
         for name in ("seed", "rows", "size"):
             if state[name] != mine[name]:
                 raise ValueError(f"{name}={mine[name]}: the source to go on from had {state[name]}")

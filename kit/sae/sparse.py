@@ -19,6 +19,7 @@ class SparseBatchTopK(BatchTopKTrainingSAE):
     _step: dict[str, Any] | None = None  # what a step has found so far; None outside of one
 
     def training_forward_pass(self, step_input: Any) -> Any:
+        """sae-lens's step, which remembers the dead latents for the sparse products."""
         self._step = {"dead": step_input.dead_neuron_mask}
         try:
             return super().training_forward_pass(step_input)

@@ -15,6 +15,7 @@ from kit.models import fingerprint, text_tokens
 from kit.progress import track
 from kit.sae.latents import Latents
 from kit.sae.source import counted, pack
+from kit.untrusted import whole
 from kit.vectors import opened
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Example:
 
     @property
     def value(self) -> float:
+        """Activation of the token that the example was chosen for."""
         return float(self.values[self.at])
 
 
@@ -111,9 +113,8 @@ class FeatureStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         told = {"format": _FORMAT, "dictionary": self.dictionary.name,
                 "latents": str(len(self.dictionary)), "fingerprint": fingerprint(model)}  # fmt: skip
-        part = path.with_name(path.name + ".part")  # half a file must not look like a whole one
-        save_file({name: getattr(self, name).contiguous() for name in _NAMES}, part, told)
-        part.replace(path)
+        with whole(path) as part:
+            save_file({name: getattr(self, name).contiguous() for name in _NAMES}, part, told)
         return path
 
     @classmethod
@@ -131,7 +132,32 @@ class FeatureStore:
                                ("fingerprint", fingerprint(model))):  # fmt: skip
                 if told[name] != mine:
                     raise ValueError(f"{str(path)!r} belongs to {name} {told[name]!r}, not {mine!r}")
-            return cls(dictionary, *(file.get_tensor(name) for name in _NAMES))
+            found = cls(dictionary, *(file.get_tensor(name) for name in _NAMES))
+            found.check_parts(model.cfg.d_vocab)
+            return found
+
+    def check_parts(self, vocabulary: int) -> None:
+        """Refuse parts that do not fit together, and tokens outside of a vocabulary of this size.
+
+        Raises:
+            ValueError: names the part.
+        """
+        what = f"the store of {self.dictionary.name!r} is damaged: "
+        kinds = {"tokens": (torch.int32, torch.int64), "start": (torch.int64,),
+                 "where": (torch.int32,), "value": (torch.float32, torch.bfloat16, torch.float16)}
+        for name, allowed in kinds.items():
+            part = getattr(self, name)
+            if part.dtype not in allowed or part.dim() != 1 + (name == "tokens"):
+                raise ValueError(f"{what}{name} is {part.dtype} {list(part.shape)}")
+        ends = [int(self.start[0]), int(self.start[-1])] if len(self.start) else []
+        if (len(self.start) != len(self.dictionary) + 1 or ends != [0, len(self.where)]
+                or bool((self.start.diff() < 0).any()) or len(self.where) != len(self.value)
+                or self.tokens.shape[1] < 2):  # fmt: skip
+            raise ValueError(f"{what}start, where, value and tokens do not fit together")
+        for name, most in (("tokens", vocabulary), ("where", self.tokens.numel())):
+            low, high = getattr(self, name).aminmax() if getattr(self, name).numel() else (0, 0)
+            if not 0 <= int(low) <= int(high) < max(most, 1):
+                raise ValueError(f"{what}{name} has a value outside of 0 to {most - 1}")
 
     def __len__(self) -> int:
         return len(self.start) - 1

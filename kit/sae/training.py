@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -18,10 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from kit.progress import track
+from kit.progress import to_the_end, track
 from kit.sae.dictionary import Dictionary, load
 from kit.sae.site import Kind, Site
 from kit.sae.source import Source
+from kit.untrusted import header, junk, read_json, unpacked_at_most, whole
+from kit.vectors import must_exist
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -144,7 +147,9 @@ class Training:
         self.source, self.steps, self.step = source, steps, 0
         self.settings = {"architecture": architecture, "k": k, "sparsity": sparsity, "lr": lr,
                          "widths": list(widths), "steps": steps, "seed": seed}  # fmt: skip
+        device = str(source.device)
         config = SAETrainerConfig(
+            device=device,
             total_training_samples=steps * source.batch, train_batch_size_samples=source.batch,
             lr=lr, lr_end=lr, lr_warm_up_steps=steps // 20, lr_decay_steps=steps // 5,
             # latents that have not fired for so many steps get the auxiliary loss
@@ -160,9 +165,10 @@ class Training:
                 torch.manual_seed(seed + len(self.trainers))
                 d_sae = round(times * len(mean))
                 cls, of = self._classes(architecture)
-                sae = cls(of(d_in=len(mean), d_sae=d_sae,
+                sae = cls(of(d_in=len(mean), d_sae=d_sae, device=device,
                              **_options(architecture, d_sae, k, sparsity, steps)))  # fmt: skip
-                sae.b_dec.data = mean * scale  # the mean needs no latent
+                with torch.no_grad():
+                    sae.b_dec.copy_(mean * scale)  # the mean needs no latent
                 name = f"{site} x{times:g}"
                 trainer = SAETrainer(config, sae, iter(()))
                 trainer.activation_scaler.scaling_factor = scale
@@ -227,7 +233,8 @@ class Training:
         last = ""
         with suppress(KeyboardInterrupt):
             for _ in track(range(self.step, self.steps), "steps", status=lambda: last):
-                outputs = self.advance()
+                with to_the_end():  # half a step could not be resumed
+                    outputs = self.advance()
                 if self.step % 10 == 0 or self.step == self.steps:
                     report = self.report(outputs)
                     one = list(report.figures.values())[-1]
@@ -235,7 +242,8 @@ class Training:
                     if watch is not None:
                         watch(report)
                 if folder is not None and self.step % max(1, self.steps // 10) == 0:
-                    self.save(folder)
+                    with to_the_end():
+                        self.save(folder)
                 if stop():
                     break
         if folder is not None:
@@ -268,7 +276,7 @@ class Training:
         if name not in self.trainers:
             raise ValueError(f"name={name!r}: use {', '.join(map(repr, self.trainers))}")
         trainer = self.trainers[name]
-        sae = copy.deepcopy(trainer.sae)
+        sae = copy.deepcopy(trainer.sae).to("cpu")
         sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
         sae.cfg.metadata.hook_name = self.sites[name].hook_name
         with tempfile.TemporaryDirectory() as folder:
@@ -286,35 +294,71 @@ class Training:
     def save(self, folder: str | Path) -> Path:
         """A checkpoint: weights, optimisers, and where the source stands."""
         folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        slot = "b" if self._slot(folder) == "a" else "a"  # the last whole one stays until the end
+        shutil.rmtree(folder / slot, ignore_errors=True)
         for name, trainer in self.trainers.items():
-            trainer.save_checkpoint(name.replace(" ", "_"), base_path=folder)
+            trainer.save_checkpoint(name.replace(" ", "_"), base_path=folder / slot)
         state = {"settings": self.settings, "step": self.step, "changes": self.changes,
-                 "source": self.source.state_dict()}  # fmt: skip
-        part = folder / "training.part"
-        part.write_text(json.dumps(state), encoding="utf-8")
-        part.replace(folder / "training.json")  # last, so that a folder without it is not whole
+                 "source": self.source.state_dict(), "slot": slot}  # fmt: skip
+        with whole(folder / "training.json") as part:
+            part.write_text(json.dumps(state), encoding="utf-8")
+        shutil.rmtree(folder / ("a" if slot == "b" else "b"), ignore_errors=True)
         return folder
+
+    @staticmethod
+    def _slot(folder: Path) -> str | None:
+        """Which of two places in a folder holds its whole checkpoint, None if there is none."""
+        if not (folder / "training.json").is_file():
+            return None
+        found = read_json(folder / "training.json")
+        slot = found.get("slot") if isinstance(found, dict) else None
+        if slot not in ("a", "b"):
+            raise ValueError(f"{folder / 'training.json'}: slot={slot!r:.40}: expected 'a' or 'b'; "
+                             "this is no checkpoint of this kit: give another folder")  # fmt: skip
+        return str(slot)
 
     def restore(self, folder: str | Path) -> None:
         """Go on from a checkpoint, on the very next batch.
 
         Raises:
-            FileNotFoundError: no whole checkpoint; ValueError: other settings.
+            FileNotFoundError: no whole checkpoint; ValueError: other settings, or a checkpoint that
+                is damaged: then this training is not to be used any more.
         """
         folder = Path(folder)
-        state = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-        for name, value in self.settings.items():
-            if state["settings"][name] != value:
-                raise ValueError(f"{name}={value!r}: the checkpoint in {folder.name!r} was made "
-                                 f"with {state['settings'][name]!r}")  # fmt: skip
-        self.source.load_state_dict(state["source"])
-        for _, value in state["changes"][-1:]:
-            self.sparsity = value
-        for name, trainer in self.trainers.items():
-            part = folder / name.replace(" ", "_")
+        must_exist(folder / "training.json")
+        state, slot = read_json(folder / "training.json"), str(self._slot(folder))
+        with junk(f"the checkpoint in {folder.name!r}"):
+            for name, value in self.settings.items():
+                if state["settings"][name] != value:
+                    raise ValueError(f"{name}={value!r}: the checkpoint in {folder.name!r} was made "
+                                     f"with {state['settings'][name]!r}")  # fmt: skip
+            step, changes = state["step"], [(s, v) for s, v in state["changes"]]
+            if not isinstance(step, int) or not 0 <= step <= self.steps:
+                raise ValueError(f"step={step!r:.40}: of {self.steps} steps")
+            self.source.load_state_dict(state["source"])
+            for _, value in changes[-1:]:
+                self.sparsity = value
+            for name, trainer in self.trainers.items():
+                self._restore(trainer, folder / slot / name.replace(" ", "_"))
+            self.step, self.changes = step, changes
+
+    def _restore(self, trainer: Any, part: Path) -> None:
+        """One trainer; its optimiser's state is read by torch's restricted loader."""
+        what = f"the checkpoint in {part.parent.parent.name!r}"
+        try:
+            wide = 4 * sum(p.numel() for p in trainer.sae.parameters())
+            for file in part.iterdir():
+                # Adam keeps two numbers beside each of the weights
+                unpacked_at_most(file, 2**20 if file.suffix == ".json" else 4 * wide + 2**24)
+                if file.suffix == ".safetensors":
+                    header(file)
             trainer.sae.load_weights_from_checkpoint(part)
             trainer.load_trainer_state(part)
-        self.step, self.changes = state["step"], [(s, v) for s, v in state["changes"]]
+        except Exception as error:  # junk makes the unpickler raise anything
+            raise ValueError(f"{what} is damaged: {type(error).__name__}: {error!s:.200}") from error
+        if not all(bool(p.isfinite().all()) for p in trainer.sae.parameters()):
+            raise ValueError(f"{what} holds NaN or infinity")
 
 
 def explained_variance(x: Tensor, found: Tensor) -> Tensor:

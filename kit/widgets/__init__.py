@@ -17,17 +17,22 @@ _HOME = {
     "LinkBrowser": "links",
     "MatchBrowser": "matches",
     "TrainingView": "training_view",
+    "RoomTable": "room_table",
     "Controller": "controller",
     "Request": "controller",
     "Arm": "controller",
     "Frame": "controller",
 }
 
+__all__ = [*_HOME]  # noqa: PLE0604 (the keys are names)
+
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'kit.widgets' has no {name!r}; it has {', '.join(_HOME)}")
-    return getattr(import_module(f"kit.widgets.{_HOME[name]}"), name)
+    value = getattr(import_module(f"kit.widgets.{_HOME[name]}"), name)
+    globals()[name] = value  # the next access is an ordinary one
+    return value
 
 
 def __dir__() -> list[str]:

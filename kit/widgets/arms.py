@@ -120,7 +120,8 @@ def combination(setting: Setting) -> Any:
     """
     parts = [(v, c) for v, c in setting if c]
     if not parts:
-        raise ValueError("every coefficient is 0: there is no combination to save")
+        raise ValueError("every coefficient is 0, so there is no combination to save: move a "
+                         "slider first")  # fmt: skip
     layers = {getattr(v, "layer", None) for v, _ in parts}
     if None in layers or len(layers) > 1:
         raise ValueError(

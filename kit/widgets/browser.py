@@ -101,13 +101,13 @@ class FeatureBrowser(Careful):
                               tooltip="put the latent on the steering panel")  # fmt: skip
         self.freeze_button = w.Button(description="Freeze", layout=w.Layout(width="80px"),
                                       tooltip="keep this page as plain HTML in the notebook")
-        self.list = w.Select(rows=22, layout=w.Layout(width="260px"))
-        self._page, self._message, self._area = w.HTML(), w.HTML(), w.HTML()
+        self.list = w.Select(rows=22, tooltip="latents", layout=w.Layout(width="260px"))
+        self._page, self._message, self._area = w.HTML(), style.message(), w.HTML()
         super().__init__()
         bar = w.Layout(grid_gap="8px", flex_flow="row wrap", align_items="center", width="100%")
         self._page.layout = w.Layout(flex="1 1 480px", min_width="320px")
         self.children = (
-            w.HTML(style.PANEL),
+            style.frame("Feature browser"),
             w.HTML(f'<b style="font-size:15px">Features of {escape(store.dictionary.name)}</b>'
                    f'<span style="opacity:.75">&ensp;{len(store):,} latents, '
                    f"{store.n_tokens:,} tokens</span>"),

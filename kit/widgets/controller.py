@@ -90,6 +90,7 @@ class Frame:
 
     @property
     def tokens_per_second(self) -> float:
+        """Decode steps a second, all rows of a step counted once; 0 before the first."""
         return self.steps / self.seconds if self.seconds > 0 else 0.0
 
 
@@ -163,7 +164,8 @@ class Controller:
     def wait(self, timeout: float | None = None) -> bool:
         """Block until nothing runs or waits; False when the time is over first."""
         if threading.current_thread() is self._thread:
-            raise RuntimeError("wait() on the worker thread would wait for itself")
+            raise RuntimeError("wait() on the worker thread would wait for itself: call it from "
+                               "another")  # fmt: skip
         with self._changed:
             return self._changed.wait_for(lambda: not self.busy, timeout)
 
@@ -293,7 +295,7 @@ class Controller:
         words = arms[0].instruction
         text = request.prompt if words is None else f"{words}\n\n{request.prompt}"
         if not request.prompt.strip():
-            raise ValueError("the prompt is empty")
+            raise ValueError("the prompt is empty: write one")
         if request.chat and self.model.tokenizer.chat_template:
             tokens = chat_tokens(self.model, text, request.system or None)
         else:

@@ -75,11 +75,13 @@ class Controls:
             for name, tip in zip(names, tips, strict=True)
         )
         self.instruction = w.Text("Answer in a happy way.", continuous_update=False,
+                                  tooltip="what words ask of the unsteered model",
                                   layout=w.Layout(flex="1 1 170px", min_width="150px"))
         self.ladder_of = _small(w.Dropdown, "ladder of", "280px", options=[_WHOLE])
         self.rungs = _small(w.Dropdown, "rungs", "100px", options=[5, 7, 9], value=5)
         self.save = w.Button(description="Save vector", layout=w.Layout(width="100px"))
-        self.save_what = w.Dropdown(options=[_COMBINED], layout=w.Layout(width="190px"))
+        self.save_what = w.Dropdown(options=[_COMBINED], tooltip="what to save",
+                                    layout=w.Layout(width="190px"))
         self.load = w.Button(description="Load vector", layout=w.Layout(width="100px"))
         self.path = w.Text(placeholder="path of a .safetensors or .gguf file",
                            layout=w.Layout(flex="1 1 180px", min_width="150px"))
@@ -127,7 +129,7 @@ class Controls:
 
     def arrange(
         self,
-        sheet: w.HTML,
+        sheet: w.Widget,
         model: str,
         badge: w.HTML,
         status: w.HTML,

@@ -51,6 +51,7 @@ class FeatureCard(w.VBox):
                                f'{feature.rank}{self._drag}">{feature.rank}</a>')
             self.name.value = feature.name
             self.star.value, self.hide.value = feature.starred, feature.hidden
+            self.star.tooltip = f"star {feature.name}"
             self.star.description = "★" if feature.starred else "☆"
             self.hide.description = "Show" if feature.hidden else "Hide"
             self.add.tooltip = f"add to the panel at {feature.coefficient:+.3g}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.rank_one import Factor
+from kit.untrusted import JUNK
 from kit.vectors import SteeringVector
 from kit.widgets import files
 from kit.widgets.features import Feature, Result, calibrated
@@ -31,9 +32,9 @@ def save(all_of_them: Sequence[Feature], folder: str | Path) -> Path:
         ValueError: nothing to save; TypeError: something that is neither vector nor factor.
     """
     if not str(folder).strip():
-        raise ValueError("give the name of a folder for the set")
+        raise ValueError("folder is empty: give the name of a folder for the set")
     if not all_of_them:
-        raise ValueError("there is no feature to save")
+        raise ValueError("there is no feature to save: run the gallery, or show more of it, first")
     for f in all_of_them:
         if not isinstance(f.vector, SteeringVector | Factor):
             raise TypeError(f"{f.name!r} is a {type(f.vector).__name__}: only vectors and factors "
@@ -72,7 +73,7 @@ def load(path: str | Path) -> list[Feature]:
             there.
     """
     if not str(path).strip():
-        raise ValueError("give the folder of a saved set, or one vector's file")
+        raise ValueError("path is empty: give the folder of a saved set, or one vector's file")
     place = Path(str(path).strip()).expanduser()
     found = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
     if not found:
@@ -90,13 +91,21 @@ def _read(vector: SteeringVector | Factor, index: int) -> Feature:
         name = vector.name
         vector = replace(vector, name=str(marks["first_name"]), metadata=about)
         r = marks["result"]
-        result = None if r is None else Result(r["prompt"], r["coefficient"], r["text"], r["kl"])
-        return Feature(vector, int(marks["rank"]), float(marks["coefficient"]),
+        result = None if r is None else Result(str(r["prompt"]), _number(r["coefficient"]),
+                                               str(r["text"]), _number(r["kl"]))  # fmt: skip
+        coefficient = float(marks["coefficient"])
+        if not abs(coefficient) < float("inf"):
+            raise ValueError(f"coefficient={coefficient}")
+        return Feature(vector, int(marks["rank"]), coefficient,
                        {str(k): float(v) for k, v in marks["scores"].items()}, name,
                        bool(marks["starred"]), bool(marks["hidden"]), result)  # fmt: skip
-    except (KeyError, TypeError, AttributeError) as error:
+    except (ValueError, *JUNK) as error:
         raise ValueError(f"{vector.name!r} has marks of a gallery that are damaged: {error}"
                          ) from error
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def merge(ours: Sequence[Feature], read: Sequence[Feature]) -> tuple[list[Feature], int]:

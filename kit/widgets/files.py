@@ -24,7 +24,8 @@ def save(vector: SteeringVector | Factor, folder: str | Path = ".") -> Path:
     if not isinstance(vector, SteeringVector | Factor):
         raise TypeError(f"{vector.name!r} is a {type(vector).__name__}: only vectors and factors "
                         "are saved")  # fmt: skip
-    stem = re.sub(r"[^\w.+@-]+", "-", vector.name).strip("-.")[:80] or "vector"
+    stem = re.sub(r"[^\w.+@-]+", "-", vector.name)[:80].encode()[:120].decode(errors="ignore")
+    stem = stem.strip("-.") or "vector"
     path, n = Path(folder) / f"{stem}.safetensors", 1
     while path.exists():
         n += 1
@@ -50,6 +51,6 @@ def read(file: Path) -> SteeringVector | Factor:
     """Whichever of the two a ``.safetensors`` file holds; errors as theirs."""
     kind: type[SteeringVector | Factor] = SteeringVector
     # what is missing or damaged is for the vector's own loader to explain
-    with suppress(SafetensorError, OSError), safe_open(str(file), framework="pt") as content:
+    with suppress(SafetensorError, OSError, ValueError), safe_open(str(file), framework="pt") as content:
         kind = Factor if "reads" in content.keys() else SteeringVector  # noqa: SIM118 (no dict)
     return kind.load(file)

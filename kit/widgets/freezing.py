@@ -15,10 +15,12 @@ class Freezing(w.VBox):
 
     @property
     def frozen_html(self) -> str:
+        """The present state as HTML that needs no kernel."""
         raise NotImplementedError
 
     @property
     def has_run(self) -> bool:
+        """Whether there is a state to show."""
         raise NotImplementedError
 
     def freeze(self) -> Any:

@@ -102,7 +102,7 @@ class FeatureGallery(Freezing):
         self.controller = Controller(model, self._show)
         self.controls = GalleryControls(prompt, max_new_tokens, measure, page_size)
         self._name = str(model.cfg.model_name or "model")
-        self._status, self._message = w.HTML(), w.HTML()
+        self._status, self._message = w.HTML(), style.message()
         self._pins = [w.HTML(), w.HTML()]
         self._cards: list[FeatureCard] = []
         self._shown: list[Feature] = []
@@ -115,7 +115,7 @@ class FeatureGallery(Freezing):
         self._frozen_area = w.HTML()
         super().__init__()
         self.children = self.controls.arrange(
-            w.HTML(style.PANEL + html.SHEET), escape(self._name), self._status, self._message,
+            style.frame("Feature gallery", html.SHEET), escape(self._name), self._status, self._message,
             self._pin_grid, self._grid, self._receipt, self._frozen_area,
         )
         for name in ("kit-panel", "kit-gallery"):
@@ -169,10 +169,12 @@ class FeatureGallery(Freezing):
 
     @property
     def unsteered(self) -> Row | None:
+        """The unsteered row; None before the first run."""
         return self._plain.result.row if self._plain.result else None
 
     @property
     def random_control(self) -> Row | None:
+        """The row of the random direction; None before it ran."""
         return self._random.result.row if self._random and self._random.result else None
 
     def star(self, which: str | int, on: bool = True) -> None:

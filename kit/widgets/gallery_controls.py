@@ -62,7 +62,7 @@ class GalleryControls:
 
     def arrange(
         self,
-        sheet: w.HTML,
+        sheet: w.Widget,
         model: str,
         status: w.HTML,
         message: w.HTML,

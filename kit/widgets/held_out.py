@@ -49,6 +49,7 @@ class Look:
         return next((i for i in some if i > after), some[0])
 
     def lively(self, latent: int) -> bool:
+        """Whether the latent fires often enough to show, and not on everything."""
         return bool(LIVELY[0] <= float(self.density[latent]) <= LIVELY[1])
 
 
@@ -89,6 +90,7 @@ class HeldOut:
 
     @property
     def ready(self) -> bool:
+        """Whether the held-out activations are there."""
         return bool(self._x)
 
     def n_tokens(self, site: Site) -> int:

@@ -60,11 +60,11 @@ class LinkBrowser(Careful):
         self.buttons = [w.Button(layout=w.Layout(width="210px", height="28px", margin="3px 0"))
                         for _ in range(n)]  # fmt: skip
         self._centre, self._edges = w.HTML(), w.HTML()
-        self._page, self._message = w.HTML(), w.HTML()
+        self._page, self._message = w.HTML(), style.message()
         self._graph = w.HBox(layout=w.Layout(align_items="center"))
         super().__init__()
         self.children = (
-            w.HTML(style.PANEL),
+            style.frame("Links between dictionaries"),
             w.HTML(f'<b style="font-size:15px">Links from {escape(links.source.name)} to '
                    f'{escape(links.target.name)}</b><span style="opacity:.75">&ensp;{links.method}, '
                    f"{links.tokens:,} tokens; blue raises, vermillion lowers</span>"),

@@ -43,15 +43,15 @@ class MatchBrowser(Careful):
         self._order = [i for i in self.match.cosine.argsort(descending=True).tolist() if fires[i]]
         self.order = w.ToggleButtons(options=["nearest", "farthest", "most frequent"],
                                      style={"button_width": "130px"})
-        self.list = w.Select(rows=8, layout=w.Layout(width="260px"))
+        self.list = w.Select(rows=8, tooltip="latents", layout=w.Layout(width="260px"))
         self._bars = w.HTML(self._histogram())
         self._left, self._right = w.HTML(), w.HTML()
-        self._message = w.HTML()
+        self._message = style.message()
         for side in (self._left, self._right):
             side.layout = w.Layout(flex="1 1 0", min_width="0")  # side by side at any width
         super().__init__()
         self.children = (
-            w.HTML(style.PANEL),
+            style.frame("Matches between dictionaries"),
             w.HTML(f'<b style="font-size:15px">{escape(a.dictionary.name)} and its matches in '
                    f'{escape(b.dictionary.name)}</b><span style="opacity:.75">&ensp;mean of the '
                    f"maximal cosines {self.match.mean:.3f}</span>"),

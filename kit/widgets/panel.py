@@ -82,7 +82,7 @@ class SteeringPanel(w.VBox):
         if not model.tokenizer.chat_template:
             self.controls.chat.disabled = True
         self._name = str(model.cfg.model_name or "model")
-        self._badge, self._status, self._message = (w.HTML() for _ in range(3))
+        self._badge, self._status, self._message = w.HTML(), w.HTML(), style.message()
         self._receipt = w.HTML(render.receipt(_HINT))
         self._columns: list[w.HTML] = []
         self._grid = w.GridBox(layout=w.Layout(grid_gap="10px", margin="8px 0", width="100%"))
@@ -90,7 +90,7 @@ class SteeringPanel(w.VBox):
         self._frozen_area = w.HTML()
         super().__init__()
         self.children = self.controls.arrange(
-            w.HTML(style.PANEL), self._name, self._badge, self._status, self._vectors,
+            style.frame("Steering panel"), self._name, self._badge, self._status, self._vectors,
             self._message, self._grid, self._receipt, self._frozen_area,
         )
         self.add_class("kit-panel")
@@ -167,14 +167,17 @@ class SteeringPanel(w.VBox):
 
     @property
     def rows(self) -> list[Row]:
+        """Rows of the last run; empty before the first."""
         return list(self._frame.rows) if self._frame else []
 
     @property
     def receipt(self) -> Receipt:
+        """What the last run really steered; an empty receipt before the first."""
         return self._frame.receipt if self._frame else Receipt()
 
     @property
     def frozen_html(self) -> str:
+        """The last run as HTML that needs no kernel."""
         with self._guard:
             if self._frame is None:
                 return render.message(f"This panel has not run yet. {_HINT}")

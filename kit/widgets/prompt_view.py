@@ -66,16 +66,18 @@ class PromptView(Careful):
         first, second = answers or ("", "")
         self.first = w.Text(first, placeholder="answer", layout=auto, continuous_update=False)
         self.second = w.Text(second, placeholder="against", layout=auto, continuous_update=False)
-        self.token = w.Dropdown(options=[(_ALL, None)], layout=w.Layout(width="220px"))
-        self.list = w.Select(rows=14, layout=w.Layout(width="300px"))
-        self._table, self._page, self._message, self._area = w.HTML(), w.HTML(), w.HTML(), w.HTML()
+        self.token = w.Dropdown(options=[(_ALL, None)], tooltip="tokens",
+                                layout=w.Layout(width="220px"))
+        self.list = w.Select(rows=14, tooltip="latents", layout=w.Layout(width="300px"))
+        self._table, self._page, self._area = w.HTML(), w.HTML(), w.HTML()
+        self._message = style.message()
         self.freeze_button = w.Button(description="Freeze", layout=w.Layout(width="80px"),
                                       tooltip="keep this as plain HTML in the notebook")
         super().__init__()
         bar = w.Layout(grid_gap="8px", flex_flow="row wrap", align_items="center", width="100%")
         self._table.layout = w.Layout(flex="1 1 480px", min_width="320px")
         self.children = (
-            w.HTML(style.PANEL),
+            style.frame("Latents on a text"),
             w.HTML('<b style="font-size:15px">Latents on a text</b><span style="opacity:.75">&ensp;'
                    f"{escape(store.dictionary.name)}</span>"),
             w.HBox([self.text, self.read], layout=w.Layout(grid_gap="8px", align_items="center")),

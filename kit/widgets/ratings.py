@@ -3,12 +3,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 import random
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from kit.untrusted import MOST_JSON, size_at_most, whole
 
 _FIELDS = ("item", "prompt", "text", "label", "steered", "score", "guess")
 
@@ -67,7 +67,7 @@ class Ratings:
             ValueError: all are rated, or a score outside 1 to 5.
         """
         if self.current is None:
-            raise ValueError("every text is rated")
+            raise ValueError("every text is rated: make a new rating to go on")
         if score not in (1, 2, 3, 4, 5):
             raise ValueError(f"score={score!r}: give a whole number from 1 to 5")
         self.answers[self.current.id] = Answer(score, bool(guess))
@@ -91,31 +91,28 @@ class Ratings:
 
     def save(self, path: Path) -> None:
         """Write the CSV whole or not at all."""
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        try:
-            with open(handle, "w", newline="", encoding="utf-8") as out:
-                writer = csv.DictWriter(out, _FIELDS)
-                writer.writeheader()
-                for item in self.items:
-                    if answer := self.answers.get(item.id):
-                        writer.writerow({
-                            "item": item.id, "prompt": item.prompt, "text": item.text,
-                            "label": item.label, "steered": int(item.steered),
-                            "score": answer.score, "guess": int(answer.guess),
-                        })
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with whole(path) as part, part.open("w", newline="", encoding="utf-8") as out:
+            writer = csv.DictWriter(out, _FIELDS)
+            writer.writeheader()
+            for item in self.items:
+                if answer := self.answers.get(item.id):
+                    writer.writerow({
+                        "item": item.id, "prompt": item.prompt, "text": item.text,
+                        "label": item.label, "steered": int(item.steered),
+                        "score": answer.score, "guess": int(answer.guess),
+                    })
 
     def _resume(self, path: Path) -> None:
         known = {item.id for item in self.items}
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        size_at_most(path, MOST_JSON)
         try:
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
             found = {row["item"]: Answer(int(row["score"]), row["guess"] == "1") for row in rows}
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is no CSV of ratings: {error!r}") from error
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise ValueError(f"{path} is no CSV of ratings: {error!r:.200}") from error
+        if any(answer.score not in (1, 2, 3, 4, 5) for answer in found.values()):
+            raise ValueError(f"{path} is no CSV of ratings: a score is outside 1 to 5")
         if not set(found) <= known:
             raise ValueError(f"{path} holds ratings of other texts; give another path")
         self.answers = found

@@ -1,5 +1,10 @@
-"""The panel's style sheet: alignment, and the shaded range on a slider's own track."""
+"""The views' style sheet: alignment, visible focus, and the shaded range on a slider's own track.
+"""
 from __future__ import annotations
+
+import ipywidgets as w
+
+from kit.widgets.names import Names
 
 PANEL = """<style>
 .kit-panel {border:1px solid var(--jp-border-color2,#ccc); border-radius:8px;
@@ -26,10 +31,26 @@ PANEL = """<style>
 .kit-panel .kit-slider .noUi-base::after {content:""; position:absolute; left:50%; top:-7px;
   width:1px; height:18px; background:currentColor; opacity:.55; pointer-events:none}
 .kit-panel button.jupyter-button {border-radius:4px}
+.kit-panel :is(button, input, textarea, select, summary, a, .noUi-handle,
+  .widget-readout):focus-visible {outline:3px solid #D55E00 !important; outline-offset:2px;
+  border-radius:4px}
 .kit-panel button.jupyter-button.mod-active {background:rgba(0,114,178,.2); box-shadow:none;
   color:var(--jp-ui-font-color1,inherit); outline:1px solid rgba(0,114,178,.75);
   outline-offset:-1px}
 </style>"""
+
+
+def frame(name: str, more: str = "") -> w.Widget:
+    """The first child of every view: its style, and its name and its controls' names for screen
+    readers. ``more`` are further style sheets."""
+    return w.HBox([w.HTML(PANEL + more), Names(label=name)], layout=w.Layout(height="0"))
+
+
+def message() -> w.HTML:
+    """Where a view says what went wrong; screen readers say it too."""
+    line = w.HTML()
+    line.add_class("kit-status")
+    return line
 
 
 def safe_range(name: str, low: float, high: float, ends: tuple[float, float]) -> str:

@@ -63,6 +63,7 @@ class TrainingRun:
 
     @property
     def running(self) -> bool:
+        """Whether a thread trains."""
         return self._thread is not None
 
     def start(self) -> None:

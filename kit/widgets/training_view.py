@@ -108,12 +108,12 @@ class TrainingView(Careful):
         self.next = button("Next lively", "the next latent that fires neither rarely nor always")
         self.sparsity = self._sparsity_field()
         self.freeze_button = button("Freeze", "keep this state as plain HTML in the notebook")
-        self._status, self._message, self._area = w.HTML(), w.HTML(), w.HTML()
+        self._status, self._message, self._area = w.HTML(), style.message(), w.HTML()
         self._curves, self._latent_html = w.HTML(), w.HTML()
         super().__init__()
         bar = w.Layout(grid_gap="8px", flex_flow="row wrap", align_items="center", width="100%")
         self.children = (
-            w.HTML(style.PANEL), self._status,
+            style.frame("Training of dictionaries"), self._status,
             w.HBox([self.start, self.stop_button, self.choose, self.number, self.next,
                     self.sparsity, self.freeze_button], layout=bar),
             self._message, self._curves, self._latent_html, self._area,
@@ -223,22 +223,27 @@ class TrainingView(Careful):
 
     @property
     def selected(self) -> str:
+        """Name of the dictionary that is shown."""
         return self._run.selected
 
     @property
     def latent(self) -> int:
+        """Index of the latent that is shown."""
         return self._run.latent
 
     @property
     def running(self) -> bool:
+        """Whether the training goes on in its thread."""
         return self._run.running
 
     @property
     def reports(self) -> list[Report]:
+        """All reports so far, oldest first."""
         return list(self._run.reports)
 
     @property
     def examples(self) -> list[Example]:
+        """Examples of the shown latent at the last look; empty before the first."""
         return [] if self._run.look is None else list(self._run.look.examples)
 
     @property
@@ -254,6 +259,7 @@ class TrainingView(Careful):
 
     @property
     def share(self) -> float:
+        """Share of the time that went into looking rather than training, 0 to 1."""
         return self._run.looked / max(self._run.looked + self._run.trained, 1e-9)
 
     @property

@@ -31,7 +31,7 @@ class VectorRow(w.HBox):
         self.vector, self.layers = vector, layers
         self.safe: tuple[float, float] | None = None
         self._exact = self._known = 0.0
-        self.on = w.Checkbox(True, indent=False, tooltip="on or off",
+        self.on = w.Checkbox(True, indent=False, tooltip=f"{vector.name} on or off",
                              layout=w.Layout(width="22px", flex="0 0 auto"))
         where = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
         title = w.HTML(
@@ -42,6 +42,7 @@ class VectorRow(w.HBox):
         )
         self.slider = w.FloatSlider(
             value=0.0, min=-1.0, max=1.0, step=0.01, readout_format="+.2f",
+            tooltip=f"coefficient of {vector.name}",
             layout=w.Layout(flex="1 1 240px", min_width="150px"),
         )
         self.slider.add_class("kit-slider")

@@ -1,0 +1,46 @@
+"""``python -m kit.checkpoints [NAME ...]``: make notebooks' checkpoints, or look at them."""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+from kit import notebooks
+from kit.checkpoints.files import file_name, local, stale
+from kit.checkpoints.making import MAX_MB, make
+from kit.checkpoints.plan import Book
+
+
+def main(arguments: Sequence[str] | None = None, report: Callable[[str], None] = print) -> int:
+    """Run what the sections of notebooks need and store what is slow to make.
+
+    Returns 1 if a checkpoint is out of date (``--check``).
+    """
+    parser = argparse.ArgumentParser(prog="python -m kit.checkpoints", description=main.__doc__)
+    parser.add_argument("names", nargs="*", help="notebooks (05, or a file name); default: all")
+    parser.add_argument("--check", action="store_true", help="run nothing, look at what is stored")
+    parser.add_argument("--local", action="store_true",
+                        help="for this host: into the cache directory, of any size")  # fmt: skip
+    parser.add_argument("--mb", type=float, default=MAX_MB, help="at most so large, each")
+    options = parser.parse_args(arguments)
+    try:
+        paths = notebooks.choose(options.names)
+    except ValueError as error:
+        parser.error(str(error))
+    small = notebooks.size(False, True)
+    folder = local() if options.local else notebooks.FOLDER.parent / "data" / "checkpoints"
+    status = 0
+    for path in paths:
+        book = Book.of(path)
+        target = folder / file_name(book.name, small=small)
+        if not options.check:
+            limit = float("inf") if options.local else options.mb
+            make(book, target, small=small, max_mb=limit, report=report)
+        elif target.is_file():
+            old = stale(book, target, small=small)
+            report("\n".join(old) or f"{target.name} ok")
+            status |= bool(old)
+    return status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

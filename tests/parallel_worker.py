@@ -1,0 +1,147 @@
+"""What tests/test_parallel.py starts twice: ``python -m tests.parallel_worker FOLDER``.
+
+The jobs are functions, so that the test runs the very same ones in its own process.
+"""
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import kit
+from kit import dct, melbo, parallel, shards
+from kit.derivatives import Map
+from kit.evaluation import sweep
+from kit.sae import Site, Source
+from kit.slices import LayerSlice
+from tests import tiny
+
+TEXTS = [sentence for _ in range(12) for sentence in tiny.SENTENCES]
+
+
+def load(folder: Path) -> Any:
+    torch.set_num_threads(1)
+    return kit.load_model(str(folder / "model"), dtype="float32", device="cpu")
+
+
+def source(model: Any, cache: Path | None) -> Source:
+    return Source(model, TEXTS, [Site(1), Site(2, "mlp_out")], batch=16, context=20, rows=8,
+                  cache=cache)  # fmt: skip
+
+
+def table(model: Any, folder: Path | None) -> Any:
+    prompts = [tiny.prompt(model, n, seed=n) for n in (6, 9, 7)]
+    return sweep(model, tiny.vector(model, 1), prompts, [1, 2], [-0.5, 0.5], max_new_tokens=4,
+                 targets=(" warm", " late"), shards=folder)  # fmt: skip
+
+
+def slice_of(model: Any) -> LayerSlice:
+    """Three prompts, two thetas a pass: five vectors are three passes."""
+    prompts = [tiny.prompt(model, n, seed=n)[0] for n in (40, 35, 33)]
+    return LayerSlice(model, prompts, 0, 2)
+
+
+def restarts(model: Any, folder: Path | None) -> Any:
+    return melbo.fit_slice(slice_of(model), 2, radius=3.0, steps=4, restarts=4, shards=folder)
+
+
+def fits(model: Any) -> dict[str, Tensor]:
+    """Every kind of pass: gradients, both products, second derivatives, plain changes."""
+    piece, found = slice_of(model), {}
+    for together in (True, False):
+        got = melbo.fit_slice(piece, 5 if together else 2, steps=3, together=together, restarts=3,
+                              radius=3.0)  # fmt: skip
+        found |= {f"melbo {together} V": got.V, f"melbo {together} alpha": got.alpha}
+    for method in ("projected", "quadratic", "exponential"):
+        fit = dct.fit_map(piece, method=method, n_features=5, iterations=1, radius=3.0,
+                          n_projections=6)  # fmt: skip
+        found |= {f"{method} V": fit.V, f"{method} U": fit.U, f"{method} alpha": fit.alpha}
+        assert fit.piece is piece
+    return found
+
+
+def logged(function: Callable[..., Any], log: Path) -> Callable[..., Any]:
+    """The function, with a line in a file for each call: which process, and what it was given."""
+
+    def call(*args: Any) -> Any:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()} {args[-1]}\n")
+        return function(*args)
+
+    return call
+
+
+def everything(folder: Path) -> None:
+    """All that can be shared; this process's results go to files of its own."""
+    model, rank = load(folder), int(os.environ["RANK"])
+    if rank:
+        killed(model, folder)  # before there are threads, which a fork would lose
+    for split in ("rows", "prompts"):
+        with parallel.group(split, timeout=120) as team:
+            assert team.rank == rank and team.first == (rank == 0)
+            save_file(fits(model), folder / f"{split}-{rank}.safetensors")
+            team.wait()
+    Source._write = logged(Source._write, folder / "chunks.log")  # type: ignore[method-assign]
+    source(model, folder / "cache").fill()
+    table(model, folder / "sweep").to_json(folder / f"table-{rank}.json", double_precision=15)
+    found = restarts(model, folder / "restarts")
+    save_file({"V": found.V, "alpha": found.alpha}, folder / f"restarts-{rank}.safetensors")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what the launcher sends when a peer dies
+    lost(folder, rank)
+    (folder / "end").touch()
+
+
+def killed(model: Any, folder: Path) -> None:
+    """For each kind of shard: a process that is killed while it writes its third one."""
+    jobs = {"cache": lambda at: source(model, at).fill(), "sweep": lambda at: table(model, at),
+            "restarts": lambda at: restarts(model, at)}  # fmt: skip
+    for name, job in jobs.items():
+        child = os.fork()
+        if not child:
+            shards.os.replace = _kill_at_the_third()  # type: ignore[attr-defined]
+            job(folder / f"killed-{name}")
+            os._exit(1)  # it should not have come to its end
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def _kill_at_the_third() -> Callable[[Path, Path], None]:
+    whole, done = os.replace, []
+
+    def replace(part: Path, file: Path) -> None:
+        done.append(file)
+        if len(done) == 3:
+            part.write_bytes(part.read_bytes()[:50])
+            os.kill(os.getpid(), signal.SIGKILL)
+        whole(part, file)
+
+    return replace
+
+
+def lost(folder: Path, rank: int) -> None:
+    """Three groups, each of which loses the second process in another way; what each said."""
+    piece = Map(lambda x: x + x.square(), 8, step=1)
+    for way in ("other", "silent", "dead"):
+        try:
+            with parallel.group(timeout=30 if way != "silent" else 2) as team:
+                team.wait()
+                if rank and way == "silent":
+                    time.sleep(4)
+                elif rank and way == "dead":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                else:
+                    n = 3 + (rank if way == "other" else 0)
+                    dct.fit_map(piece, n_features=n, iterations=2, radius=0.1)
+        except parallel.PeerLost as error:
+            (folder / f"{way}-{rank}.txt").write_text(str(error))
+
+
+if __name__ == "__main__":
+    everything(Path(sys.argv[1]))
