@@ -7,12 +7,13 @@
 # make workshop  notebooks for students and instructors, a gallery, a handout
 # make bench | make notebooks | make clean
 #
-# Variables: PYTHON=python3.12, ARGS="--no-browser --port 8899", PYTEST_ARGS="-k steer",
+# Variables: PYTHON=python3.12, ARGS="--no-browser --port 8899", PYTEST_ARGS="-k steer", WORKERS=1,
 # TORCH_INDEX= (an empty one takes torch from the default index: gigabytes of CUDA on Linux).
 
 PYTHON ?= python3
 ARGS ?=
 PYTEST_ARGS ?=
+WORKERS ?= logical --maxprocesses 4
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 VENV := .venv
@@ -46,7 +47,7 @@ test: $(VENV)/.test
 	@! command -v npm >/dev/null || $(MAKE) --no-print-directory $(VENV)/.proxy \
 	  || echo "npm gave no proxy: tests of a running hub will skip"
 	@$(PY) -m kit fetch
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 notebooks: $(VENV)/.test
 	@$(PY) -m kit fetch
