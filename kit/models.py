@@ -6,14 +6,12 @@ the same weight storage, which the decode loop runs because it costs about a thi
 """
 from __future__ import annotations
 
-import copy
 import hashlib
 import re
 import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kit import adapters, data, weights
+from kit.twin import same_weights
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -77,13 +76,9 @@ class Runtime:
         if self.up_proj is None or self.down_proj is None or self.mlp_norm is None:
             raise ValueError(f"layer={layer}: this architecture's MLP has no separate input and "
                              "output projection")  # fmt: skip
-        from transformers.pytorch_utils import Conv1D
-
-        parts = [self.decoder.get_submodule(f"{self.blocks}.{layer}.{path}")
-                 for path in (self.up_proj, self.down_proj, self.mlp_norm)]  # fmt: skip
-        into, out = (p.weight.detach() if isinstance(p, Conv1D) else p.weight.detach().T
-                     for p in parts[:2])  # fmt: skip
-        return into, out, norm_gain(parts[2])
+        block = self.block(layer)
+        up, down, norm = map(block.get_submodule, (self.up_proj, self.down_proj, self.mlp_norm))
+        return matrix(up), matrix(down), norm_gain(norm)
 
     def port(self, layer: int, site: str) -> tuple[nn.Module, bool]:
         """The module at which a site is, and whether it is what goes in (else what comes out)."""
@@ -96,9 +91,25 @@ class Runtime:
         return self.writer(layer, site), False
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The decoder's own module, whose class tells how to read it: a bridge stands around it where
+    the model was spread over devices or loaded by others."""
+    return getattr(module, "original_component", None) or module
+
+
+def matrix(projection: nn.Module) -> Tensor:
+    """A projection's weight as ``[in, out]``; GPT-2 keeps it so, others turned."""
+    from transformers.pytorch_utils import Conv1D
+
+    projection = unwrapped(projection)
+    weight = projection.weight.detach()
+    return weight if isinstance(projection, Conv1D) else weight.T
+
+
 def norm_gain(norm: nn.Module) -> Tensor:
     """What a norm does to a vector of root mean square 1 (for LayerNorm: and mean 0), coordinate by
     coordinate, ``[width]``, float32."""
+    norm = unwrapped(norm)
     weight = norm.weight.detach()
     if isinstance(norm, nn.LayerNorm):
         return weight.float()
@@ -189,7 +200,7 @@ def load_model(
     if device_map is None:
         hf = hf.to(where)
     # dispatched modules carry forwards bound to the original, which a copy would keep calling
-    decoder = None if device_map else _same_weights(hf)
+    decoder = None if device_map else same_weights(hf)
     boot_device = None if device_map else where
     bridge = TransformerBridge.boot_transformers(
         name, hf_model=hf, tokenizer=tokenizer, device=boot_device, dtype=kind
@@ -236,39 +247,6 @@ def _make_runtime(bridge: TransformerBridge, decoder: nn.Module | None) -> Runti
         mlp.name if mlp else None, f"{mlp.name}.{up.name}" if up else None,
         f"{mlp.name}.{down.name}" if down else None, norm.name if norm else None,
     )  # fmt: skip
-
-
-def _same_weights(hf: nn.Module) -> nn.Module:
-    """A second module tree over the same parameters and buffers: no weight is copied."""
-    shared = {id(t): t for t in [*hf.parameters(), *hf.buffers()]}
-    twin = copy.deepcopy(hf, shared)
-    for module in twin.modules():
-        weight = getattr(module, "weight", None)
-        if type(module) is nn.Linear and _onednn_is_faster(weight):
-            module.forward = partial(_onednn_linear, module)  # type: ignore[method-assign]
-    return twin
-
-
-def _onednn_is_faster(weight: Tensor) -> bool:
-    # Over a few rows oneDNN is up to a fifth faster than MKL with a float32 matrix, and up to two
-    # thirds with a large one (`make bench`: decode and ladder); below this size its call overhead
-    # eats the gain.
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and weight.numel() > 300_000
-    )
-
-
-def _onednn_linear(module: nn.Linear, x: Tensor) -> Tensor:
-    # for one row, or on one thread, only matrices that no cache holds (the unembedding) gain; and
-    # the fused operator has no derivative, which a transform (torch.func) does not show as
-    # requires_grad
-    few = x.shape[:-1].numel() == 1 or torch.get_num_threads() == 1
-    if (few and module.weight.numel() < 4_000_000) or torch.is_grad_enabled():
-        return nn.functional.linear(x, module.weight, module.bias)
-    return torch.ops.mkldnn._linear_pointwise(x, module.weight, module.bias, "none", [], "")
 
 
 def _auto_device() -> str:

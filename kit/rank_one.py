@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kit.directions import unit
 from kit.hooks import Part
-from kit.models import fingerprint, runtime
+from kit.models import fingerprint, runtime, unwrapped
 from kit.untrusted import parse, parse_object, shapes_at_most, whole
 from kit.vectors import opened
 
@@ -180,6 +180,8 @@ def export(
                 at = factor.layers.index(layer)
                 a[i], b[:, i] = factor.reads[at], coefficients[i] * factor.radius * factor.writes[at]
         pairs[f"{state.blocks}.{layer}.{state.projection_path(site)}"] = (a, b)
-    turned = isinstance(state.projection(factors[0].layers[0], factors[0].site), Conv1D)
+    turned = isinstance(
+        unwrapped(state.projection(factors[0].layers[0], factors[0].site)), Conv1D
+    )
     name = base or str(model.cfg.model_name or fingerprint(model))
     return adapters.write(path, pairs, base=name, fan_in_fan_out=turned)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kit
-from kit import data, models
+from kit import data, models, twin
 from kit.models import runtime
 from tests import tiny
 
@@ -284,14 +284,14 @@ def test_an_empty_message(chat: Any, nothing: str) -> None:
 
 def test_the_fast_linear_is_the_plain_one() -> None:
     linear = torch.nn.Linear(512, 1024).requires_grad_(False)
-    assert models._onednn_is_faster(linear.weight)
-    assert not models._onednn_is_faster(linear.weight.bfloat16())
-    assert not models._onednn_is_faster(torch.nn.Linear(64, 64).weight)
+    assert twin._onednn_is_faster(linear.weight)
+    assert not twin._onednn_is_faster(linear.weight.bfloat16())
+    assert not twin._onednn_is_faster(torch.nn.Linear(64, 64).weight)
     for rows in (1, 7):
         x = torch.randn(rows, 3, 512)
-        assert torch.allclose(models._onednn_linear(linear, x), linear(x), atol=1e-4)
+        assert torch.allclose(twin._onednn_linear(linear, x), linear(x), atol=1e-4)
     x.requires_grad_()
-    models._onednn_linear(linear, x).square().sum().backward()
+    twin._onednn_linear(linear, x).square().sum().backward()
     mine, x.grad = x.grad, None
     linear(x).square().sum().backward()
     assert torch.allclose(mine, x.grad, atol=1e-3)

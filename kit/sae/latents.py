@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 from kit.activations import capture, side_by_side
 from kit.directions import unit
-from kit.models import fingerprint, text_tokens
+from kit.models import fingerprint, matrix, text_tokens
 from kit.sae.site import Site
 from kit.vectors import SteeringVector
 
@@ -138,9 +137,7 @@ class Neurons(Latents):
             raise ValueError(f"threshold={threshold!r}: give a number from 0 on")
         self.name, self.site, self.threshold = f"neurons {layer}", Site(layer, "neurons"), threshold
         self.fingerprint = fingerprint(model)
-        module = self.site.module(model)
-        weight = module.weight.detach()
-        self._rows = (weight if isinstance(module, Conv1D) else weight.T).float().cpu()
+        self._rows = matrix(self.site.module(model)).float().cpu()
 
     @property
     def rows(self) -> Tensor:

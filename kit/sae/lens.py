@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from kit.models import norm_gain, runtime
+from kit.models import norm_gain, runtime, unwrapped
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -126,7 +126,7 @@ def _unembedding(model: TransformerBridge) -> Tensor:
 
 def _final_norm(model: TransformerBridge) -> nn.Module:
     path = model.adapter.component_mapping["ln_final"].name
-    return runtime(model).decoder.get_submodule(path)
+    return unwrapped(runtime(model).decoder.get_submodule(path))
 
 
 def _gain(model: TransformerBridge) -> Tensor:
