@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,11 @@ _HOUR = 3600.0
 _NIGHT = 10 * _HOUR
 _SPREAD = 0.3  # the least that an estimate may be off either way: machines slow down and speed up
 _GB = 2**30
+
+
+def cores() -> int:
+    """How many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

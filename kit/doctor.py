@@ -20,6 +20,7 @@ from itertools import chain
 from pathlib import Path
 
 from kit import __version__
+from kit.costs import cores
 from kit.pins import interpreter, pins, pip_install, reinstall
 
 # The packages that kit imports itself: pyproject.toml's dependencies.
@@ -250,14 +251,14 @@ def _memory() -> Check:
 
 
 def _cores() -> Check:
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    count = cores()
     if find_spec("torch") is None:
-        return Check("cores", True, str(cores))
+        return Check("cores", True, str(count))
     import torch
 
     threads = torch.get_num_threads()
-    detail = f"{cores}; torch uses {threads}"
-    fix = f"export OMP_NUM_THREADS={cores}" if threads > cores else ""
+    detail = f"{count}; torch uses {threads}"
+    fix = f"export OMP_NUM_THREADS={count}" if threads > count else ""
     return Check("cores", None if fix else True, detail, fix)
 
 

@@ -7,6 +7,7 @@ the same weight storage, which the decode loop runs because it costs about a thi
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import threading
 import weakref
@@ -253,15 +254,23 @@ def _auto_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:
+def _as_dtype(dtype: str | torch.dtype, name: str = "dtype") -> torch.dtype:
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not (isinstance(kind, torch.dtype) and kind.is_floating_point):
-        raise ValueError(f"dtype={dtype!r}: use 'auto', 'float32', 'bfloat16' or 'float16'")
+        auto = "'auto', " if name == "dtype" else ""
+        raise ValueError(f"{name}={dtype!r}: use {auto}'float32', 'bfloat16' or 'float16'")
     return kind
 
 
 def choose_dtype(device: torch.device | str) -> tuple[torch.dtype, str]:
-    """The dtype that ``"auto"`` means on a device, and why."""
+    """The dtype that ``"auto"`` means on a device, and why. KIT_DTYPE in the environment names one
+    for every device, so that mixed machines give the same numbers.
+
+    Raises:
+        ValueError: KIT_DTYPE names no dtype.
+    """
+    if wanted := os.environ.get("KIT_DTYPE"):
+        return _as_dtype(wanted, "KIT_DTYPE"), "KIT_DTYPE asks for it"
     if torch.device(device).type == "cuda":
         return torch.bfloat16, "a GPU computes in bfloat16"
     try:

@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kit.costs import cores
 from kit.notebook_rules import TIME, problems, read, source_hash
 from kit.untrusted import whole
 
@@ -45,12 +46,13 @@ class NotebookError(Exception):
 
 def execute(
     path: Path, *, small: bool = False, prelude: Sequence[str] = (), epilogue: Sequence[str] = (),
-    passes: int = 1,
+    passes: int = 1, dtype: str | None = "float32",
 ) -> tuple[NotebookNode, float]:  # fmt: skip
     """Run a notebook in a fresh kernel; returns it with new outputs, and the seconds it took.
 
     The code cells in `prelude` and `epilogue` run before and after it and are not kept. `passes=2`
-    runs its cells again in the same kernel. Nothing is written, nor is the reader's record of
+    runs its cells again in the same kernel. `dtype` is the model's, float32 so that numbers in
+    the prose are found again on every machine; None leaves it to the machine. Nothing is written, nor is the reader's record of
     exercises read: outputs must not depend on who ran it. Raises `NotebookError`.
     """
     from nbclient import NotebookClient
@@ -73,6 +75,7 @@ def execute(
     search = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search)),
                    "KIT_SMALL": str(int(small)), "KIT_PROGRESS": "off",
+                   "KIT_DTYPE": dtype or os.environ.get("KIT_DTYPE", ""),
                    "PYTHONHASHSEED": "0"}  # fmt: skip
     environment.pop("MPLBACKEND", None)  # as Jupyter shows figures, whatever the shell prefers
     import_module("matplotlib.font_manager")  # on a new machine it says on stderr that it builds
@@ -123,8 +126,7 @@ def stamp(notebook: NotebookNode, seconds: float) -> None:
     What authors keep in ``metadata.kit`` (goals, budget_seconds, max_mb) stays.
     """
     whole = max(1, round(seconds))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = {1: "one CPU core", 2: "two CPU cores"}.get(cores or 1, f"{cores} CPU cores")
+    count = {1: "one CPU core", 2: "two CPU cores"}.get(cores(), f"{cores()} CPU cores")
     line = rf"\g<human> · {whole} s for the machine ({count}, measured)"
     kit = notebook.metadata.setdefault("kit", {})
     for cell in notebook.cells[:2]:

@@ -155,11 +155,14 @@ def shapes_at_most(path: str | Path, dims: Mapping[str, int], most: int = MOST_N
 
 
 @contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
+def whole(path: str | Path, *, private: bool = False) -> Iterator[Path]:
     """A path to write to; what lies there replaces ``path`` when the block ends without an error.
 
     So a reader finds the old file or the new one, whatever happens to the writer. A part that a
     killed process left behind goes when the same file is written an hour later or more.
+
+    Args:
+        private: nobody but its owner may read it, from the first byte on.
 
     Raises:
         OSError: as writing and renaming do.
@@ -168,6 +171,9 @@ def whole(path: str | Path) -> Iterator[Path]:
     drop_parts(target, older=_STALE)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
+        if private:
+            part.unlink(missing_ok=True)
+            os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         yield part
         os.replace(part, target)
     finally:

@@ -76,6 +76,7 @@ def test_dtype(llama: Any, dtype: Any) -> None:
 
 
 def test_dtype_auto_follows_the_cpu(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KIT_DTYPE", raising=False)
     for yes, kind in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda yes=yes: yes)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
@@ -84,6 +85,17 @@ def test_dtype_auto_follows_the_cpu(llama: Any, monkeypatch: pytest.MonkeyPatch)
         model = kit.load_model(llama.cfg.kit_folder, device="cpu")
         assert next(runtime(model).decoder.parameters()).dtype == kind
     assert models.choose_dtype("cuda")[0] == torch.bfloat16
+
+
+def test_the_environment_may_name_the_dtype(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("float32", "bfloat16"):
+        monkeypatch.setenv("KIT_DTYPE", name)
+        assert models.choose_dtype("cuda") == (getattr(torch, name), "KIT_DTYPE asks for it")
+        model = kit.load_model(llama.cfg.kit_folder)
+        assert next(runtime(model).decoder.parameters()).dtype == getattr(torch, name)
+    monkeypatch.setenv("KIT_DTYPE", "float31")
+    with pytest.raises(ValueError, match="KIT_DTYPE='float31': use 'float32', 'bfloat16' or"):
+        kit.load_model(llama.cfg.kit_folder)
 
 
 @pytest.mark.parametrize("dtype", ["float31", "int8", torch.int64, 32, "nn"])

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 
 from kit import notebooks
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None, report: Callable[[str], None] =
         book = Book.of(path)
         target = folder / file_name(book.name, small=small)
         if not options.check:
+            if not options.local:  # what is shipped is the same whoever makes it
+                os.environ["KIT_DTYPE"] = "float32"
             limit = float("inf") if options.local else options.mb
             make(book, target, small=small, max_mb=limit, report=report)
         elif target.is_file():

@@ -20,6 +20,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from kit.costs import cores
+
 _PATIENCE = 1800.0  # seconds for one cell, or one slider, in the slowest kernel
 _RESERVE = 2**30  # bytes for the system and the server
 _GB, _MB = 2**30, 2**20
@@ -184,7 +186,7 @@ class _Room:
                  for i, (source, times) in enumerate(zip(self.sources, self.times, strict=True))
                  if times]  # fmt: skip
         return Rehearsal(
-            self.path.name, self.count, len(good), _cores(), memory.total, memory.available,
+            self.path.name, self.count, len(good), cores(), memory.total, memory.available,
             self.warm, answered, ready, self.pss, self.private, tuple(cells),
             max((first for first, _ in good), default=float("nan")),
             max((done for _, done in good), default=float("nan")), tuple(self.errors),
@@ -314,10 +316,6 @@ def _register(manager: Any) -> None:
     factory = KernelProvisionerFactory.instance(parent=manager.parent)
     factory.provisioners[warm_kernels.NAME] = entry
     factory.default_provisioner_name = warm_kernels.NAME
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main(kernels: int, notebook: Path | None, cells: int | None, warm: bool, as_json: bool) -> int:

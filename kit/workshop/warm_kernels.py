@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
+from kit.costs import cores
 from kit.pins import reinstall
 
 NAME = "kit-warm"
@@ -247,7 +248,7 @@ def _become_kernel(argv: list[str], env: dict[str, str], cwd: str) -> NoReturn:
 
         np.random.seed()  # noqa: NPY002 (else all kernels would draw the parent's numbers)
         threads = env.get("OMP_NUM_THREADS", "")
-        torch.set_num_threads(int(threads) if threads.isdigit() else len(os.sched_getaffinity(0)))
+        torch.set_num_threads(int(threads) if threads.isdigit() else cores())
         options = argv[argv.index("ipykernel_launcher") + 1 :]
         # ends itself within a second of its parent's end
         options.append(f"--IPKernelApp.parent_handle={os.getppid()}")
