@@ -161,8 +161,8 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    given = (name, dtype, device, device_map, adapter, untrained)
-    if _PRELOADED and given == (weights.EMBEDDED, "auto", "auto", None, None, None):
+    plain = (name, device, device_map, adapter, untrained) == (weights.EMBEDDED, "auto", *[None] * 3)
+    if plain and _PRELOADED and (dtype == "auto" or _as_dtype(dtype) == _PRELOADED[0].cfg.dtype):
         return _PRELOADED.pop()
     if device_map is not None and device != "auto":
         raise ValueError(f"device={device!r} and device_map={device_map!r}: give one of the two")

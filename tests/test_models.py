@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,6 +97,19 @@ def test_the_environment_may_name_the_dtype(llama: Any, monkeypatch: pytest.Monk
     monkeypatch.setenv("KIT_DTYPE", "float31")
     with pytest.raises(ValueError, match="KIT_DTYPE='float31': use 'float32', 'bfloat16' or"):
         kit.load_model(llama.cfg.kit_folder)
+
+
+def test_a_preloaded_model_is_taken_once_and_only_where_it_is_what_was_asked_for(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready: Any = SimpleNamespace(cfg=SimpleNamespace(dtype=torch.float32))
+    monkeypatch.setattr(models, "_PRELOADED", kept := [ready])
+    for other in ({"dtype": "bfloat16"}, {"device": "cpu"}, {"name": llama.cfg.kit_folder}):
+        assert kit.load_model(**other) is not ready
+    assert kept == [ready]
+    assert kit.load_model(dtype="float32") is ready and kept == []
+    kept.append(ready)
+    assert kit.load_model() is ready and kept == []
 
 
 @pytest.mark.parametrize("dtype", ["float31", "int8", torch.int64, 32, "nn"])
