@@ -26,11 +26,12 @@ DEPTH, NODES, DIMENSIONS = 32, 200_000, 6
 CLASSES = {
     name: f"kit.{module}"
     for module, names in {
-        "attribution": "Links", "calibration": "Radius", "candidates": "Candidates", "cpe": "CPE",
-        "edits": "Fact", "elicitation": "Choice Setting", "evaluation": "Calibration",
-        "factors": "DCT Features", "generation": "Row", "jacobians": "Jacobians", "meta": "Codes",
-        "multiplicity": "Comparison", "organisms": "Answer Item", "probes": "Statement",
-        "rank_one": "Factor", "sae.compare": "Match", "sae.paired_quality": "Scaling",
+        "attribution": "Links", "calibration": "Radius", "candidates": "Candidates",
+        "contrast": "HeadSteering", "cpe": "CPE", "edits": "Fact", "elicitation": "Choice Setting",
+        "evaluation": "Calibration", "factors": "DCT Features", "generation": "Row",
+        "jacobians": "Jacobians", "meta": "Codes", "multiplicity": "Comparison",
+        "organisms": "Answer Item", "probes": "Statement", "rank_one": "Factor",
+        "sae.compare": "Match", "sae.latent": "Latent", "sae.paired_quality": "Scaling",
         "sae.quality": "Quality", "sae.site": "Site", "sampling": "TokenMeasure",
         "vectors": "SteeringVector",
     }.items() for name in names.split()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kit.workshop.course import Lesson
 
-BOX = (204, 46)  # width and height of a notebook
+BOX = (222, 46)  # width and height of a notebook
 _ROW, _GAP, _PASS = 84, 22, 10  # distance of rows; between places; width of a line's place
 _MARGIN = 10
 
