@@ -213,9 +213,11 @@ def test_under_systemd_a_seat_is_a_unit_with_its_limits(
         monkeypatch.setenv(f"KIT_HUB_{name}", str(value))
     monkeypatch.setenv("KIT_CACHE", str(tmp_path / "hub" / "cache"))
     monkeypatch.setenv("KIT_TABLE", "/srv/table")
+    monkeypatch.setenv("KIT_DTYPE", "float32")
     config = PyFileConfigLoader("jupyterhub_config.py", settings.ROOT / "workshop").load_config()
     assert config.JupyterHub.spawner_class is seats.SystemdSeat
     assert config.Spawner.environment["KIT_TABLE"] == "/srv/table"
+    assert config.Spawner.environment["KIT_DTYPE"] == "float32"
 
     asked: dict[str, Any] = {}
 

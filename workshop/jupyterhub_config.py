@@ -68,8 +68,9 @@ c.Spawner.environment = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-if table := os.environ.get("KIT_TABLE"):  # what the instructor's table reads
-    c.Spawner.environment["KIT_TABLE"] = table
+for name in ("KIT_TABLE", "KIT_DTYPE"):  # what the instructor's table reads; one dtype for all
+    if given := os.environ.get(name):
+        c.Spawner.environment[name] = given
 c.Spawner.mem_limit = host.memory or None
 c.Spawner.cpu_limit = host.cpus or None
 c.Spawner.start_timeout = 180
