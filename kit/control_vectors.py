@@ -4,7 +4,8 @@ llama.cpp adds ``direction.{n}`` to the residual stream at the end of block n (c
 has no ``direction.0`` (``common_control_vector_load``, ``llama_adapter_cvec``); repeng numbers its
 layers the same way. So the kit's ``layer`` is the file's number, and layer 0 cannot be exported.
 The file holds activations: exports are multiplied by the residual scale, so that
-``--control-vector-scaled file.gguf 0.5`` means the kit's coefficient 0.5.
+``--control-vector-scaled file.gguf:0.5`` means the kit's coefficient 0.5
+(``tests/benchmarks/llama_cpp.py`` compares the two; older versions take ``file.gguf 0.5``).
 """
 from __future__ import annotations
 
