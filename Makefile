@@ -7,13 +7,13 @@
 # make workshop  notebooks for students and instructors, a gallery, a handout
 # make bench | make notebooks | make clean
 #
-# Variables: PYTHON=python3.12, ARGS="--no-browser --port 8899", PYTEST_ARGS="-k steer", WORKERS=1,
+# Variables: PYTHON=python3.12, ARGS="--no-browser --port 8899", PYTEST_ARGS="-k steer", WORKERS=4,
 # TORCH_INDEX= (an empty one takes torch from the default index: gigabytes of CUDA on Linux).
 
 PYTHON ?= python3
 ARGS ?=
 PYTEST_ARGS ?=
-WORKERS ?= logical --maxprocesses 4
+WORKERS ?= 2
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 VENV := .venv
