@@ -140,7 +140,8 @@ def _checks(quick: bool) -> Iterator[Check]:
         ("other packages", _other_packages, ("packaging",), reinstall()),
         ("memory", _memory, ("psutil",), pip_install("psutil")),
         ("cores", _cores, (), "unset OMP_NUM_THREADS"),
-        ("dtype", _dtype, ("torch",), pip_install("torch")),
+        ("dtype", _dtype, ("torch",),
+         "unset KIT_DTYPE" if os.environ.get("KIT_DTYPE") else pip_install("torch")),
         ("model", _model, ("platformdirs",), f"{interpreter()} -m kit fetch"),
         ("widgets", _widgets, ("ipywidgets", "jupyterlab"), lab),
     ]
@@ -161,8 +162,8 @@ def _guarded(
     name: str, look: Callable[[], Check], needs: tuple[str, ...], fix: str, broken: set[str]
 ) -> Check:
     absent = [module for module in needs if find_spec(module) is None]
-    if name == "steered token" and "model" in broken:
-        absent.append("the model")
+    rests_on = {"model": ("dtype",), "steered token": ("dtype", "model")}.get(name, ())
+    absent += [f"the {row}" for row in rests_on if row in broken]
     if absent:
         return Check(name, None, f"not tried: needs {', '.join(absent)}")
     try:

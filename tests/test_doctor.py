@@ -93,6 +93,17 @@ def test_a_missing_package_fails_one_row(
     assert all(check.ok is None and module in check.detail for check in waiting)
 
 
+def test_a_dtype_that_is_none(
+    healthy: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KIT_DTYPE", "float31")
+    report = doctor.run()
+    assert failed(report) == ["dtype"] and row(report, "dtype").fix == "unset KIT_DTYPE"
+    assert "KIT_DTYPE='float31'" in row(report, "dtype").detail
+    assert row(report, "model").detail == "not tried: needs the dtype"
+    assert row(report, "steered token").ok is None
+
+
 def test_a_missing_model(
     healthy: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
