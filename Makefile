@@ -47,7 +47,7 @@ test: $(VENV)/.test
 	@! command -v npm >/dev/null || $(MAKE) --no-print-directory $(VENV)/.proxy \
 	  || echo "npm gave no proxy: tests of a running hub will skip"
 	@$(PY) -m kit fetch
-	$(PY) -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 notebooks: $(VENV)/.test
 	@$(PY) -m kit fetch

@@ -23,15 +23,6 @@ if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (``-n 2 --dist loadgroup``) a file's tests stay in one process, where
-    its models are loaded; a test with a group of its own goes to whoever is free."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 # Models that load once: `model` is each tiny architecture in turn, `smol` the embedded model.
 
 _LOADED: dict[str, Any] = {}

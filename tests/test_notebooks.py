@@ -12,9 +12,6 @@ from kit import exercises, notebook_rules, notebooks
 PATHS = notebooks.choose([])
 NAMES = [path.stem for path in PATHS]
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=NAMES)
-each_alone = pytest.mark.parametrize(
-    "path", [pytest.param(p, id=p.stem, marks=pytest.mark.xdist_group(p.stem)) for p in PATHS]
-)
 
 # Runs before a notebook's own cells: conftest's guard against name look-ups holds in the kernel.
 GUARDED = "import socket\nassert socket._kit_offline"
@@ -66,7 +63,7 @@ def test_exercises_of_the_notebook_are_the_registered_ones(path: Path) -> None:
         assert any(stub in source for source in code), f"no cell holds the stub of {id}"
 
 
-@each_alone
+@each_notebook
 def test_runs_from_top_to_bottom_offline(path: Path) -> None:
     notebook = notebook_rules.read(path)
     passes = 2 if path == PATHS[0] else 1  # the first one also a second time in the same kernel
