@@ -168,10 +168,12 @@ def test_every_failure_names_a_command(
     def explode(*args: Any) -> doctor.Check:
         raise OSError("broken")
 
-    for name in ("_python_version", "_package", "_other_packages", "_memory", "_cores", "_dtype",
-                 "_model", "_widgets", "_lab_starts"):
+    for name in ("_python_version", "_package", "_other_packages", "_memory", "_cores", "_model",
+                 "_widgets", "_lab_starts"):
         monkeypatch.setattr(doctor, name, explode)
     rows = [check for check in doctor.run().checks if check.ok is False]
+    monkeypatch.setattr(doctor, "_dtype", explode)  # on which the model rests
+    rows += [check for check in doctor.run().checks if check.ok is False and check.name == "dtype"]
     assert len(rows) == len(doctor.DIRECT) + 8
     assert all(check.fix for check in rows)
 
