@@ -51,9 +51,10 @@ def execute(
     """Run a notebook in a fresh kernel; returns it with new outputs, and the seconds it took.
 
     The code cells in `prelude` and `epilogue` run before and after it and are not kept. `passes=2`
-    runs its cells again in the same kernel. `dtype` is the model's, float32 so that numbers in
-    the prose are found again on every machine; None leaves it to the machine. Nothing is written, nor is the reader's record of
-    exercises read: outputs must not depend on who ran it. Raises `NotebookError`.
+    runs its cells again in the same kernel. `dtype` is the model's: float32, so that numbers in the
+    prose are found again on every machine; None leaves it to the machine. Nothing is written, nor
+    is the reader's record of exercises read: outputs must not depend on who ran it. Raises
+    `NotebookError`.
     """
     from nbclient import NotebookClient
     from nbclient.exceptions import CellControlSignal, DeadKernelError
