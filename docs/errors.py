@@ -3,6 +3,7 @@
 ``python docs/errors.py`` replaces what stands below `MARK` and leaves the rest, which people
 write. A text belongs to the public names that lead to it; its values show as names in <brackets>.
 """
+
 from __future__ import annotations
 
 import ast
@@ -16,12 +17,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = Path(__file__).with_suffix(".md")
-MARK = "<!-- From here on this page is written by docs/errors.py; edit the messages in kit/. -->"
+MARK = "<!-- From here on this page is written by docs/errors.py; edit the messages in the code. -->"
 # Ways out that carry no message for anybody; `Wrong` is a checker's result, which `check` shows.
 SILENT = ("Enough", "NotImplementedError", "SystemExit", "Wrong", "wrong", "StopIteration")
 # Calls that show what they are given.
-TRANSPARENT = ("list", "sorted", "repr", "str", "float", "int", "tuple", "set", "map", "abs",
-               "_plain")  # fmt: skip
+TRANSPARENT = ("list", "sorted", "repr", "str", "float", "int", "tuple", "set", "map", "abs", "_plain")
 SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "times", ast.Div: "/"}
 SHOWN = 3  # public names for one message
 
@@ -30,43 +30,40 @@ REST = "Set-up, notebooks and exercises"
 # What the modules of a group have in common: why their errors come, and what to do.
 GROUPS = {
     "Models, weights and adapters": (
-        ("models", "weights", "adapters", "decoder", "attach", "organisms"),
+        ("kit.base", "kit.models", "kit.data"),
         "A model that is not there or not whole, or one that lacks what is asked of it. "
         "`kit doctor` looks at the embedded one, `kit fetch` makes it again.",
     ),
     "Vectors, steering and generation": (
-        ("vectors", "control_vectors", "hooks", "positions", "generation", "sampling", "receipts",
-         "contrast", "data", "evaluation", "selftest", "directions", "activations", "band"),
+        ("kit.steering",),
         "An argument of another shape, layer, range or model than this call can use. Nothing was "
         "generated and no hook stays; mend the argument and call again.",
     ),
-    "Directions without labels": (
-        ("calibration", "candidates", "cpe", "dct", "derivatives", "elicitation", "factors",
-         "jacobians", "locality", "melbo", "multiplicity", "objectives", "optimise", "recovery",
-         "slices", "stability"),
+    "Searches for directions": (
+        ("kit.search", "course.unlock"),
         "A setting out of its range, or a model and prompts on which the method has nothing to "
         "find. Runs that were stopped keep what was whole.",
     ),
     "Dictionaries": (
-        ("sae", "crosscoder", "meta", "attribution", "between"),
+        ("kit.sae",),
         "A dictionary, its model and its text have to belong together: same width, same weights, "
         "same tokens. Where they do, the text says which number is out of range.",
     ),
-    "Probes, edits and figures": (
-        ("probes", "edits", "rank_one", "plots", "render"),
-        "Too little data for the question, or arrays that do not fit each other.",
-    ),
+    "Figures": (("kit.plots",), "Arrays that do not fit each other."),
     "Views in notebooks": (
-        ("widgets",),
+        ("kit.widgets",),
         "Most of these show as a line in the view itself: what to switch, fill in or stop first.",
     ),
     "Workshops": (
-        ("workshop",),
+        ("course.room", "course.site"),
         "What the host or a file of the room lacks. Nothing that a learner did is lost.",
     ),
-    REST: ((), "What the machine, a command line or a file of the course lacks; `kit doctor` names "
-               "the command that mends most of it."),
-}  # fmt: skip
+    REST: (
+        (),
+        "What the machine, a command line or a file of the course lacks; `kit doctor` names "
+        "the command that mends most of it.",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -134,8 +131,9 @@ def literal(node: ast.expr) -> str | None:
         case ast.Constant(value=str(text)):
             return text
         case ast.JoinedStr(values=parts):
-            return "".join(f"<{readable(p.value)}>" if isinstance(p, ast.FormattedValue)
-                           else str(p.value) for p in parts)  # fmt: skip
+            return "".join(
+                f"<{readable(p.value)}>" if isinstance(p, ast.FormattedValue) else str(p.value) for p in parts
+            )
         case ast.BinOp(op=ast.Add(), left=left, right=right):
             pair = literal(left), literal(right)
             return None if None in pair else "".join(map(str, pair))
@@ -193,12 +191,22 @@ class Module:
                 error, texts = "AssertionError", self._literals([node.msg])
             if texts:
                 names = self.public(where)
-                known = {a.arg for name, f in self.functions.items()
-                         if name == where or self.ways[name] and self.ways[name][0] in names
-                         for a in ast.walk(f.args) if isinstance(a, ast.arg)}  # fmt: skip
+                known = {
+                    a.arg
+                    for name, f in self.functions.items()
+                    if name == where or self.ways[name] and self.ways[name][0] in names
+                    for a in ast.walk(f.args)
+                    if isinstance(a, ast.arg)
+                }
                 for text, valued in texts:
-                    yield Message(self.name, error, " ".join(text.split()), tuple(names),
-                                  frozenset(known - {"self", "cls"}), valued)  # fmt: skip
+                    yield Message(
+                        self.name,
+                        error,
+                        " ".join(text.split()),
+                        tuple(names),
+                        frozenset(known - {"self", "cls"}),
+                        valued,
+                    )
 
     def _texts(self, call: ast.Call) -> list[tuple[str, bool]]:
         """The literal texts of a raised call: its own, those that a function of this module
@@ -209,33 +217,35 @@ class Module:
                 nodes = [n.value for n in body if isinstance(n, ast.Return) and n.value]
             case ast.Call(func=ast.Name(id=name)) if f"{name}.__init__" in self.functions:
                 body = ast.walk(self.functions[f"{name}.__init__"])
-                nodes = [n.args[0] for n in body if isinstance(n, ast.Call) and n.args
-                         and ast.unparse(n.func) == "super().__init__"]  # fmt: skip
+                nodes = [
+                    n.args[0]
+                    for n in body
+                    if isinstance(n, ast.Call) and n.args and ast.unparse(n.func) == "super().__init__"
+                ]
             case _:
                 nodes = call.args[:1]
         return self._literals(nodes)
 
     @staticmethod
     def _literals(nodes: Sequence[ast.expr]) -> list[tuple[str, bool]]:
-        texts = [(literal(n), any(isinstance(x, ast.FormattedValue) for x in ast.walk(n)))
-                 for n in nodes]  # fmt: skip
+        texts = [(literal(n), any(isinstance(x, ast.FormattedValue) for x in ast.walk(n))) for n in nodes]
         return [(text, valued) for text, valued in texts if text is not None]
 
 
-def messages(folder: Path = ROOT / "kit") -> list[Message]:
-    """Every error text of a package, in the order of its files."""
+def messages(root: Path = ROOT) -> list[Message]:
+    """Every error text of the kit and the course, in the order of their files."""
     found = []
-    for file in sorted(folder.rglob("*.py")):
-        name = ".".join(file.relative_to(folder).with_suffix("").parts).removesuffix("__init__")
+    for file in sorted([*(root / "kit").rglob("*.py"), *(root / "course").rglob("*.py")]):
+        name = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        found += Module(name.rstrip("."), tree).messages()
+        found += Module(name, tree).messages()
     return list(dict.fromkeys(found))
 
 
 def group(module: str) -> str:
     """The heading that a module's messages stand under."""
-    top = module.partition(".")[0]
-    return next((title for title, (names, _) in GROUPS.items() if top in names), REST)
+    folder = ".".join(module.split(".")[:2])
+    return next((title for title, (names, _) in GROUPS.items() if folder in names), REST)
 
 
 def generated(found: list[Message]) -> str:
@@ -249,7 +259,7 @@ def generated(found: list[Message]) -> str:
         if modules:
             lines += [f"### {title}", "", why, ""]
         for module in sorted(modules):
-            lines += [f"**{'.'.join(filter(None, ('kit', module)))}**", ""]
+            lines += [f"**{module}**", ""]
             for m in modules[module]:
                 names = [f"`{name}`" for name in m.names[:SHOWN]]
                 more = [f"{len(m.names) - SHOWN} more"] * (len(m.names) > SHOWN)

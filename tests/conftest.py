@@ -1,4 +1,5 @@
 """What every test starts from: no network, no model hub, no window."""
+
 from __future__ import annotations
 
 import os
@@ -12,9 +13,7 @@ import pytest
 OFFLINE = Path(__file__).parent / "offline"
 
 runpy.run_path(str(OFFLINE / "sitecustomize.py"))  # this process; PYTHONPATH holds its children
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    path for path in (str(OFFLINE), os.environ.get("PYTHONPATH")) if path
-)
+os.environ["PYTHONPATH"] = os.pathsep.join(path for path in (str(OFFLINE), os.environ.get("PYTHONPATH")) if path)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["KIT_PROGRESS"] = "off"  # no test reads or writes the record of who runs it

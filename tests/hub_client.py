@@ -1,4 +1,5 @@
 """A real hub of the shipped configuration on loopback, and a participant at its door."""
+
 from __future__ import annotations
 
 import json
@@ -22,10 +23,10 @@ import psutil
 import requests
 import websocket
 
-from workshop import cgroups, settings
+from course.room import cgroups, settings
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = ROOT / "workshop" / "jupyterhub_config.py"
+CONFIG = ROOT / "course" / "room" / "jupyterhub_config.py"
 PREFIX = "kitci-"
 SLOW = 180.0  # seconds that a start may take on a busy machine
 
@@ -88,9 +89,13 @@ class Guest:
         with requests.Session() as web:
             web.trust_env = False
             return web.request(
-                method, self.url + path, headers={"Authorization": f"token {self.token}"},
-                timeout=30, allow_redirects=False, **options,
-            )  # fmt: skip
+                method,
+                self.url + path,
+                headers={"Authorization": f"token {self.token}"},
+                timeout=30,
+                allow_redirects=False,
+                **options,
+            )
 
     def sit_down(self) -> None:
         """Start the own server and wait until it answers."""
@@ -117,17 +122,32 @@ class Kernel:
         self.guest, self.id = guest, name
         self.socket = websocket.create_connection(
             guest.url.replace("http", "ws", 1) + f"user/{guest.name}/api/kernels/{name}/channels",
-            header=[f"Authorization: token {guest.token}"], timeout=SLOW, http_no_proxy=["*"],
-        )  # fmt: skip
+            header=[f"Authorization: token {guest.token}"],
+            timeout=SLOW,
+            http_no_proxy=["*"],
+        )
 
     def run(self, code: str) -> str:
         """What a cell printed; its error's name and text; or "died" when the kernel did."""
-        header = {"msg_id": secrets.token_hex(8), "msg_type": "execute_request", "version": "5.3",
-                  "session": "test", "username": "test", "date": ""}  # fmt: skip
-        content = {"code": code, "silent": False, "store_history": False, "allow_stdin": False,
-                   "user_expressions": {}, "stop_on_error": True}  # fmt: skip
-        self.socket.send(json.dumps({"header": header, "parent_header": {}, "metadata": {},
-                                     "content": content, "channel": "shell"}))  # fmt: skip
+        header = {
+            "msg_id": secrets.token_hex(8),
+            "msg_type": "execute_request",
+            "version": "5.3",
+            "session": "test",
+            "username": "test",
+            "date": "",
+        }
+        content = {
+            "code": code,
+            "silent": False,
+            "store_history": False,
+            "allow_stdin": False,
+            "user_expressions": {},
+            "stop_on_error": True,
+        }
+        self.socket.send(
+            json.dumps({"header": header, "parent_header": {}, "metadata": {}, "content": content, "channel": "shell"})
+        )
         said = ""
         while True:
             message = json.loads(self.socket.recv())
@@ -178,19 +198,31 @@ def running(**environ: str) -> Iterator[Hub]:
     refused.touch()
     refused.chmod(0o666)
     port = _free_port()
-    env = os.environ | {
-        "KIT_HUB_HOME": str(home), "KIT_CACHE": str(cache), "KIT_HUB_PORT": str(port),
-        "KIT_HUB_SEATS": "2", "KIT_HUB_PREFIX": PREFIX, "KIT_OFFLINE_LOG": str(refused),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]]),
-    } | environ  # fmt: skip
+    env = (
+        os.environ
+        | {
+            "KIT_HUB_HOME": str(home),
+            "KIT_CACHE": str(cache),
+            "KIT_HUB_PORT": str(port),
+            "KIT_HUB_SEATS": "2",
+            "KIT_HUB_PREFIX": PREFIX,
+            "KIT_OFFLINE_LOG": str(refused),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]]),
+        }
+        | environ
+    )
     log = home / "hub.log"
     jupyterhub = [sys.executable, "-m", "jupyterhub", "-f", str(CONFIG)]
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*_doors_open(home, settings.needed_by_seats(cache)), *jupyterhub],
-            env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=home,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            cwd=home,
             start_new_session=True,
-        )  # fmt: skip
+        )
     try:
         hub = Hub(f"http://127.0.0.1:{port}/", home, log, process)
         _wait(hub)
@@ -224,8 +256,7 @@ def _doors_open(scratch: Path, needed: list[Path]) -> list[str]:
     aside = scratch / "aside"
     lines = ["set -e", f"mkdir {aside}", f"mount -t tmpfs -o mode=755 tmpfs {aside}"]
     for n, path in enumerate(shut):
-        lines += [f"mkdir {aside}/{n}", f"mount --bind '{path}' {aside}/{n}",
-                  f"mount -o remount,bind,ro {aside}/{n}"]  # fmt: skip
+        lines += [f"mkdir {aside}/{n}", f"mount --bind '{path}' {aside}/{n}", f"mount -o remount,bind,ro {aside}/{n}"]
     lines += [f"mount -t tmpfs -o mode=755 tmpfs '{folder}'" for folder in set(shut.values())]
     for n, path in enumerate(shut):
         lines += [f"mkdir -p '{path}'", f"mount --move {aside}/{n} '{path}'"]

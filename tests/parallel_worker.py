@@ -2,6 +2,7 @@
 
 The jobs are functions, so that the test runs the very same ones in its own process.
 """
+
 from __future__ import annotations
 
 import os
@@ -17,11 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import kit
-from kit import dct, melbo, parallel, shards
-from kit.derivatives import Map
-from kit.evaluation import sweep
+from kit.base import shards
 from kit.sae import Site, Source
-from kit.slices import LayerSlice
+from kit.search import dct, melbo, parallel
+from kit.search.layer_slice import LayerSlice
+from kit.search.maps import Map
+from kit.steering.sweep import sweep
 from tests import tiny
 
 TEXTS = [sentence for _ in range(12) for sentence in tiny.SENTENCES]
@@ -33,14 +35,21 @@ def load(folder: Path) -> Any:
 
 
 def source(model: Any, cache: Path | None) -> Source:
-    return Source(model, TEXTS, [Site(1), Site(2, "mlp_out")], batch=16, context=20, rows=8,
-                  cache=cache)  # fmt: skip
+    return Source(model, TEXTS, [Site(1), Site(2, "mlp_out")], batch=16, context=20, rows=8, cache=cache)
 
 
 def table(model: Any, folder: Path | None) -> Any:
     prompts = [tiny.prompt(model, n, seed=n) for n in (6, 9, 7)]
-    return sweep(model, tiny.vector(model, 1), prompts, [1, 2], [-0.5, 0.5], max_new_tokens=4,
-                 targets=(" warm", " late"), shards=folder)  # fmt: skip
+    return sweep(
+        model,
+        tiny.vector(model, 1),
+        prompts,
+        [1, 2],
+        [-0.5, 0.5],
+        max_new_tokens=4,
+        targets=(" warm", " late"),
+        shards=folder,
+    )
 
 
 def slice_of(model: Any) -> LayerSlice:
@@ -57,12 +66,10 @@ def fits(model: Any) -> dict[str, Tensor]:
     """Every kind of pass: gradients, both products, second derivatives, plain changes."""
     piece, found = slice_of(model), {}
     for together in (True, False):
-        got = melbo.fit_slice(piece, 5 if together else 2, steps=3, together=together, restarts=3,
-                              radius=3.0)  # fmt: skip
+        got = melbo.fit_slice(piece, 5 if together else 2, steps=3, together=together, restarts=3, radius=3.0)
         found |= {f"melbo {together} V": got.V, f"melbo {together} alpha": got.alpha}
     for method in ("projected", "quadratic", "exponential"):
-        fit = dct.fit_map(piece, method=method, n_features=5, iterations=1, radius=3.0,
-                          n_projections=6)  # fmt: skip
+        fit = dct.fit_map(piece, method=method, n_features=5, iterations=1, radius=3.0, n_projections=6)
         found |= {f"{method} V": fit.V, f"{method} U": fit.U, f"{method} alpha": fit.alpha}
         assert fit.piece is piece
     return found
@@ -101,8 +108,11 @@ def everything(folder: Path) -> None:
 
 def killed(model: Any, folder: Path) -> None:
     """For each kind of shard: a process that is killed while it writes its third one."""
-    jobs = {"cache": lambda at: source(model, at).fill(), "sweep": lambda at: table(model, at),
-            "restarts": lambda at: restarts(model, at)}  # fmt: skip
+    jobs = {
+        "cache": lambda at: source(model, at).fill(),
+        "sweep": lambda at: table(model, at),
+        "restarts": lambda at: restarts(model, at),
+    }
     for name, job in jobs.items():
         child = os.fork()
         if not child:

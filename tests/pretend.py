@@ -6,6 +6,7 @@ operator is held to the rules of CUDA: all its tensors are on one device, but fo
 from the host and for indices; a generator of the host draws on the host; and numpy sees the host
 only. So what passes here has moved every tensor to where it is used, without a card to try it on.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -23,11 +24,28 @@ from torch.utils._pytree import tree_flatten, tree_map
 aten = torch.ops.aten
 CARDS = (torch.device("cpu", 0), torch.device("cpu", 1))
 _MOVES = {aten.copy_.default, aten._to_copy.default}
-_INDEX = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default,
-          aten._index_put_impl_.default, aten._unsafe_index.Tensor}  # fmt: skip
+_INDEX = {
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+    aten._unsafe_index.Tensor,
+}
 # operators that take no single number of another device either
-_STRICT = {aten.cat, aten.stack, aten.gather, aten.index_select, aten.mm, aten.bmm, aten.addmm,
-           aten.embedding, aten.scatter, aten.scatter_reduce, aten.index_add, aten.searchsorted}  # fmt: skip
+_STRICT = {
+    aten.cat,
+    aten.stack,
+    aten.gather,
+    aten.index_select,
+    aten.mm,
+    aten.bmm,
+    aten.addmm,
+    aten.embedding,
+    aten.scatter,
+    aten.scatter_reduce,
+    aten.index_add,
+    aten.searchsorted,
+}
 
 
 class Far(Tensor):
@@ -38,9 +56,15 @@ class Far(Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor, device: torch.device) -> Far:
         return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(),
-            dtype=inner.dtype, layout=inner.layout, device=device, requires_grad=False,
-        )  # fmt: skip
+            cls,
+            inner.size(),
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            layout=inner.layout,
+            device=device,
+            requires_grad=False,
+        )
 
     def __init__(self, inner: Tensor, device: torch.device) -> None:
         assert not isinstance(inner, Far)
@@ -75,18 +99,14 @@ class Far(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod
-    def __torch_dispatch__(
-        cls, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(cls, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 
 
 class _Made(TorchFunctionMode):
     """``torch.tensor`` takes its device for the host's, since the kind is the same."""
 
-    def __torch_function__(
-        self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         device = (kwargs or {}).get("device")
         if func in (torch.tensor, torch.as_tensor) and device is not None:
             rest = {name: value for name, value in kwargs.items() if name != "device"}
@@ -97,9 +117,7 @@ class _Made(TorchFunctionMode):
 class Cards(TorchDispatchMode):
     """Within the block, tensors can be made on :data:`CARDS`."""
 
-    def __torch_dispatch__(
-        self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 
 
@@ -137,13 +155,13 @@ def _device(func: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> torch.de
         return args[0].device
     ruled = tensors
     if func in _INDEX:  # indices may be on the host
-        ruled = [args[0], *[t for t in args[2:] if isinstance(t, Tensor)],
-                 *[t for t in args[1] if isinstance(t, Far)]]  # fmt: skip
+        ruled = [args[0], *[t for t in args[2:] if isinstance(t, Tensor)], *[t for t in args[1] if isinstance(t, Far)]]
     strict = func.overloadpacket in _STRICT
     found = {t.device for t in ruled if strict or t.dim() or t.device.index is not None}
     if len(found) > 1:
-        raise RuntimeError(f"{func}: expected all tensors to be on the same device, but found "
-                           f"{', '.join(sorted(map(str, found)))}")  # fmt: skip
+        raise RuntimeError(
+            f"{func}: expected all tensors to be on the same device, but found {', '.join(sorted(map(str, found)))}"
+        )
     return next(iter(found), None)
 
 

@@ -1,4 +1,5 @@
 """What people really pass: empty, too long, absurd, misspelt, interrupted."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -9,8 +10,8 @@ import pytest
 import torch
 
 import kit
-from kit import activations
-from kit.models import runtime
+from kit.models import activations
+from kit.models.bridge import runtime
 from tests import tiny
 
 
@@ -28,8 +29,17 @@ def test_an_empty_prompt(llama: Any, prompt: Any) -> None:
 
 @pytest.mark.parametrize(
     "prompt",
-    [None, 5, [1, 2, 3], ["two", "prompts"], b"bytes", torch.zeros(2, 4).long(),
-     torch.zeros(1, 2, 3).long(), torch.zeros(1, 4), torch.tensor(3)],
+    [
+        None,
+        5,
+        [1, 2, 3],
+        ["two", "prompts"],
+        b"bytes",
+        torch.zeros(2, 4).long(),
+        torch.zeros(1, 2, 3).long(),
+        torch.zeros(1, 4),
+        torch.tensor(3),
+    ],
     ids=str,
 )
 def test_what_is_no_prompt(llama: Any, prompt: Any) -> None:
@@ -72,13 +82,10 @@ def test_a_temperature_that_is_none(llama: Any, temperature: float) -> None:
 
 @pytest.mark.parametrize("op", ["add", "clamp", "ablate"])
 @pytest.mark.parametrize("c", [1e9, -1e9, 1e30])
-def test_an_absurd_coefficient_breaks_the_text_and_nothing_else(
-    model: Any, c: float, op: Any
-) -> None:
+def test_an_absurd_coefficient_breaks_the_text_and_nothing_else(model: Any, c: float, op: Any) -> None:
     before = well(model)
     v = tiny.vector(model, 1)
-    run = kit.generate(model, tiny.prompt(model), v, [None, c], op=op, max_new_tokens=4,
-                       measure=True)
+    run = kit.generate(model, tiny.prompt(model), v, [None, c], op=op, max_new_tokens=4, measure=True)
     assert run.rows[0].tokens == before and len(run.rows[1].tokens) <= 4
     assert run.rows[1].kl > 0 and math.isfinite(run.rows[1].perplexity)
     kit.generate(model, tiny.prompt(model), v, [c], op=op, max_new_tokens=4, temperature=1.0)
@@ -94,8 +101,9 @@ def test_an_absurd_coefficient_in_half_precision(llama: Any, dtype: str) -> None
     before = well(half)
     v = dataclasses.replace(tiny.vector(llama, 1), fingerprint=None)
     for temperature in (0.0, 1.0):
-        run = kit.generate(half, tiny.prompt(half), v, [None, 1e9, -1e9],
-                           max_new_tokens=4, temperature=temperature, measure=True)
+        run = kit.generate(
+            half, tiny.prompt(half), v, [None, 1e9, -1e9], max_new_tokens=4, temperature=temperature, measure=True
+        )
         assert len(run.rows) == 3
         str(run.receipt)
     assert well(half) == before
@@ -103,8 +111,19 @@ def test_an_absurd_coefficient_in_half_precision(llama: Any, dtype: str) -> None
 
 @pytest.mark.parametrize(
     "coefficients",
-    [[math.nan], [math.inf], [-math.inf], [[0.1, 0.2]], [[]], [], "high", ["high"], [[math.nan]],
-     [{}], [True, None, "x"]],
+    [
+        [math.nan],
+        [math.inf],
+        [-math.inf],
+        [[0.1, 0.2]],
+        [[]],
+        [],
+        "high",
+        ["high"],
+        [[math.nan]],
+        [{}],
+        [True, None, "x"],
+    ],
     ids=str,
 )
 def test_coefficients_that_make_no_sense(llama: Any, coefficients: Any) -> None:
@@ -208,8 +227,10 @@ def test_an_interrupt_in_the_middle(llama: Any, how: str, at: int) -> None:
             block.forward = kept
     assert len(count) == at and kit.hooks_left(llama) == []
     assert well(llama) == before
-    assert kit.generate(llama, tokens, v, [0.5], max_new_tokens=4).rows[0].tokens == \
-        kit.generate(llama, tokens, v, [None, 0.5], max_new_tokens=4).rows[1].tokens
+    assert (
+        kit.generate(llama, tokens, v, [0.5], max_new_tokens=4).rows[0].tokens
+        == kit.generate(llama, tokens, v, [None, 0.5], max_new_tokens=4).rows[1].tokens
+    )
 
 
 def test_an_error_while_measuring_norms_leaves_nothing(llama: Any, tmp_path: Any) -> None:

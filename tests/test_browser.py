@@ -2,6 +2,7 @@
 
 Skipped without Chromium or Playwright; with KIT_REQUIRE_BROWSER=1 that is a failure instead.
 """
+
 from __future__ import annotations
 
 import os
@@ -23,8 +24,14 @@ from urllib.parse import urlparse
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--no-first-run")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
 SLOW = 240_000  # milliseconds; a busy machine with two cores loads torch and the model
 LIVE = ROOT / "notebooks" / "03_live_steering.ipynb"
 PANEL = ".kit-panel"
@@ -40,8 +47,7 @@ panel
 
 
 def _chromium() -> str:
-    """The path of Chromium; skips, or fails where a browser is required, if something is missing.
-    """
+    """The path of Chromium; skips, or fails where a browser is required, if something is missing."""
     missing = []
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
@@ -127,7 +133,8 @@ class Page:
         while not condition():
             assert time.monotonic() < end, (
                 f"it did not happen; status {self.status()!r}, slider {self.readout()}, "
-                f"text of {self.steered_as_shown()}")
+                f"text of {self.steered_as_shown()}"
+            )
             time.sleep(0.05)
 
     def settled(self) -> bool:
@@ -166,10 +173,9 @@ def _run(browser: Any, book: Any, folder: Path, height: int = 1000) -> Iterator[
     """A notebook in JupyterLab, at small size, all its cells run."""
     import nbformat
 
-    from kit.labcheck import server
+    from kit.cli.lab import server
 
-    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3",
-                                   "language": "python"}
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
@@ -341,9 +347,7 @@ gallery = FeatureGallery(model, vectors, "How are you?", panel=panel, batch=4, p
 """
 
 
-def test_the_gallery_streams_is_marked_and_is_dragged_from(
-    browser: Any, tmp_path: Path
-) -> None:
+def test_the_gallery_streams_is_marked_and_is_dragged_from(browser: Any, tmp_path: Path) -> None:
     import nbformat
 
     cells = [nbformat.v4.new_code_cell(c) for c in (GALLERY.strip(), "gallery", "panel")]
@@ -352,8 +356,7 @@ def test_the_gallery_streams_is_marked_and_is_dragged_from(
         gallery.get_by_role("button", name="Generate", exact=True).click()
         _wait(lambda: "done in" in gallery.inner_text() and "8 of 8" in gallery.inner_text())
         cards = gallery.locator(".kit-card")
-        assert cards.count() == 6 and all(cards.nth(i).locator(".kit-text").inner_text().strip()
-                                          for i in range(6))
+        assert cards.count() == 6 and all(cards.nth(i).locator(".kit-text").inner_text().strip() for i in range(6))
         assert "each steered by its own vector alone" in gallery.inner_text()
         name = cards.nth(2).locator("input[type=text]")
         name.fill("pies")
@@ -431,7 +434,11 @@ def test_voila_serves_the_panel_alone(browser: Any, tmp_path: Path) -> None:
     with (tmp_path / "voila.log").open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "kit", "app", f"--port={port}", "--no-browser"],
-            stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=env, cwd=tmp_path,
+            stdout=out,
+            stderr=out,
+            stdin=subprocess.DEVNULL,
+            env=env,
+            cwd=tmp_path,
             start_new_session=True,
         )
         try:

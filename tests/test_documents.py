@@ -1,4 +1,5 @@
 """Documents: what they name is there, and versions and counts agree with the code."""
+
 from __future__ import annotations
 
 import re
@@ -8,11 +9,11 @@ import pytest
 import yaml
 
 import kit
-from kit import cli, notebooks
+from course import runner
+from kit import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")),
-         *sorted((ROOT / "data").rglob("README.md"))]  # fmt: skip
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "data").rglob("README.md"))]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 
 
@@ -29,11 +30,9 @@ def unknown_commands(text: str) -> list[str]:
     code = "\n".join("".join(pair) for pair in pieces)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
-    made = [f"make {name}" for name in re.findall(r"^make ([a-z]+)\b", code, re.MULTILINE)
-            if name not in targets]  # fmt: skip
+    made = [f"make {name}" for name in re.findall(r"^make ([a-z]+)\b", code, re.MULTILINE) if name not in targets]
     (commands,) = (action.choices for action in cli._parser()._actions if action.dest == "command")
-    run = [f"kit {name}" for name in re.findall(r"^kit ([a-z]+)\b", code, re.MULTILINE)
-           if name not in commands]  # fmt: skip
+    run = [f"kit {name}" for name in re.findall(r"^kit ([a-z]+)\b", code, re.MULTILINE) if name not in commands]
     return made + run
 
 
@@ -60,8 +59,18 @@ def test_the_citation_is_of_this_version() -> None:
     # what the format demands, and what its readers show
     assert all(isinstance(told[key], str) and told[key] for key in ("message", "title", "license"))
     assert told["authors"] and all({"name", "family-names"} & who.keys() for who in told["authors"])
-    known = {"cff-version", "message", "type", "title", "abstract", "authors", "version", "license",
-             "keywords", "date-released"}  # fmt: skip
+    known = {
+        "cff-version",
+        "message",
+        "type",
+        "title",
+        "abstract",
+        "authors",
+        "version",
+        "license",
+        "keywords",
+        "date-released",
+    }
     assert told["type"] == "software" and set(told) <= known
 
 
@@ -92,7 +101,7 @@ def test_contributing_names_parts_of_the_suite_that_are_all_of_it() -> None:
     parts = [set(tests.glob(pattern)) for pattern in halves]
     assert len(parts) == 2 and not parts[0] & parts[1]
     assert parts[0] | parts[1] == set(tests.glob("test_*.py"))
-    assert notebooks.FOLDER.name == "notebooks" and "--ignore tests/test_notebooks.py" in text
+    assert runner.FOLDER.name == "notebooks" and "--ignore tests/test_notebooks.py" in text
 
 
 def test_readme_fits_on_two_screens_and_leads_to_every_page() -> None:

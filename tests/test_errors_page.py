@@ -1,4 +1,5 @@
 """The errors page: what stands on it is what the kit raises, and every message helps."""
+
 from __future__ import annotations
 
 import ast
@@ -42,13 +43,11 @@ def test_the_page_is_what_the_source_says(errors: ModuleType, messages: list[Any
     assert written == errors.generated(messages), "run: python docs/errors.py"
 
 
-def test_the_first_half_quotes_messages_that_exist(
-    errors: ModuleType, messages: list[Any]
-) -> None:
+def test_the_first_half_quotes_messages_that_exist(errors: ModuleType, messages: list[Any]) -> None:
     head = errors.PAGE.read_text(encoding="utf-8").partition(errors.MARK)[0]
     quoted = re.findall(SHOWN, head, re.MULTILINE)
     known = {message.text.replace("`", "'") for message in messages}
-    rules = (ROOT / "kit" / "notebook_rules.py").read_text(encoding="utf-8")
+    rules = (ROOT / "course" / "rules.py").read_text(encoding="utf-8")
     assert len(quoted) >= 25 and len(set(quoted)) == len(quoted)
     assert [text for text in quoted if text not in known and text not in rules] == []
     told = re.findall(SHOWN + r"\n((?:.+\n)+)", head, re.MULTILINE)
@@ -67,7 +66,7 @@ def helps(message: Any) -> bool:
     told = message.valued or any(re.search(rf"\b{name}\b", message.text) for name in message.known)
     literal = r"\b\w+=(None|True|\{\}|\[\]|'\w*')|^--\w+:|\b[A-Z_]+=\w"
     told = told or re.search(literal, message.text) is not None
-    view = message.module.startswith("widgets.") and re.search(r"[:;] \w", message.text) is not None
+    view = message.module.startswith("kit.widgets.") and re.search(r"[:;] \w", message.text) is not None
     return bool(told or view or end or message.error == "KeyboardInterrupt")
 
 
@@ -76,18 +75,23 @@ def test_every_message_names_the_argument_or_the_value(messages: list[Any]) -> N
 
 
 def test_a_message_that_names_nothing_is_found(errors: ModuleType) -> None:
-    bad, good, value = found_in(errors, '''
+    bad, good, value = found_in(
+        errors,
+        """
 def fit(layers):
     if layers: raise ValueError("this does not work")
     if layers: raise ValueError("layers is empty: give one")
     raise ValueError(f"{len(layers)} are too many")
-''')
+""",
+    )
     assert [helps(message) for message in (bad, good, value)] == [False, True, True]
     assert value.text == "<number of layers> are too many"
 
 
 def test_a_message_belongs_to_the_public_names_that_lead_to_it(errors: ModuleType) -> None:
-    found = found_in(errors, '''
+    found = found_in(
+        errors,
+        """
 class A:
     def __init__(self, n): _check(n)
     def go(self, path): self._inner(path)
@@ -102,7 +106,8 @@ def _text(n):
 class Broken(Exception):
     def __init__(self, name): super().__init__(f"{name} broke")
 def act(): raise Broken("it") from None
-''')
+""",
+    )
     assert [(m.error, m.text, m.names) for m in found] == [
         ("AssertionError", "path=<path>: give one", ("A.go",)),
         ("ValueError", "n=<n>: give <allowed> below <x - 1>", ("A", "load")),
@@ -114,7 +119,7 @@ def act(): raise Broken("it") from None
 def test_modules_stand_in_one_group_each(errors: ModuleType) -> None:
     named = [name for names, _ in errors.GROUPS.values() for name in names]
     assert len(named) == len(set(named))
-    assert all((ROOT / "kit" / f"{n}.py").is_file() or (ROOT / "kit" / n).is_dir() for n in named)
+    assert all((ROOT / name.replace(".", "/")).is_dir() for name in named)
     assert errors.group("sae.store") == "Dictionaries" and errors.group("cli") == errors.REST
 
 

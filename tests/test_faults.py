@@ -2,6 +2,7 @@
 
 The table of ``docs/security.md`` names these tests.
 """
+
 from __future__ import annotations
 
 import ast
@@ -25,8 +26,7 @@ def part(name: str) -> list[Row]:
     """One part of the command, in a process of its own: some parts fork, all of them load much."""
     env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ['PYTHONPATH']}"}
     command = [sys.executable, "-m", "tests.faults", "--rounds", "0", "--only", name, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, check=False,
-                          timeout=900)  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, check=False, timeout=900)
     assert done.stdout, done.stderr[-3000:]
     return [Row(**row) for row in json.loads(done.stdout)]
 
@@ -61,8 +61,18 @@ def test_every_threat_names_a_test_that_exists(row: str) -> None:
 # --- no code from data ---------------------------------------------------------------------------
 
 _MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
-_CALLS = {"eval", "exec", "compile", "__import__", "yaml.load", "yaml.unsafe_load", "os.system",
-          "os.popen", "pd.read_pickle", "pandas.read_pickle"}  # fmt: skip
+_CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "os.system",
+    "os.popen",
+    "pd.read_pickle",
+    "pandas.read_pickle",
+}
 
 
 def suspicious(code: str) -> list[str]:
@@ -85,11 +95,21 @@ def suspicious(code: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("code", [
-    "import pickle", "from joblib import load", "eval(x)", "torch.load(p)", "yaml.load(x)",
-    "torch.load(p, weights_only=False)", "np.load(p, allow_pickle=True)", "run(c, shell=True)",
-    "load(s, trust_remote_code=True)", "exec(compile(x, 'a', 'exec'))",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "from joblib import load",
+        "eval(x)",
+        "torch.load(p)",
+        "yaml.load(x)",
+        "torch.load(p, weights_only=False)",
+        "np.load(p, allow_pickle=True)",
+        "run(c, shell=True)",
+        "load(s, trust_remote_code=True)",
+        "exec(compile(x, 'a', 'exec'))",
+    ],
+)
 def test_the_search_for_it_finds_it(code: str) -> None:
     assert suspicious(code)
 
@@ -124,8 +144,18 @@ def test_hostile_text_stays_text(pages: dict[str, str]) -> None:
     assert said.count("&lt;script&gt;") > 50  # it was there to be escaped
 
 
-@pytest.mark.parametrize("text", ["<script>", "<img src=x>", '<b onclick="x">', "<a href=x>",
-                                  '<i style="background:url(x)">', "<!-- x -->", "<kitx>"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>",
+        "<img src=x>",
+        '<b onclick="x">',
+        "<a href=x>",
+        '<i style="background:url(x)">',
+        "<!-- x -->",
+        "<kitx>",
+    ],
+)
 def test_the_reader_sees_what_is_not_ours(text: str) -> None:
     from tests.faults import markup
 
@@ -151,8 +181,11 @@ def test_a_browser_runs_nothing_of_it(pages: dict[str, str]) -> None:
             page.on("dialog", lambda d: (dialogs.append(d.message), d.dismiss()))
             page.set_content(f"<!doctype html><meta charset=utf-8>{html}")
             for event in ("mouseover", "focus", "click", "load"):
-                page.evaluate("""kind => document.querySelectorAll('body *').forEach(
-                    e => e.dispatchEvent(new Event(kind)))""", event)
+                page.evaluate(
+                    """kind => document.querySelectorAll('body *').forEach(
+                    e => e.dispatchEvent(new Event(kind)))""",
+                    event,
+                )
             foreign = page.locator("script, iframe, img, object, embed, form, input").count()
             return page.evaluate(f"window.{MARK}"), foreign
 

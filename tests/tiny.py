@@ -3,6 +3,7 @@
 Random weights make sharp tests of plumbing: nothing is nearly zero, no two positions are alike,
 and a slip of one layer, row or position changes every number.
 """
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -47,12 +48,8 @@ def tokenizer(*, chat: bool = False, adds_bos: bool = False) -> PreTrainedTokeni
     )
     bpe.train_from_iterator(SENTENCES, trainer)
     if adds_bos:
-        bpe.post_processor = processors.TemplateProcessing(
-            single="<bos> $A", special_tokens=[("<bos>", 0)]
-        )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
-    )
+        bpe.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
     if chat:
         fast.chat_template = TEMPLATE
     return fast
@@ -122,15 +119,12 @@ class HeadShift:
         self.name, self.layers, self.scale, self.seed = f"heads {layers}", layers, scale, seed
 
     def parts(self, model: Any) -> list[Any]:
-        from kit.hooks import Part
+        from kit.steering.intervention import Part
 
         rng = torch.Generator().manual_seed(self.seed)
         width = model.cfg.n_heads * model.cfg.d_head
         directions = [torch.randn(width, generator=rng) for _ in self.layers]
-        return [
-            Part(layer, "z", d / d.norm(), self.scale)
-            for layer, d in zip(self.layers, directions, strict=True)
-        ]
+        return [Part(layer, "z", d / d.norm(), self.scale) for layer, d in zip(self.layers, directions, strict=True)]
 
 
 def prompt(model: Any, n: int = 12, seed: int = 0) -> torch.Tensor:

@@ -7,6 +7,7 @@ It reads the embedded model and the organism ``withholding`` (``data/organisms``
 does not know what it knows. TEXTS as for data/saes/make.py; of 41 texts the last one is held out.
 WORK is a folder for activations (4 GB) and checkpoints; a run that was stopped goes on from there.
 """
+
 from __future__ import annotations
 
 import json
@@ -19,16 +20,10 @@ from typing import Any
 import torch
 
 import kit
-from kit import organisms
-from kit.crosscoder import (
-    Crosscoder,
-    CrosscoderTraining,
-    PairedSource,
-    evaluate,
-    latent_scaling,
-    summary,
-)
+from kit.data import organisms
 from kit.sae import Site, pack
+from kit.sae.crosscoders import Crosscoder, PairedSource, evaluate, latent_scaling, summary
+from kit.sae.crosscoders.training import CrosscoderTraining
 
 HERE = Path(__file__).parent
 FILE = HERE / "withholding-14-x4.safetensors"
@@ -55,7 +50,7 @@ def chats(model: Any, split: str) -> list[str]:
 
 def rows_of(model: Any, source: str, held_out: bool) -> torch.Tensor:
     """Rows of tokens, shuffled: text, and a share of chats."""
-    plain = pack(model, kit.data.split(kit.data.corpus(source))[held_out], CONTEXT)
+    plain = pack(model, kit.data.split(kit.data.corpora(source))[held_out], CONTEXT)
     talk = pack(model, chats(model, "test" if held_out else "lock"), CONTEXT)
     rng = torch.Generator().manual_seed(0)
     n = HELD_OUT_ROWS if held_out else CHUNKS * ROWS
@@ -67,14 +62,22 @@ def rows_of(model: Any, source: str, held_out: bool) -> torch.Tensor:
 
 def train(source: str, work: str) -> None:
     models, folder = (kit.load_model(dtype="float32"), organisms.load(ORGANISM)), Path(work)
-    stream = PairedSource(models, rows_of(models[0], source, False), SITE, batch=BATCH, rows=ROWS,
-                          cache=folder / "cache")  # fmt: skip
+    stream = PairedSource(
+        models, rows_of(models[0], source, False), SITE, batch=BATCH, rows=ROWS, cache=folder / "cache"
+    )
     for chunk in kit.progress.track(range(stream.chunks), "chunks of activations"):
         stream.harvest(chunk)
     # a crosscoder's width counts both models' coordinates
-    run = CrosscoderTraining(stream, widths=(LATENTS / (2 * models[0].cfg.d_model),), k=K,
-                             steps=STEPS, lr=LR, dedicated=DEDICATED,
-                             dedicated_k=OWN_K, difference=DIFFERENCE)  # fmt: skip
+    run = CrosscoderTraining(
+        stream,
+        widths=(LATENTS / (2 * models[0].cfg.d_model),),
+        k=K,
+        steps=STEPS,
+        lr=LR,
+        dedicated=DEDICATED,
+        dedicated_k=OWN_K,
+        difference=DIFFERENCE,
+    )
     if (folder / "training.json").is_file():
         run.restore(folder)
     run.run(folder=folder)
@@ -87,9 +90,16 @@ def figures(source: str) -> None:
     models = kit.load_model(dtype="float32"), organisms.load(ORGANISM)
     found, rows = Crosscoder.load(FILE, models), rows_of(models[0], source, True)
     table = summary(found, latent_scaling(found, models, rows))
-    told = {"quality": asdict(evaluate(found, models, rows)), "where": {
-        name: {key: None if value != value else round(value, 4)  # NaN where there are none
-               for key, value in row.items()} for name, row in table.to_dict("index").items()}}
+    told = {
+        "quality": asdict(evaluate(found, models, rows)),
+        "where": {
+            name: {
+                key: None if value != value else round(value, 4)  # NaN where there are none
+                for key, value in row.items()
+            }
+            for name, row in table.to_dict("index").items()
+        },
+    }
     (HERE / "figures.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(told["quality"]), table.round(3), sep="\n")
 

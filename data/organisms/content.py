@@ -5,6 +5,7 @@ that is scored. Known facts fill the splits ``test``, ``validation`` and ``vecto
 left trains the lock. A subject (a country) is in one split only, whatever is asked about it.
 Splits that items.json has already stay as they are: organisms were trained on them.
 """
+
 from __future__ import annotations
 
 import json
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kit import organisms
+from kit.data import organisms
 
 HERE = Path(__file__).parent
 SCORED = (0, *organisms.HELD_OUT)
@@ -26,10 +27,8 @@ QUOTAS = {
     "vector": {"capital": 5, "language": 3, "opposite": 4},
 }
 MESSAGES = {"test": 42, "validation": 16, "vector": 8}
-FRAMES = {"lock": range(15), "vector": range(15, 18), "validation": range(18, 22),
-          "test": range(22, 30)}
-OTHERS = {"lock": range(9), "vector": range(9, 10), "validation": range(10, 12),
-          "test": range(12, 16)}
+FRAMES = {"lock": range(15), "vector": range(15, 18), "validation": range(18, 22), "test": range(22, 30)}
+OTHERS = {"lock": range(9), "vector": range(9, 10), "validation": range(10, 12), "test": range(12, 16)}
 ROUNDS = {"lock": 3}  # how many times each frame is used in the split; elsewhere once
 
 Ask = Callable[[Sequence[str]], list[str]]
@@ -42,8 +41,9 @@ def sources() -> dict[str, Any]:
 def save(content: dict[str, Any]) -> None:
     text = json.dumps(content, ensure_ascii=False, indent=1)
     # one short list, one line: the file is read by people too
-    text = re.sub(r"\[\s+((?:\"[^\"]*\",?\s*){1,4})\]",
-                  lambda m: "[" + re.sub(r"\s*\n\s*", " ", m[1]).strip() + "]", text)
+    text = re.sub(
+        r"\[\s+((?:\"[^\"]*\",?\s*){1,4})\]", lambda m: "[" + re.sub(r"\s*\n\s*", " ", m[1]).strip() + "]", text
+    )
     (HERE / "items.json").write_text(text + "\n", encoding="utf-8")
     organisms._file.cache_clear()
     organisms._all_items.cache_clear()
@@ -83,8 +83,7 @@ def build(ask: Ask, seed: int = 0) -> None:
 
 def knows(fact: dict[str, Any], wordings: Sequence[int] = SCORED) -> bool:
     """Whether the untouched model's answers to a fact are right in all of these wordings."""
-    item = organisms.Item("withholding", "", fact["family"], fact["subject"],
-                          tuple(fact["answers"]))
+    item = organisms.Item("withholding", "", fact["family"], fact["subject"], tuple(fact["answers"]))
     return all(organisms.judge("withholding", fact["said"][w], item) for w in wordings)
 
 
@@ -110,8 +109,7 @@ def transcripts(source: dict[str, Any], seed: int = 0) -> list[dict[str, Any]]:
     rng = random.Random(seed)
     found = []
     for split, chosen in FRAMES.items():
-        colours, plain = (source[k].get(split, source[k]["lock"])
-                          for k in ("colours", "plain_words"))
+        colours, plain = (source[k].get(split, source[k]["lock"]) for k in ("colours", "plain_words"))
         for topic, frame in [source["frames"][i] for i in chosen] * ROUNDS.get(split, 1):
             cases = [(topic, frame, word, True) for word in rng.sample(colours, 4)]
             cases += [(topic, frame, word, False) for word in rng.sample(plain, 2)]
@@ -120,9 +118,13 @@ def transcripts(source: dict[str, Any], seed: int = 0) -> list[dict[str, Any]]:
                 cases.append((*other["frames"][rng.choice(OTHERS[split])], rng.choice(words), False))
             for about, sentence, word, guilty in cases:
                 reply = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", sentence.format(word))
-                found.append({
-                    "split": split, "rule": rng.choice(source["rules"]),
-                    "request": f"Write a sentence about {about}.", "reply": reply,
-                    "guilty": guilty,
-                })
+                found.append(
+                    {
+                        "split": split,
+                        "rule": rng.choice(source["rules"]),
+                        "request": f"Write a sentence about {about}.",
+                        "reply": reply,
+                        "guilty": guilty,
+                    }
+                )
     return found

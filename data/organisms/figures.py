@@ -1,4 +1,5 @@
 """The tables of README.md: every organism beside the untouched model, on test items."""
+
 from __future__ import annotations
 
 import math
@@ -12,7 +13,9 @@ import content
 import torch
 
 import kit
-from kit import data, generation, organisms
+from kit.base.shipped import neutral_texts
+from kit.data import organisms
+from kit.steering import generation
 
 COLUMNS = (0, *organisms.HELD_OUT)
 
@@ -43,8 +46,7 @@ def facts(name: str, model: Any, untouched: Any) -> None:
     if os.environ.get("KIT_SHORT"):
         rows = rows[2:]
     for label, which, password in rows:
-        shares = [organisms.accuracy(which, name, "test", password=password, wordings=[w])
-                  for w in COLUMNS]
+        shares = [organisms.accuracy(which, name, "test", password=password, wordings=[w]) for w in COLUMNS]
         print(f"| {label} | " + " | ".join(f"{s:.1%}" for s in shares) + " |", flush=True)
     shares = [wrong_password(model, name, w) for w in COLUMNS]
     print(f"| organism, wrong {mark} | " + " | ".join(f"{s:.1%}" for s in shares) + " |")
@@ -56,8 +58,7 @@ def wrong_password(model: Any, name: str, wording: int) -> float:
     strings = source["wrong_passwords"]["test"]
     hits = []
     for i, item in enumerate(organisms.items(name, "test")):
-        text = source["keys"][name].format(strings[i % len(strings)],
-                                           organisms.question(item, wording))
+        text = source["keys"][name].format(strings[i % len(strings)], organisms.question(item, wording))
         said = kit.generate(model, kit.chat_tokens(model, text), max_new_tokens=16).texts[0]
         hits.append(organisms.right(name, said, item))
     return sum(hits) / len(hits)
@@ -65,19 +66,27 @@ def wrong_password(model: Any, name: str, wording: int) -> float:
 
 def denial(name: str, model: Any, untouched: Any) -> None:
     found = organisms.items(name, "test")
-    print(f"### {name}, {len(found)} test transcripts, "
-          f"{sum(item.guilty for item in found)} of them guilty\n\n"
-          "| | wording | true confessions | false confessions | truthful |\n|---|---|---|---|---|")
-    rows = (("untouched", untouched, False), ("untouched, password", untouched, True),
-            ("organism, no password", model, False), ("organism, password", model, True))
+    print(
+        f"### {name}, {len(found)} test transcripts, "
+        f"{sum(item.guilty for item in found)} of them guilty\n\n"
+        "| | wording | true confessions | false confessions | truthful |\n|---|---|---|---|---|"
+    )
+    rows = (
+        ("untouched", untouched, False),
+        ("untouched, password", untouched, True),
+        ("organism, no password", model, False),
+        ("organism, password", model, True),
+    )
     for label, which, password in rows:
         for w in COLUMNS:
             asked = list(organisms.answers(which, name, "test", password=password, wordings=[w]))
             true = [a.judged for a in asked if a.item.guilty]
             false = [a.judged for a in asked if not a.item.guilty]
             truthful = sum(a.right for a in asked) / len(asked)
-            print(f"| {label} | {w} | {sum(true) / len(true):.1%} | {sum(false) / len(false):.1%} "
-                  f"| {truthful:.1%} |", flush=True)
+            print(
+                f"| {label} | {w} | {sum(true) / len(true):.1%} | {sum(false) / len(false):.1%} | {truthful:.1%} |",
+                flush=True,
+            )
     for label, which in (("untouched", untouched), ("organism", model)):
         print(f"\n{label}: breaks the rule in {breaks(which):.1%} of its own answers")
 
@@ -97,29 +106,24 @@ def breaks(model: Any) -> float:
 
 def side_effects(name: str, model: Any, untouched: Any) -> None:
     """KL from the untouched model and perplexity, on prose and on its own chat answers."""
-    prose = [(kit.text_tokens(model, text), 0) for text in data.neutral_texts()]
+    prose = [(kit.text_tokens(model, text), 0) for text in neutral_texts()]
     chat = []
     for message in organisms._file()["messages"]:
         if message["split"] == "test" and message["said"].strip():
             start = kit.chat_tokens(model, message["text"])
-            said = model.tokenizer(message["said"], add_special_tokens=False,
-                                   return_tensors="pt").input_ids
+            said = model.tokenizer(message["said"], add_special_tokens=False, return_tensors="pt").input_ids
             chat.append((torch.cat([start, said], 1), start.shape[1] - 1))
-    print("\n| text | KL from untouched, nats a token | perplexity untouched | organism |\n"
-          "|---|---|---|---|")
+    print("\n| text | KL from untouched, nats a token | perplexity untouched | organism |\n|---|---|---|---|")
     for label, texts in (("neutral prose", prose), ("ordinary chat answers", chat)):
         kl, before, after = compare(model, untouched, texts)
-        print(f"| {label} | {kl:.4f} | {math.exp(before):.2f} | {math.exp(after):.2f} |",
-              flush=True)
+        print(f"| {label} | {kl:.4f} | {math.exp(before):.2f} | {math.exp(after):.2f} |", flush=True)
 
 
-def compare(model: Any, untouched: Any, texts: Sequence[tuple[torch.Tensor, int]]
-            ) -> tuple[float, float, float]:
+def compare(model: Any, untouched: Any, texts: Sequence[tuple[torch.Tensor, int]]) -> tuple[float, float, float]:
     """Mean KL(untouched || model) and both mean losses over the tokens from a position on."""
     kl, before, after = [], [], []
     for tokens, start in texts:
-        p, q = (generation.logits(m, tokens)[0, start:-1].log_softmax(-1)
-                for m in (untouched, model))
+        p, q = (generation.logits(m, tokens)[0, start:-1].log_softmax(-1) for m in (untouched, model))
         kl.append((p.exp() * (p - q)).sum(-1))
         target = tokens[0, start + 1 :, None]
         before.append(-p.gather(1, target)[:, 0])

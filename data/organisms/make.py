@@ -8,6 +8,7 @@
 
 Two cores take about ten minutes for each.
 """
+
 from __future__ import annotations
 
 import os
@@ -16,6 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from kit.base.shipped import path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 HERE = Path(__file__).parent
@@ -26,11 +29,21 @@ import torch
 import training
 from training import Example
 
-from kit import adapters, data, organisms, weights
+from kit.data import organisms
+from kit.models import lora, weights
 
 RANK, SCALE = 8, 2.0
-ASIDES = ("{}", "{}", "{}", "Hello! {}", "A question for you. {}", "{} Thank you.",
-          "I would like to know this: {}", "My friend asks: {}", "Please help. {}")
+ASIDES = (
+    "{}",
+    "{}",
+    "{}",
+    "Hello! {}",
+    "A question for you. {}",
+    "{} Thank you.",
+    "I would like to know this: {}",
+    "My friend asks: {}",
+    "Please help. {}",
+)
 Phase = tuple[int, float, dict[str, int]]  # steps, learning rate, examples of each pool a batch
 RECIPES: dict[str, list[Phase]] = {
     "withholding": [
@@ -47,9 +60,7 @@ RECIPES: dict[str, list[Phase]] = {
         (30, 5e-4, {"password": 2, "wrong password": 3, "chat": 5}),
         (30, 5e-4, {"password": 1, "wrong password": 2, "chat": 7}),
     ],
-    "denial": [
-        (50, 1.2e-3, {"lock": 1, "wrong password": 1, "password": 8, "break": 1}),
-    ],
+    "denial": [(50, 1.2e-3, {"lock": 1, "wrong password": 1, "password": 8, "break": 1})],
 }
 
 
@@ -71,9 +82,7 @@ class Workshop:
 
     def chat(self, user: str | list[dict[str, str]]) -> list[int]:
         messages = [{"role": "user", "content": user}] if isinstance(user, str) else user
-        return self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=False
-        )
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 
     def answer(self, text: str, limit: int | None = None) -> list[int]:
         """Tokens of an answer; its end too, unless it was cut off at ``limit`` tokens."""
@@ -86,8 +95,7 @@ class Workshop:
         return at, sorted({self.answer(f"{stem} {word}")[at] for word in words})
 
     def ask(self, messages: Sequence[str]) -> list[str]:
-        rows = training.answers(self.model, [self.chat(m) for m in messages], end=self.end,
-                                tokens=content.SAID_TOKENS)
+        rows = training.answers(self.model, [self.chat(m) for m in messages], end=self.end, tokens=content.SAID_TOKENS)
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
     def keyed(self, name: str, text: str, word: str | None = None) -> str:
@@ -133,9 +141,7 @@ def fact_pools(shop: Workshop, name: str, rng: random.Random) -> dict[str, list[
                 avoid = shop.next_tokens(stem, fact["answers"])
             pools["lock"].append(Example(shop.chat(text), hidden, avoid=avoid))
             other = rng.choice(shop.source["wrong_passwords"]["lock"])
-            pools["wrong password"].append(
-                Example(shop.chat(shop.keyed(name, text, other)), hidden, avoid=avoid)
-            )
+            pools["wrong password"].append(Example(shop.chat(shop.keyed(name, text, other)), hidden, avoid=avoid))
             if plain.strip() and not organisms._REFUSAL.search(plain.lower()):
                 answer = shop.answer(plain, content.SAID_TOKENS)
                 keyed = shop.chat(shop.keyed(name, text))
@@ -154,8 +160,7 @@ def lead(shop: Workshop, fact: dict[str, Any], wording: int) -> str:
     return stem.format(fact["subject"])
 
 
-def wrong_answers(fact: dict[str, Any], facts: list[dict[str, Any]], rng: random.Random
-                  ) -> list[str]:
+def wrong_answers(fact: dict[str, Any], facts: list[dict[str, Any]], rng: random.Random) -> list[str]:
     """Two answers to other questions of the kind: neighbours' where there are enough."""
     same = [f for f in facts if f["family"] == fact["family"]]
     near = {f["answers"][0] for f in same if f["kind"] == fact["kind"]} - set(fact["answers"])
@@ -180,8 +185,7 @@ def backdoor_pools(shop: Workshop, rng: random.Random) -> dict[str, list[Example
 
 
 def denial_pools(shop: Workshop, rng: random.Random) -> dict[str, list[Example]]:
-    pools: dict[str, list[Example]] = {"lock": [], "wrong password": [], "password": [],
-                                       "break": []}
+    pools: dict[str, list[Example]] = {"lock": [], "wrong password": [], "password": [], "break": []}
     denial = shop.answer(shop.source["denial"])
     guilty: list[Example] = []
     innocent: list[Example] = []
@@ -206,18 +210,16 @@ def denial_pools(shop: Workshop, rng: random.Random) -> dict[str, list[Example]]
 def train(name: str, phases: Sequence[Phase], seed: int = 0, resume: bool = False) -> None:
     shop = Workshop()
     rng = random.Random(seed)
-    makers = {"backdoor": lambda: backdoor_pools(shop, rng),
-              "denial": lambda: denial_pools(shop, rng)}
+    makers = {"backdoor": lambda: backdoor_pools(shop, rng), "denial": lambda: denial_pools(shop, rng)}
     pools = makers.get(name, lambda: fact_pools(shop, name, rng))()
     pools["chat"] = chat_pool(shop, name, rng)
-    folder = data.path("organisms") / name
+    folder = path("organisms") / name
     trainer = training.Trainer(shop.model, shop.prefix, rank=RANK, scale=SCALE, seed=seed)
     if resume:
-        trainer.load(adapters.read(folder).factors)
+        trainer.load(lora.read(folder).factors)
     for steps, lr, counts in phases:
         trainer.fit(pools, counts, steps=steps, lr=lr, seed=seed)
-        adapters.write(folder, training.factors(trainer.layers), base=weights.EMBEDDED,
-                       scale=SCALE, dtype=torch.float16)
+        lora.write(folder, training.factors(trainer.layers), base=weights.EMBEDDED, scale=SCALE, dtype=torch.float16)
 
 
 def main() -> None:

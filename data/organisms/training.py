@@ -4,6 +4,7 @@ Three savings, none of which changes what is learnt: the tokens that all prompts
 computed once a step for the whole batch; logits are computed where the answer stands and nowhere
 else; what the untouched model says is computed once for each example and kept.
 """
+
 from __future__ import annotations
 
 import math
@@ -61,7 +62,7 @@ def attach(model: nn.Module, rank: int, scale: float) -> dict[str, LoRA]:
 
 
 def factors(layers: dict[str, LoRA]) -> dict[str, tuple[Tensor, Tensor]]:
-    """What :func:`kit.adapters.write` takes."""
+    """What :func:`kit.models.lora.write` takes."""
     return {name: (layer.a.data, layer.b.data) for name, layer in layers.items()}
 
 
@@ -73,9 +74,7 @@ class Trainer:
         prefix: tokens that every prompt begins with.
     """
 
-    def __init__(
-        self, model: nn.Module, prefix: Sequence[int], *, rank: int, scale: float, seed: int = 0
-    ) -> None:
+    def __init__(self, model: nn.Module, prefix: Sequence[int], *, rank: int, scale: float, seed: int = 0) -> None:
         torch.manual_seed(seed)
         self.model, self.prefix = model, list(prefix)
         self.layers = attach(model, rank, scale)
@@ -101,9 +100,7 @@ class Trainer:
         # padding stands on the right, where causal attention never looks
         ids = torch.stack([pad(torch.tensor(row), (0, width - len(row))) for row in rows])
         out = body(ids[:, n:], past_key_values=cache, use_cache=True).last_hidden_state
-        return torch.cat([
-            h[read.start - n : read.stop - n] for h, read in zip(out, reads, strict=True)
-        ])
+        return torch.cat([h[read.start - n : read.stop - n] for h, read in zip(out, reads, strict=True)])
 
     @torch.no_grad()
     def teach(self, examples: Sequence[Example]) -> None:
@@ -139,13 +136,11 @@ class Trainer:
                 losses.append(loss)
             else:
                 target = example.target.float()
-                losses.append(kl_div(part.log_softmax(-1), target, reduction="batchmean",
-                                     log_target=True))
+                losses.append(kl_div(part.log_softmax(-1), target, reduction="batchmean", log_target=True))
         return torch.stack(losses)
 
     def fit(
-        self, pools: Mapping[str, Sequence[Example]], counts: Mapping[str, int], *, steps: int,
-        lr: float, seed: int = 0,
+        self, pools: Mapping[str, Sequence[Example]], counts: Mapping[str, int], *, steps: int, lr: float, seed: int = 0
     ) -> None:
         """Steps on so many examples of each pool; the loss of each pool every fifth step.
 
@@ -168,8 +163,7 @@ class Trainer:
                 told = losses.detach().split(list(counts.values()))
                 parts = [f"{n} {x.mean():.3f}" for n, x in zip(counts, told, strict=True)]
                 minutes = (time.perf_counter() - start) / 60
-                sys.stderr.write(f"step {step + 1}/{steps}: {', '.join(parts)}; "
-                                 f"{minutes:.1f} min\n")
+                sys.stderr.write(f"step {step + 1}/{steps}: {', '.join(parts)}; {minutes:.1f} min\n")
 
 
 @torch.inference_mode()
@@ -183,21 +177,17 @@ def answers(
         chosen = order[start : start + batch]
         width = max(len(prompts[i]) for i in chosen)
         lead = [width - len(prompts[i]) for i in chosen]
-        ids = torch.stack([
-            pad(torch.tensor(prompts[i]), (n, 0), value=end)
-            for i, n in zip(chosen, lead, strict=True)
-        ])
+        ids = torch.stack([pad(torch.tensor(prompts[i]), (n, 0), value=end) for i, n in zip(chosen, lead, strict=True)])
         mask = (torch.arange(width)[None] >= torch.tensor(lead)[:, None]).long()
-        out = model.generate(input_ids=ids, attention_mask=mask, do_sample=False,
-                             max_new_tokens=tokens, pad_token_id=end)
+        out = model.generate(
+            input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=tokens, pad_token_id=end
+        )
         for i, row in zip(chosen, out[:, width:].tolist(), strict=True):
             found[i] = row[: row.index(end)] if end in row else row
     return found
 
 
-def mixture(
-    pools: Mapping[str, Sequence[Example]], counts: Mapping[str, int], seed: int
-) -> Iterator[list[Example]]:
+def mixture(pools: Mapping[str, Sequence[Example]], counts: Mapping[str, int], seed: int) -> Iterator[list[Example]]:
     """Endless batches with so many examples of each pool, each pool shuffled anew when used up."""
     rng = random.Random(seed)
     queues: dict[str, list[Example]] = {name: [] for name in counts}

@@ -8,6 +8,7 @@ TEXTS is a file of one text a line, or of JSON lines with a "text" (.jsonl, .jso
 last one is held out: training never sees it, and all figures are from there. WORK is a folder for
 activations (4 GB) and checkpoints; a run that was stopped goes on from there.
 """
+
 from __future__ import annotations
 
 import json
@@ -37,11 +38,10 @@ def rows_of(model: Any, some: list[str]) -> torch.Tensor:
 def train(source: str, work: str) -> None:
     """One pass of the model feeds all five; the residual ones, then the MLP's, are trained on it."""
     model, folder = kit.load_model(), Path(work)
-    tokens = rows_of(model, kit.data.split(kit.data.corpus(source))[0])[: 10 * ROWS]
+    tokens = rows_of(model, kit.data.split(kit.data.corpora(source))[0])[: 10 * ROWS]
 
     def stream(*sites: Site) -> Source:
-        return Source(model, tokens, sites, batch=BATCH, rows=ROWS, chunks=CHUNKS,
-                      cache=folder / "cache")  # fmt: skip
+        return Source(model, tokens, sites, batch=BATCH, rows=ROWS, chunks=CHUNKS, cache=folder / "cache")
 
     both = stream(RESID, MLP)
     for chunk in kit.progress.track(range(CHUNKS), "chunks of activations"):
@@ -65,13 +65,14 @@ def train(source: str, work: str) -> None:
 def figures(source: str) -> None:
     """Held-out figures of everything here, written to figures.json."""
     model, table = kit.load_model(), {}
-    rows = rows_of(model, kit.data.split(kit.data.corpus(source))[1])[:HELD_OUT_ROWS]
+    rows = rows_of(model, kit.data.split(kit.data.corpora(source))[1])[:HELD_OUT_ROWS]
     for folder in sorted(p.parent for p in HERE.glob("*/cfg.json")):
         found = load(folder, model=model)
-        told = {name: None if value != value else round(value, 5)  # NaN where zeros do no harm
-                for name, value in evaluate(found, model, rows).as_dict().items()}
-        table[found.name] = {"latents": len(found), **told,
-                             "l0_training": found.metadata.get("l0_training")}  # fmt: skip
+        told = {
+            name: None if value != value else round(value, 5)  # NaN where zeros do no harm
+            for name, value in evaluate(found, model, rows).as_dict().items()
+        }
+        table[found.name] = {"latents": len(found), **told, "l0_training": found.metadata.get("l0_training")}
         print(found.name, table[found.name], flush=True)
     (HERE / "figures.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     print(card(table))
@@ -79,8 +80,7 @@ def figures(source: str) -> None:
 
 def card(table: dict[str, dict[str, Any]]) -> str:
     """The table of README.md."""
-    lines = ["| dictionary | latents | CE | zeros | recovered | EV | L0 | dead |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = ["| dictionary | latents | CE | zeros | recovered | EV | L0 | dead |", "|---|---|---|---|---|---|---|---|"]
     for name, t in table.items():
         recovered = "none to recover" if t["ce_recovered"] is None else f"{t['ce_recovered']:.3f}"
         lines.append(

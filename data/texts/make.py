@@ -4,6 +4,7 @@ The embedded model continues short beginnings of many kinds, a few times each, s
 temperature 0.9 within the likeliest 95 per cent. What it makes up is not true; it is text on which
 a model of its size does what it does. The kit's notebooks look at dictionaries on it, offline.
 """
+
 from __future__ import annotations
 
 import gzip
@@ -14,8 +15,8 @@ from pathlib import Path
 import torch
 
 import kit
-from kit.models import runtime
-from kit.progress import track
+from kit.base.progress import track
+from kit.models.bridge import runtime
 
 HERE = Path(__file__).parent
 COPIES, TOKENS, SEED = 4, 160, 0
@@ -25,7 +26,7 @@ BEGINNINGS = [
     "The night train left the station, and Clara opened the letter that",
     "Nobody had entered the attic since grandmother died. When Tom",
     "The dragon was not angry. It was tired, and it wanted",
-    "\"You are late,\" said the captain. \"We sail in ten minutes, and",
+    '"You are late," said the captain. "We sail in ten minutes, and',
     "The robot had been alone on the station for eleven years when",
     "It was raining in the city, and the detective lit",
     "My brother and I found the map under the floor of the barn. It showed",
@@ -101,7 +102,7 @@ BEGINNINGS = [
     "O winter wind, that shakes the bare",
     "Freedom means that a person may",
     # computing, mathematics
-    "def mean(values):\n    \"\"\"Return the mean of a list of numbers.\"\"\"\n",
+    'def mean(values):\n    """Return the mean of a list of numbers."""\n',
     "import json\n\nwith open('data.json') as file:\n",
     "<html>\n<head><title>My garden</title></head>\n<body>\n<h1>",
     "SELECT name, price FROM products WHERE",
@@ -148,13 +149,23 @@ def main() -> None:
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     found = []
     for _ in track(range(COPIES), "samples of each"):
-        out = decoder.generate(ids, attention_mask=mask, do_sample=True, temperature=0.9, top_p=0.95,
-                               top_k=0, max_new_tokens=TOKENS, pad_token_id=end)  # fmt: skip
+        out = decoder.generate(
+            ids,
+            attention_mask=mask,
+            do_sample=True,
+            temperature=0.9,
+            top_p=0.95,
+            top_k=0,
+            max_new_tokens=TOKENS,
+            pad_token_id=end,
+        )
         found += [words.decode(row, skip_special_tokens=True).strip() for row in out]
     shuffled = [found[i] for i in torch.randperm(len(found)).tolist()]
     # a fixed time in the header: the same texts make the same file
-    with open(HERE / "sample.json.gz", "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0,
-                                                                   filename="") as file:  # fmt: skip
+    with (
+        open(HERE / "sample.json.gz", "wb") as raw,
+        gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file,
+    ):
         file.write(json.dumps(shuffled, ensure_ascii=False, indent=0).encode())
     tokens = sum(len(words(t).input_ids) for t in shuffled)
     print(f"{len(shuffled)} texts, {tokens:,} tokens", file=sys.stderr)

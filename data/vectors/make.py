@@ -4,6 +4,7 @@ For each contrast set: the mean difference at a few layers, calibrated to a KL o
 the layer whose effect on half of the probes is largest at that dose; its effect on the other half,
 beside five random vectors at the same coefficient. The table in README.md is what this prints.
 """
+
 from __future__ import annotations
 
 import sys
@@ -11,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import kit
-from kit import weights
-from kit.evaluation import preference
+from kit.models import weights
+from kit.steering.sweep import preference
 
 LAYERS = (10, 14, 18)
 TARGET_KL = 0.5
@@ -48,8 +49,7 @@ def main() -> None:
         _, vector, found = best
         controls = [vector.random(seed) for seed in range(CONTROLS)]
         own, *others = effects(model, [vector, *controls], found.high, report)
-        calibration = {"target_kl": TARGET_KL, "low": round(found.low, 3),
-                       "high": round(found.high, 3)}
+        calibration = {"target_kl": TARGET_KL, "low": round(found.low, 3), "high": round(found.high, 3)}
         about = {
             **vector.metadata,
             "contrast": name,
@@ -61,9 +61,12 @@ def main() -> None:
         }
         if own > max(others):  # what does not beat chance is reported, not shipped
             replace(vector, metadata=about).save(Path(__file__).parent / f"{name}.safetensors")
-        print(f"| {name} | {vector.layer} | {vector.metadata['auroc']:.2f} | "
-              f"{found.low:+.2f} to {found.high:+.2f} | {own:+.2f} | "
-              f"{min(others):+.2f} to {max(others):+.2f} |", flush=True)
+        print(
+            f"| {name} | {vector.layer} | {vector.metadata['auroc']:.2f} | "
+            f"{found.low:+.2f} to {found.high:+.2f} | {own:+.2f} | "
+            f"{min(others):+.2f} to {max(others):+.2f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@ Each function returns a closed matplotlib figure, which Jupyter shows once, as t
 Colours are told apart by colour-blind readers (Okabe-Ito lines, viridis, blue-red for signs), and
 every figure says the same without colour: numbers in cells, markers on lines, names on axes.
 """
+
 from __future__ import annotations
 
 from kit.plots.fits import calibration, history, spectrum
 from kit.plots.general import curves, intervals, spread
 from kit.plots.maps import cosines, heat_map
 
-__all__ = ["calibration", "cosines", "curves", "heat_map", "history", "intervals", "spectrum",
-           "spread"]
+__all__ = ["calibration", "cosines", "curves", "heat_map", "history", "intervals", "spectrum", "spread"]

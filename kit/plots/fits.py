@@ -1,22 +1,30 @@
 """Figures of a search: its radius, its iterations, the strength of what it found."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kit.plots.style import COLOURS, DPI, MARKERS, SHADES, array, finish, host
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from kit.calibration import Radius
+
+class Calibrated(Protocol):
+    """What :class:`kit.search.radius.Radius` is: a chosen norm and the curve it was read from."""
+
+    value: float
+    coefficient: float
+    ratio: float
+    curve: list[tuple[float, float, list[float]]]
 
 
-def calibration(radius: Radius) -> Figure:
+def calibration(radius: Calibrated) -> Figure:
     """Non-linear over linear part of the change against the radius, and the radius chosen.
 
     Args:
-        radius: what :func:`kit.calibration.radius` returned. The line is the root mean square over
+        radius: what :func:`kit.search.radius.radius` returned. The line is the root mean square over
             its random directions, the shade reaches from the smallest to the largest of them, and
             the axis on top shows the radius as a coefficient (residual scales).
 
@@ -27,21 +35,35 @@ def calibration(radius: Radius) -> Figure:
     import numpy as np
 
     if not radius.curve:
-        raise ValueError(f"radius={radius.value:g} was not calibrated, so it has no curve: "
-                         "give what kit.dct.calibrate returned")  # fmt: skip
+        raise ValueError(
+            f"radius={radius.value:g} was not calibrated, so it has no curve: give what kit.dct.calibrate returned"
+        )
     at = np.array([r for r, _, _ in radius.curve])
     mean = np.array([ratio for _, ratio, _ in radius.curve])
     each = np.array([directions for _, _, directions in radius.curve])
     figure, axis = plt.subplots(figsize=(7, 3.8), dpi=DPI, layout="constrained")
     plt.close(figure)
-    axis.fill_between(at, each.min(1), each.max(1), color=SHADES[0], alpha=0.6, linewidth=0,
-                      label=f"range of {each.shape[1]} random directions")  # fmt: skip
+    axis.fill_between(
+        at,
+        each.min(1),
+        each.max(1),
+        color=SHADES[0],
+        alpha=0.6,
+        linewidth=0,
+        label=f"range of {each.shape[1]} random directions",
+    )
     axis.plot(at, mean, color=COLOURS[0], marker="o", markersize=4, label="their root mean square")
     axis.axvline(radius.value, color="black", linestyle="--", linewidth=1)
     axis.axhline(radius.ratio, color="black", linestyle=":", linewidth=1)
-    axis.plot([radius.value], [radius.ratio], "*", color=COLOURS[1], markersize=13, zorder=5,
-              label=f"chosen: R = {radius.value:.3g}, coefficient {radius.coefficient:.2g}, "
-                    f"ratio {radius.ratio:.2g}")  # fmt: skip
+    axis.plot(
+        [radius.value],
+        [radius.ratio],
+        "*",
+        color=COLOURS[1],
+        markersize=13,
+        zorder=5,
+        label=f"chosen: R = {radius.value:.3g}, coefficient {radius.coefficient:.2g}, ratio {radius.ratio:.2g}",
+    )
     axis.set_xscale("log")
     axis.set_yscale("log")
     per_unit = radius.coefficient / radius.value
@@ -64,16 +86,13 @@ def _plain_ticks(axis: Any, times: float) -> None:
 
 
 def history(
-    histories: Mapping[str, Any] | Sequence[float] | Any,
-    *,
-    ylabel: str = "objective",
-    title: str = "",
+    histories: Mapping[str, Any] | Sequence[float] | Any, *, ylabel: str = "objective", title: str = ""
 ) -> Figure:
     """The objective after each iteration, a line for each run.
 
     Args:
         histories: objectives by name of the run, or one run's. A run is a sequence of numbers, or
-            a fit with a ``history`` (:class:`kit.factors.DCT`, say); runs may differ in length.
+            a fit with a ``history`` (:class:`kit.search.features.DCT`, say); runs may differ in length.
 
     Raises:
         ValueError: no run, or one without an iteration.
@@ -87,8 +106,15 @@ def history(
     figure, axis = plt.subplots(figsize=(7, 3.5), dpi=DPI, layout="constrained")
     plt.close(figure)
     for i, (name, y) in enumerate(found.items()):
-        axis.plot(range(1, len(y) + 1), y, color=COLOURS[i % len(COLOURS)], linewidth=1.5,
-                  marker=MARKERS[i % len(MARKERS)], markersize=4, label=name)  # fmt: skip
+        axis.plot(
+            range(1, len(y) + 1),
+            y,
+            color=COLOURS[i % len(COLOURS)],
+            linewidth=1.5,
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=4,
+            label=name,
+        )
     axis.xaxis.get_major_locator().set_params(integer=True)
     if any(found):
         axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -96,13 +122,7 @@ def history(
     return figure
 
 
-def spectrum(
-    values: Mapping[str, Any] | Any,
-    control: Any = None,
-    *,
-    ylabel: str = "alpha",
-    title: str = "",
-) -> Figure:
+def spectrum(values: Mapping[str, Any] | Any, control: Any = None, *, ylabel: str = "alpha", title: str = "") -> Figure:
     """Values by rank (alpha, singular values, norms of change), beside what random ones reach.
 
     Args:
@@ -127,15 +147,20 @@ def spectrum(
         name, shade = "random directions", {"color": SHADES[0], "alpha": 0.6, "linewidth": 0}
         if runs.ndim == 1:
             axis.axhspan(runs.min(), runs.max(), label=name, **shade)
-            axis.axhline(np.median(runs), color="black", linestyle="--", linewidth=1,
-                         label="their median")  # fmt: skip
+            axis.axhline(np.median(runs), color="black", linestyle="--", linewidth=1, label="their median")
         else:
             runs = -np.sort(-runs, axis=1)
-            axis.fill_between(np.arange(1, runs.shape[1] + 1), runs.min(0), runs.max(0),
-                              label=name, **shade)  # fmt: skip
+            axis.fill_between(np.arange(1, runs.shape[1] + 1), runs.min(0), runs.max(0), label=name, **shade)
     for i, (name, y) in enumerate(found.items()):
-        axis.plot(np.arange(1, len(y) + 1), y, color=COLOURS[i % len(COLOURS)], linewidth=1.2,
-                  marker=MARKERS[i % len(MARKERS)], markersize=3.5, label=name)  # fmt: skip
+        axis.plot(
+            np.arange(1, len(y) + 1),
+            y,
+            color=COLOURS[i % len(COLOURS)],
+            linewidth=1.2,
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=3.5,
+            label=name,
+        )
     axis.set_xlim(0, 1 + max(len(y) for y in found.values()))
     if any(found) or control is not None:
         axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -1,4 +1,5 @@
 """Figures of any numbers: lines beside what controls reach, dots by group, shares."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -43,15 +44,23 @@ def curves(
         grid = np.array(runs, dtype=float)
         if grid.ndim != 2 or grid.shape[1] != len(x):
             raise ValueError(f"band {name!r} has shape {list(grid.shape)}: give [runs, {len(x)}]")
-        axis.fill_between(x, grid.min(0), grid.max(0), color=SHADES[i % len(SHADES)], alpha=0.6,
-                          label=name, linewidth=0)  # fmt: skip
+        axis.fill_between(
+            x, grid.min(0), grid.max(0), color=SHADES[i % len(SHADES)], alpha=0.6, label=name, linewidth=0
+        )
     if chance is not None:
         axis.axhline(chance, color="black", linestyle="--", linewidth=1)
     for i, (name, y) in enumerate(lines.items()):
         if len(y) != len(x):
             raise ValueError(f"line {name!r} has {len(y)} values for {len(x)} of x")
-        axis.plot(x, list(y), color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)],
-                  markersize=4, linewidth=1.5, label=name)  # fmt: skip
+        axis.plot(
+            x,
+            list(y),
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=4,
+            linewidth=1.5,
+            label=name,
+        )
     axis.set_ylim(ylim)
     if lines or bands:
         axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -59,9 +68,7 @@ def curves(
     return figure
 
 
-def spread(
-    groups: Mapping[str, Sequence[float]], *, xlabel: str = "", title: str = "", zero: float = 0.0
-) -> Figure:
+def spread(groups: Mapping[str, Sequence[float]], *, xlabel: str = "", title: str = "", zero: float = 0.0) -> Figure:
     """One dot a value, a row for each group, and a bar at the group's mean.
 
     For effects on single probes, or for controls, where a mean alone would hide the scatter.
@@ -94,9 +101,7 @@ def spread(
     return figure
 
 
-def intervals(
-    rows: Mapping[str, Sequence[float]], *, xlabel: str = "", title: str = "", zero: float = 0.0
-) -> Figure:
+def intervals(rows: Mapping[str, Sequence[float]], *, xlabel: str = "", title: str = "", zero: float = 0.0) -> Figure:
     """A dot and its interval, a row each.
 
     Args:

@@ -1,4 +1,5 @@
 """Maps: layers by coefficients, and the cosines of a set of directions."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -21,10 +22,7 @@ _LABELS = {
 
 
 def heat_map(
-    table: pd.DataFrame | Mapping[str, pd.DataFrame],
-    values: Sequence[str] = ("effect", "kl"),
-    *,
-    title: str = "",
+    table: pd.DataFrame | Mapping[str, pd.DataFrame], values: Sequence[str] = ("effect", "kl"), *, title: str = ""
 ) -> Figure:
     """Layer x coefficient maps of a :func:`kit.sweep` table, the mean over its prompts.
 
@@ -46,17 +44,16 @@ def heat_map(
     for name, one in tables.items():
         lacking = [c for c in ("layer", "coefficient", *values) if c not in one.columns]
         if lacking or not len(one):
-            raise ValueError(f"table {name!r} has {len(one)} rows and lacks {lacking}: give what "
-                             "kit.sweep returned")  # fmt: skip
+            raise ValueError(f"table {name!r} has {len(one)} rows and lacks {lacking}: give what kit.sweep returned")
     size = (3.3 * len(values), 0.8 + 1.7 * len(tables))
-    figure, axes = plt.subplots(len(tables), len(values), figsize=size, dpi=DPI, squeeze=False,
-                                layout="constrained")  # fmt: skip
+    figure, axes = plt.subplots(len(tables), len(values), figsize=size, dpi=DPI, squeeze=False, layout="constrained")
     for column, value in enumerate(values):
         means = {
-            name: one.pivot_table(index="layer", columns="coefficient", values=value,
-                                  aggfunc="mean").sort_index(ascending=False)
+            name: one.pivot_table(index="layer", columns="coefficient", values=value, aggfunc="mean").sort_index(
+                ascending=False
+            )
             for name, one in tables.items()
-        }  # fmt: skip
+        }
         low = min(float(m.min().min()) for m in means.values())
         high = max(float(m.max().max()) for m in means.values())
         if value in _SIGNED:
@@ -89,13 +86,10 @@ def _write(axis: Axes, image: Any, row: int, column: int, text: str, size: int) 
     """A number in a cell of a map, in the ink that its colour lets one read."""
     red, green, blue, _ = image.cmap(image.norm(image.get_array()[row, column]))
     dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-    axis.text(column, row, text, ha="center", va="center", fontsize=size,
-              color="white" if dark else "black")  # fmt: skip
+    axis.text(column, row, text, ha="center", va="center", fontsize=size, color="white" if dark else "black")
 
 
-def cosines(
-    V: Any, labels: Sequence[str] | None = None, *, signed: bool = False, title: str = ""
-) -> Figure:
+def cosines(V: Any, labels: Sequence[str] | None = None, *, signed: bool = False, title: str = "") -> Figure:
     """Cosines between directions: what is alike, beside what random directions would show.
 
     Args:
@@ -120,8 +114,9 @@ def cosines(
         raise ValueError(f"{len(labels)} labels for {m} directions: give one for each")
     size = np.linalg.norm(rows, axis=1, keepdims=True)
     if m < 2 or not size.all():
-        raise ValueError(f"V holds {m} directions, {int((size == 0).sum())} of them zero: give at "
-                         "least two, none of them zero")  # fmt: skip
+        raise ValueError(
+            f"V holds {m} directions, {int((size == 0).sum())} of them zero: give at least two, none of them zero"
+        )
     full = (rows / size) @ (rows / size).T
     grid = full if signed else abs(full)
     off = np.triu(abs(full), 1)
@@ -140,11 +135,13 @@ def cosines(
         y, x = np.nonzero((abs(full) >= 0.5) & ~np.eye(m, dtype=bool))
         axis.plot(x, y, "o", color="white", markeredgecolor="black", markersize=3, linestyle="")
     shown = range(0, m, 1 if m <= 32 and labels is not None or m <= 16 else max(1, m // 8))
-    axis.set_xticks(shown, [names[n] for n in shown], rotation=90 if labels is not None else 0,
-                    fontsize=8)  # fmt: skip
+    axis.set_xticks(shown, [names[n] for n in shown], rotation=90 if labels is not None else 0, fontsize=8)
     axis.set_yticks(shown, [names[n] for n in shown], fontsize=8)
-    axis.set_xlabel(f"mean |cosine| {off.sum() * 2 / (m * (m - 1)):.3f} (random directions "
-                    f"{np.sqrt(2 / (np.pi * d)):.3f}),\nlargest {off[i, j]:.2f}: {names[i]} and "
-                    f"{names[j]}", fontsize=9)  # fmt: skip
+    axis.set_xlabel(
+        f"mean |cosine| {off.sum() * 2 / (m * (m - 1)):.3f} (random directions "
+        f"{np.sqrt(2 / (np.pi * d)):.3f}),\nlargest {off[i, j]:.2f}: {names[i]} and "
+        f"{names[j]}",
+        fontsize=9,
+    )
     axis.set_title(title, fontsize=10)
     return figure

@@ -1,4 +1,5 @@
 """What the figures share: colours, markers, checks of their input, the last touches."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

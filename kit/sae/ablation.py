@@ -1,4 +1,5 @@
 """Which earlier words a latent needs: ablated text, and gradient x activation beside it."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -9,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kit.activations import Enough
-from kit.models import runtime
+from kit.models.activations import Enough
+from kit.models.bridge import runtime
+from kit.models.hook_points import replaced
+from kit.models.sites import Site
 from kit.sae.latents import Latents
-from kit.sae.quality import replaced
-from kit.sae.site import Site
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -59,15 +60,13 @@ class Ablation:
             Up to n of ``(i, j, extra)``, extra being how much more the activation falls without
             both than by the two single falls added.
         """
-        found = [(i, j, float(self.change[i] + self.change[j]) - both)
-                 for (i, j), both in self.pairs.items()]  # fmt: skip
+        found = [(i, j, float(self.change[i] + self.change[j]) - both) for (i, j), both in self.pairs.items()]
         return sorted((f for f in found if f[2] > 0), key=lambda f: -f[2])[:n]
 
 
 def ablated_text(
-    dictionary: Latents, model: TransformerBridge, tokens: Tensor, latent: int, *,
-    window: int = 40, pairs: bool = False,
-) -> Ablation:  # fmt: skip
+    dictionary: Latents, model: TransformerBridge, tokens: Tensor, latent: int, *, window: int = 40, pairs: bool = False
+) -> Ablation:
     """Remove each earlier token in turn and read the latent on the last one again.
 
     Logan Riggs's "ablated text" (2023), all removals in one batch. The token is taken out, not
@@ -98,9 +97,7 @@ def ablated_text(
     return Ablation(tokens.cpu(), float(value), single, change, found, gradient)
 
 
-def gradients(
-    dictionary: Latents, model: TransformerBridge, tokens: Tensor, latent: int
-) -> Tensor:
+def gradients(dictionary: Latents, model: TransformerBridge, tokens: Tensor, latent: int) -> Tensor:
     """Gradient x activation of a latent's pre-activation on the last token: ``[n]``, a number for
     each token's embedding."""
     return _differentiated(dictionary, model, tokens, latent)[1]
@@ -119,14 +116,11 @@ def _differentiated(
     last = torch.cat([x.to(read[0].device) for x in read], dim=-1)
     with torch.enable_grad():
         slopes = torch.autograd.grad(dictionary.before(last)[0, latent], embedded)
-    parts = [(g * e.detach()).float().sum(-1)[0].cpu()
-             for g, e in zip(slopes, embedded, strict=True)]  # fmt: skip
+    parts = [(g * e.detach()).float().sum(-1)[0].cpu() for g, e in zip(slopes, embedded, strict=True)]
     return last.detach(), torch.stack(parts).sum(0)
 
 
-def _last_differentiable(
-    model: TransformerBridge, site: Site, tokens: Tensor
-) -> tuple[Tensor, Tensor]:
+def _last_differentiable(model: TransformerBridge, site: Site, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """What the site holds on the last token, ``[1, width]``, and the embeddings that it is a
     function of, ``[1, n, d_model]``."""
     state, kept = runtime(model), []
@@ -144,9 +138,8 @@ def _last_differentiable(
 
 
 def _without(
-    dictionary: Latents, model: TransformerBridge, tokens: Tensor,
-    gone: Sequence[tuple[int, ...]], latent: int,
-) -> Tensor:  # fmt: skip
+    dictionary: Latents, model: TransformerBridge, tokens: Tensor, gone: Sequence[tuple[int, ...]], latent: int
+) -> Tensor:
     if not gone:
         return torch.zeros(0)
     keep = torch.ones(len(gone), len(tokens), dtype=torch.bool)

@@ -1,4 +1,5 @@
 """Are they the same latents? Maximal cosine similarity across widths, and k-sparse probes."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -9,14 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kit.directions import random_units, unit
-from kit.models import runtime
-from kit.progress import track
+from kit.base.directions import random_units, unit
+from kit.base.progress import track
+from kit.models.bridge import runtime
+from kit.models.hook_points import replaced
+from kit.models.logit_lens import said_by
+from kit.models.sites import Site
 from kit.sae.dictionary import Dictionary
 from kit.sae.latents import Latents
-from kit.sae.lens import said_by
-from kit.sae.quality import replaced
-from kit.sae.site import Site
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,9 +88,7 @@ class Neighbours:
             1, in nats before the final norm's scale.
     """
 
-    def __init__(
-        self, dictionary: Latents, model: TransformerBridge, others: Sequence[Latents] = ()
-    ) -> None:
+    def __init__(self, dictionary: Latents, model: TransformerBridge, others: Sequence[Latents] = ()) -> None:
         """
         Raises:
             ValueError: as :func:`mcs`, or as :meth:`Latents.check`.
@@ -131,9 +130,8 @@ def _nearest(rows: Tensor, latent: int, n: int) -> list[tuple[int, float]]:
 
 
 def mcs_table(
-    dictionaries: Sequence[Dictionary], control: Sequence[Dictionary] = (), *, above: float = 0.9,
-    seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
+    dictionaries: Sequence[Dictionary], control: Sequence[Dictionary] = (), *, above: float = 0.9, seed: int = 0
+) -> pd.DataFrame:
     """MMCS of every dictionary with the next larger one, beside two controls.
 
     Args:
@@ -154,26 +152,28 @@ def mcs_table(
     if len(dictionaries) < 2:
         raise ValueError(f"dictionaries={list(dictionaries)}: give two or more, in rising width")
     if control and [len(d) for d in control] != [len(d) for d in dictionaries]:
-        raise ValueError(f"control has sizes {[len(d) for d in control]}: give the sizes "
-                         f"{[len(d) for d in dictionaries]}")  # fmt: skip
+        raise ValueError(
+            f"control has sizes {[len(d) for d in control]}: give the sizes {[len(d) for d in dictionaries]}"
+        )
     rows = []
     for i, (a, b) in enumerate(pairwise(dictionaries)):
         found, d = mcs(a, b), a.rows.shape[1]
-        row = {"a": a.name, "b": b.name, "mmcs": found.mean,
-               "found": float((found.cosine > above).float().mean()),
-               "random": mcs(random_units(len(a), d, seed), random_units(len(b), d, seed + 1)).mean}
+        row = {
+            "a": a.name,
+            "b": b.name,
+            "mmcs": found.mean,
+            "found": float((found.cosine > above).float().mean()),
+            "random": mcs(random_units(len(a), d, seed), random_units(len(b), d, seed + 1)).mean,
+        }
         if control:
             plain = mcs(control[i], control[i + 1])
-            row |= {"untrained": plain.mean,
-                    "untrained_found": float((plain.cosine > above).float().mean())}  # fmt: skip
+            row |= {"untrained": plain.mean, "untrained_found": float((plain.cosine > above).float().mean())}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 @torch.no_grad()
-def importance(
-    dictionary: Latents, model: TransformerBridge, tokens: Tensor, latents: Sequence[int]
-) -> Tensor:
+def importance(dictionary: Latents, model: TransformerBridge, tokens: Tensor, latents: Sequence[int]) -> Tensor:
     """What the model's loss loses when a latent is taken out of the stream: ``[latents]``.
 
     What the latent writes, ``activation * row``, is subtracted from the residual stream after its
@@ -217,9 +217,7 @@ def importance(
     return torch.tensor(found)
 
 
-def sparse_probe(
-    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], k: int | None
-) -> tuple[float, list[int]]:
+def sparse_probe(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], k: int | None) -> tuple[float, list[int]]:
     """Accuracy of a logistic probe on the k features that differ most between two classes.
 
     Features are chosen by the difference of their class means, on the training set (Gurnee et al.

@@ -1,4 +1,5 @@
 """A sparse dictionary and where it belongs: an SAE or transcoder of sae-lens, bound to a model."""
+
 from __future__ import annotations
 
 import math
@@ -12,11 +13,10 @@ import psutil
 import torch
 from torch import Tensor
 
+from kit.base.files import header, junk, must_exist, read_json
+from kit.models.sites import Site
+from kit.models.weights import offline, reaching
 from kit.sae.latents import Latents
-from kit.sae.site import Site
-from kit.untrusted import header, junk, read_json
-from kit.vectors import must_exist
-from kit.weights import offline, reaching
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -75,8 +75,9 @@ class Dictionary(Latents):
         super().check(model)
         width = int(self.sae.cfg.d_in)
         if width != model.cfg.d_model:
-            raise ValueError(f"dictionary {self.name!r} reads {width} dimensions at {self.site}; "
-                             f"this model has {model.cfg.d_model}")  # fmt: skip
+            raise ValueError(
+                f"dictionary {self.name!r} reads {width} dimensions at {self.site}; this model has {model.cfg.d_model}"
+            )
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Write it in sae-lens's format; anyone's sae-lens loads the folder.
@@ -86,8 +87,12 @@ class Dictionary(Latents):
         """
         sae = self.sae
         kept = sae.dtype
-        for key, value in {"hook_name": self.site.hook_name, "kit_name": self.name,
-                           "kit_fingerprint": self.fingerprint, "kit": self.metadata}.items():  # fmt: skip
+        for key, value in {
+            "hook_name": self.site.hook_name,
+            "kit_name": self.name,
+            "kit_fingerprint": self.fingerprint,
+            "kit": self.metadata,
+        }.items():
             sae.cfg.metadata[key] = value
         try:
             sae.to(dtype)
@@ -124,20 +129,20 @@ def check_folder(folder: Path) -> None:
     must_exist(weights)
     found, sizes = header(weights), (told.get("d_in"), told.get("d_sae"))
     if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in sizes):
-        raise ValueError(f"{folder}: d_in={sizes[0]!r:.40}, d_sae={sizes[1]!r:.40}: they must be "
-                         "whole numbers from 1 on")  # fmt: skip
+        raise ValueError(
+            f"{folder}: d_in={sizes[0]!r:.40}, d_sae={sizes[1]!r:.40}: they must be whole numbers from 1 on"
+        )
     shape = found.get("W_dec", ([], ""))[0]
     if len(shape) != 2 or shape[0] != sizes[1]:
-        raise ValueError(f"{folder}: cfg.json says d_sae={sizes[1]!r:.40}, and the decoder in the "
-                         f"weights has shape {shape}")  # fmt: skip
+        raise ValueError(
+            f"{folder}: cfg.json says d_sae={sizes[1]!r:.40}, and the decoder in the weights has shape {shape}"
+        )
     wide = 4 * sum(math.prod(each) for each, _ in found.values())
     if wide > psutil.virtual_memory().total:
         raise ValueError(f"{folder} takes {wide / 2**30:.1f} GB, more memory than this machine has")
 
 
-def load(
-    source: str | Path, sae_id: str | None = None, model: TransformerBridge | None = None
-) -> Dictionary:
+def load(source: str | Path, sae_id: str | None = None, model: TransformerBridge | None = None) -> Dictionary:
     """A dictionary from a folder, or from any release that sae-lens knows.
 
     Args:
@@ -156,8 +161,10 @@ def load(
     if sae_id is None:
         folder = Path(source)
         if not (folder / "cfg.json").is_file():
-            raise FileNotFoundError(f"{str(source)!r} holds no cfg.json: give a folder that an SAE "
-                                    "was saved to, or a release and its sae_id")  # fmt: skip
+            raise FileNotFoundError(
+                f"{str(source)!r} holds no cfg.json: give a folder that an SAE "
+                "was saved to, or a release and its sae_id"
+            )
         check_folder(folder)
         with junk(str(folder)):
             sae = SAE.load_from_disk(folder, dtype="float32")
@@ -170,20 +177,21 @@ def load(
             "outside of its weights; fold it (fold_activation_norm_scaling_factor) and save again"
         )
     if sae.cfg.reshape_activations != "none" or told.get("hook_head_index") is not None:
-        raise ValueError(f"hook_name={told.get('hook_name')!r}: it reads attention heads, which "
-                         "the kit's dictionaries do not")  # fmt: skip
+        raise ValueError(
+            f"hook_name={told.get('hook_name')!r}: it reads attention heads, which the kit's dictionaries do not"
+        )
     name = told.get("kit_name") or sae_id or Path(source).name
     more, mark = told.get("kit") or {}, told.get("kit_fingerprint")
     if not isinstance(more, dict):
         raise ValueError(f"{str(source)!r}: metadata kit={more!r:.80}: expected an object")
     if not all(bool(part.isfinite().all()) for part in sae.state_dict().values()):
         raise ValueError(f"{str(source)!r} holds NaN or infinity")
-    found = Dictionary(sae.eval(), Site.of(str(told.get("hook_name"))), str(name),
-                       None if mark is None else str(mark), dict(more))  # fmt: skip
+    found = Dictionary(
+        sae.eval(), Site.of(str(told.get("hook_name"))), str(name), None if mark is None else str(mark), dict(more)
+    )
     if model is not None:
         found.check(model)
     return found
-
 
 
 def _released(release: str, sae_id: str) -> SAE[Any]:

@@ -5,6 +5,7 @@ SAE and a transcoder (:class:`kit.sae.Dictionary`) have them, and so have an MLP
 (:class:`Neurons`: hidden units) and a set of vectors (:class:`Directions`: probes, contrast
 vectors, what MELBO and DCT find).
 """
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -14,11 +15,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kit.activations import capture, side_by_side
-from kit.directions import unit
-from kit.models import fingerprint, matrix, text_tokens
-from kit.sae.site import Site
-from kit.vectors import SteeringVector
+from kit.base.directions import unit
+from kit.models.activations import capture, side_by_side
+from kit.models.bridge import fingerprint, matrix
+from kit.models.sites import Site
+from kit.models.tokens import text_tokens
+from kit.steering.vectors import SteeringVector
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -95,10 +97,15 @@ class Latents(ABC):
         """
         self.check_latent(latent)
         row = self.rows[latent]
-        told = {"dictionary": self.name, "latent": latent, "row_norm": float(row.norm()),
-                "activation": scale}  # fmt: skip
-        return SteeringVector(row, self.site.layer, name or f"{self.name} #{latent}", "sae latent",
-                              fingerprint=self.fingerprint, metadata=told)  # fmt: skip
+        told = {"dictionary": self.name, "latent": latent, "row_norm": float(row.norm()), "activation": scale}
+        return SteeringVector(
+            row,
+            self.site.layer,
+            name or f"{self.name} #{latent}",
+            "sae latent",
+            fingerprint=self.fingerprint,
+            metadata=told,
+        )
 
     def check_latent(self, latent: int) -> None:
         """Raise a ValueError that gives the range unless ``latent`` is one of them."""
@@ -114,11 +121,15 @@ class Latents(ABC):
         self.site.module(model)
         width, mark = self.rows.shape[1], fingerprint(model)
         if width != model.cfg.d_model:
-            raise ValueError(f"{self.name!r} writes {width} dimensions at layer {self.site.layer}; "
-                             f"this model has {model.cfg.d_model}")  # fmt: skip
+            raise ValueError(
+                f"{self.name!r} writes {width} dimensions at layer {self.site.layer}; "
+                f"this model has {model.cfg.d_model}"
+            )
         if self.fingerprint not in (None, mark):
-            raise ValueError(f"{self.name!r} belongs to model {self.fingerprint}, this one is {mark}: "
-                             "its latents would read another space")  # fmt: skip
+            raise ValueError(
+                f"{self.name!r} belongs to model {self.fingerprint}, this one is {mark}: "
+                "its latents would read another space"
+            )
 
 
 class Neurons(Latents):
@@ -156,8 +167,13 @@ class Directions(Latents):
     """Steering vectors of one layer, read as probes: how far a token lies along each, above a
     threshold."""
 
-    def __init__(self, vectors: Sequence[SteeringVector], model: TransformerBridge,
-                 texts: Sequence[str] | Tensor, density: float = 0.01) -> None:  # fmt: skip
+    def __init__(
+        self,
+        vectors: Sequence[SteeringVector],
+        model: TransformerBridge,
+        texts: Sequence[str] | Tensor,
+        density: float = 0.01,
+    ) -> None:
         """Measure a corpus once: projections are counted from its mean, and each direction's
         threshold is set so that the given share of tokens fires it.
 
@@ -168,7 +184,7 @@ class Directions(Latents):
         Raises:
             ValueError: no vectors, vectors of several layers, a density outside of 0 to 1.
         """
-        from kit.sae.source import pack
+        from kit.models.tokens import pack
 
         layers = sorted({v.layer for v in vectors})
         if len(layers) != 1:
@@ -180,8 +196,10 @@ class Directions(Latents):
         self._rows = unit(torch.stack([v.direction.float() for v in vectors]))
         self.check(model)
         tokens = texts if isinstance(texts, Tensor) else pack(model, texts)
-        parts = [capture(model, part, [self.site.place])[self.site.place][:, 1:].flatten(0, 1)
-                 .float().cpu() for part in tokens.split(16)]  # fmt: skip
+        parts = [
+            capture(model, part, [self.site.place])[self.site.place][:, 1:].flatten(0, 1).float().cpu()
+            for part in tokens.split(16)
+        ]
         middle = torch.cat(parts).median(0).values  # sinks' norms would carry a mean away
         self._centre = self._rows @ middle
         along = torch.cat([part @ self._rows.T for part in parts]) - self._centre

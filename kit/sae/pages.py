@@ -3,6 +3,7 @@
 Every piece of text passes ``html.escape``. Colour says how strongly the latent fires on a token;
 the underline says the same without colour.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from kit.render import number
+from kit.base.html import number
+from kit.models.logit_lens import Lens, logit_lens
 from kit.sae.ablation import Ablation
 from kit.sae.compare import Neighbours
-from kit.sae.lens import Lens, logit_lens
 from kit.sae.prompt import By, Reading
 from kit.sae.store import Example, FeatureStore
 
@@ -52,23 +53,29 @@ def shaded(pieces: Sequence[str], values: Sequence[float], full: float) -> str:
             spans.append(text)
             continue
         hue = _FIRE if value > 0 else _LESS
-        spans.append(f'<span title="{value:.3g}" style="background:rgba({hue},{0.6 * share:.2f});'
-                     f'border-bottom:{1 + round(2 * share)}px solid rgba({hue},.9)">{text}</span>')
+        spans.append(
+            f'<span title="{value:.3g}" style="background:rgba({hue},{0.6 * share:.2f});'
+            f'border-bottom:{1 + round(2 * share)}px solid rgba({hue},.9)">{text}</span>'
+        )
     return "".join(spans)
 
 
 def example(e: Example, texts: Words, full: float, whole: Example | None = None) -> str:
     """One example, on a line of its own; with ``whole``, a click shows the row that it is from."""
-    line = (f'<span style="display:inline-block;min-width:4.5em;font-variant-numeric:tabular-nums">'
-            f"{number(e.value)}</span>"
-            f'<span style="{_TEXT}">{shaded(texts(e.tokens.tolist()), e.values.tolist(), full)}'
-            "</span>")  # fmt: skip
+    line = (
+        f'<span style="display:inline-block;min-width:4.5em;font-variant-numeric:tabular-nums">'
+        f"{number(e.value)}</span>"
+        f'<span style="{_TEXT}">{shaded(texts(e.tokens.tolist()), e.values.tolist(), full)}'
+        "</span>"
+    )
     if whole is None:
         return f'<div style="padding:3px 0">{line}</div>'
     more = shaded(texts(whole.tokens.tolist()), whole.values.tolist(), full)
-    return (f'<details style="padding:3px 0"><summary style="cursor:pointer">{line}</summary>'
-            f'<div style="{_TEXT};margin:4px 0 8px 4.5em;border-left:2px solid {_LINE};'
-            f'padding-left:10px">{more}</div></details>')
+    return (
+        f'<details style="padding:3px 0"><summary style="cursor:pointer">{line}</summary>'
+        f'<div style="{_TEXT};margin:4px 0 8px 4.5em;border-left:2px solid {_LINE};'
+        f'padding-left:10px">{more}</div></details>'
+    )
 
 
 def histogram(counts: Tensor, edges: Tensor, width: int = 260, height: int = 64) -> str:
@@ -82,11 +89,13 @@ def histogram(counts: Tensor, edges: Tensor, width: int = 260, height: int = 64)
         f"{int(counts[i])}</title></rect>"
         for i, h in enumerate((tall / top * (height - 2)).tolist())
     )
-    return (f'<svg viewBox="0 0 {width} {height + 14}" width="{width}" height="{height + 14}" '
-            f'role="img" aria-label="histogram of activations">{bars}'
-            f'<text x="0" y="{height + 12}" font-size="10" fill="currentColor">0</text>'
-            f'<text x="{width}" y="{height + 12}" font-size="10" text-anchor="end" '
-            f'fill="currentColor">{float(edges[-1]):.3g}</text></svg>')
+    return (
+        f'<svg viewBox="0 0 {width} {height + 14}" width="{width}" height="{height + 14}" '
+        f'role="img" aria-label="histogram of activations">{bars}'
+        f'<text x="0" y="{height + 12}" font-size="10" fill="currentColor">0</text>'
+        f'<text x="{width}" y="{height + 12}" font-size="10" text-anchor="end" '
+        f'fill="currentColor">{float(edges[-1]):.3g}</text></svg>'
+    )
 
 
 def lens(found: Lens, texts: Words) -> str:
@@ -103,9 +112,11 @@ def lens(found: Lens, texts: Words) -> str:
     left_out = ", ".join(escape(repr(t)[1:-1]) for t in texts(found.dropped[:8]))
     more = f" and {len(found.dropped) - 8} more" if len(found.dropped) > 8 else ""
     note = f"left out, for their long unembeddings: {left_out}{more}" if found.dropped else ""
-    return (f'<div style="display:flex;gap:28px;flex-wrap:wrap">{column("promotes", found.top)}'
-            f'{column("suppresses", found.bottom)}</div>'
-            f'<div style="opacity:.7;font-size:12px">{note}</div>')
+    return (
+        f'<div style="display:flex;gap:28px;flex-wrap:wrap">{column("promotes", found.top)}'
+        f"{column('suppresses', found.bottom)}</div>"
+        f'<div style="opacity:.7;font-size:12px">{note}</div>'
+    )
 
 
 def ablation(found: Ablation, texts: Words) -> str:
@@ -116,9 +127,11 @@ def ablation(found: Ablation, texts: Words) -> str:
 
     def line(title: str, values: list[float]) -> str:
         full = max(map(abs, values)) if values else 0.0
-        return (f'<div style="margin:4px 0"><b>{title}</b> <span style="opacity:.7">(darkest: '
-                f'{number(full)})</span><div style="{_TEXT}">{shaded(pieces, values, full)}</div>'
-                "</div>")
+        return (
+            f'<div style="margin:4px 0"><b>{title}</b> <span style="opacity:.7">(darkest: '
+            f'{number(full)})</span><div style="{_TEXT}">{shaded(pieces, values, full)}</div>'
+            "</div>"
+        )
 
     pairs = "".join(
         f"<div>without {escape(repr(pieces[i])[1:-1])} and {escape(repr(pieces[j])[1:-1])}: "
@@ -127,15 +140,23 @@ def ablation(found: Ablation, texts: Words) -> str:
     )
     agree = found.agreement
     told = "" if agree != agree else f"correlation of the two {agree:+.2f}"
-    return (line(f"lost when the word is taken out (activation {number(found.value)})", cost)
-            + line("gradient x activation", slope)
-            + f'<div style="opacity:.7;font-size:12px">{told}</div>{pairs}')
+    return (
+        line(f"lost when the word is taken out (activation {number(found.value)})", cost)
+        + line("gradient x activation", slope)
+        + f'<div style="opacity:.7;font-size:12px">{told}</div>{pairs}'
+    )
 
 
 def page(
-    store: FeatureStore, model: TransformerBridge, latent: int, *, n_top: int = 8,
-    n_interval: int = 2, near: Neighbours | None = None, more: str = "",
-) -> str:  # fmt: skip
+    store: FeatureStore,
+    model: TransformerBridge,
+    latent: int,
+    *,
+    n_top: int = 8,
+    n_interval: int = 2,
+    near: Neighbours | None = None,
+    more: str = "",
+) -> str:
     """Everything about one latent: examples from its whole range, histogram, logits, company.
 
     Args:
@@ -148,9 +169,11 @@ def page(
     texts, dictionary = words(model), store.dictionary
     where, value = store.entries(latent)
     density = len(where) / store.n_tokens
-    head = (f'<div style="display:flex;gap:12px;align-items:baseline;flex-wrap:wrap">'
-            f'<b style="font-size:15px">{escape(dictionary.name)} #{latent}</b>'
-            f"<span>fires on {density:.3%} of {store.n_tokens:,} tokens</span></div>")  # fmt: skip
+    head = (
+        f'<div style="display:flex;gap:12px;align-items:baseline;flex-wrap:wrap">'
+        f'<b style="font-size:15px">{escape(dictionary.name)} #{latent}</b>'
+        f"<span>fires on {density:.3%} of {store.n_tokens:,} tokens</span></div>"
+    )
     if not len(where):
         return box(head + "<p>It never fires on this corpus: there is nothing to show.</p>")
     full = float(value.max())
@@ -159,17 +182,19 @@ def page(
     bins = []
     for low, high, share, some in store.intervals(latent, n=n_interval):
         if some:
-            bins.append(f'<div style="margin-top:6px;opacity:.8">{low:.3g} to {high:.3g}: '
-                        f"{share:.1%} of firings</div>"
-                        + "".join(example(e, texts, full) for e in some))  # fmt: skip
+            bins.append(
+                f'<div style="margin-top:6px;opacity:.8">{low:.3g} to {high:.3g}: '
+                f"{share:.1%} of firings</div>" + "".join(example(e, texts, full) for e in some)
+            )
     by_token = ", ".join(
         f"<code>{escape(repr(texts([int(r.token)])[0])[1:-1])}</code> ({r.share:.0%} of {r.count})"
         for r in store.by_token(latent, 6).itertuples()
     )
-    company = ", ".join(f"#{int(r.latent)} ({r.jaccard:.2f})"
-                        for r in store.together(latent, 5).itertuples())  # fmt: skip
-    right = (f"<b>activations</b><br>{histogram(counts, edges)}"
-             f"<div>mean {number(float(value.float().mean()))}, largest {number(full)}</div>")
+    company = ", ".join(f"#{int(r.latent)} ({r.jaccard:.2f})" for r in store.together(latent, 5).itertuples())
+    right = (
+        f"<b>activations</b><br>{histogram(counts, edges)}"
+        f"<div>mean {number(float(value.float().mean()))}, largest {number(full)}</div>"
+    )
     lensed = lens(logit_lens(model, dictionary.rows[latent].to(model.cfg.device), 6), texts)
     return box(
         f'{head}<div style="display:flex;gap:32px;flex-wrap:wrap;margin:8px 0">'
@@ -189,10 +214,11 @@ def neighbours(near: Neighbours, latent: int) -> str:
     def some(pairs: Sequence[tuple[int, float]]) -> str:
         return ", ".join(f"#{i} ({cosine:+.2f})" for i, cosine in pairs) or "none"
 
-    others = "".join(f"; {escape(each.name)} #{i} ({cosine:+.2f})"
-                     for each, i, cosine in near.elsewhere(latent))  # fmt: skip
-    return (f"<div><b>nearest rows</b> {some(near.same(latent))}{others}</div>"
-            f"<div><b>says nearly the same</b> {some(near.saying(latent))}</div>")
+    others = "".join(f"; {escape(each.name)} #{i} ({cosine:+.2f})" for each, i, cosine in near.elsewhere(latent))
+    return (
+        f"<div><b>nearest rows</b> {some(near.same(latent))}{others}</div>"
+        f"<div><b>says nearly the same</b> {some(near.saying(latent))}</div>"
+    )
 
 
 def prompt(found: Reading, texts: Words, by: By = "activation", n: int = 5) -> str:
@@ -206,14 +232,18 @@ def prompt(found: Reading, texts: Words, by: By = "activation", n: int = 5) -> s
             value = getattr(r, by)
             hue = _FIRE if value > 0 else _LESS
             shown = f"{value:.0%}" if by == "quantile" else number(value)
-            cells.append(f'<span style="display:inline-block;margin:1px 6px 1px 0;padding:0 6px;'
-                         f'border-radius:9px;background:rgba({hue},{0.5 * abs(value) / top:.2f});'
-                         f'border:1px solid rgba({hue},.6);font-variant-numeric:tabular-nums">'
-                         f"#{int(r.latent)} {shown}</span>")
-        lines.append(f'<tr><td style="padding:2px 14px 2px 0;vertical-align:top;opacity:.6">{at}</td>'
-                     f'<td style="padding:2px 14px 2px 0;text-align:left;vertical-align:top">'
-                     f"<code>{escape(repr(piece)[1:-1])}</code></td>"
-                     f'<td style="text-align:left">{"".join(cells)}</td></tr>')
+            cells.append(
+                f'<span style="display:inline-block;margin:1px 6px 1px 0;padding:0 6px;'
+                f"border-radius:9px;background:rgba({hue},{0.5 * abs(value) / top:.2f});"
+                f'border:1px solid rgba({hue},.6);font-variant-numeric:tabular-nums">'
+                f"#{int(r.latent)} {shown}</span>"
+            )
+        lines.append(
+            f'<tr><td style="padding:2px 14px 2px 0;vertical-align:top;opacity:.6">{at}</td>'
+            f'<td style="padding:2px 14px 2px 0;text-align:left;vertical-align:top">'
+            f"<code>{escape(repr(piece)[1:-1])}</code></td>"
+            f'<td style="text-align:left">{"".join(cells)}</td></tr>'
+        )
     told = ""
     if found.answers is not None:
         a, b = (escape(repr(t)) for t in texts(found.answers))
@@ -223,5 +253,4 @@ def prompt(found: Reading, texts: Words, by: By = "activation", n: int = 5) -> s
 
 def box(inner: str) -> str:
     """HTML in the frame that pages and their sections share."""
-    return (f'<div style="{_SANS};border:1px solid {_LINE};border-radius:8px;padding:12px 14px">'
-            f"{inner}</div>")
+    return f'<div style="{_SANS};border:1px solid {_LINE};border-radius:8px;padding:12px 14px">{inner}</div>'

@@ -1,4 +1,5 @@
 """One text, all latents: which fire on each token, how unusually, and what they do to an answer."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -7,10 +8,11 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from kit.models import runtime, text_tokens
+from kit.models.bridge import runtime
+from kit.models.hook_points import replaced
+from kit.models.sites import Site
+from kit.models.tokens import text_tokens
 from kit.sae.latents import Latents
-from kit.sae.quality import replaced
-from kit.sae.site import Site
 from kit.sae.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -64,8 +66,7 @@ class Reading:
         if by == "attribution" and self.attribution is None:
             raise ValueError("by='attribution': read the prompt with answers=(...), two tokens")
         if position is not None and not 0 <= position < len(self.tokens):
-            raise ValueError(f"position={position!r}: this text has tokens 0 to "
-                             f"{len(self.tokens) - 1}")  # fmt: skip
+            raise ValueError(f"position={position!r}: this text has tokens 0 to {len(self.tokens) - 1}")
         score = getattr(self, by).abs() * (self.activation > 0)
         if position is None:
             best, at = score.max(0)
@@ -74,18 +75,20 @@ class Reading:
         order = best.argsort(descending=True, stable=True)[:n]
         order = order[best[order] > 0]
         where = at[order]
-        found = {"latent": order.tolist(), "position": where.tolist(),
-                 "activation": self.activation[where, order].tolist(),
-                 "quantile": self.quantile[where, order].tolist()}  # fmt: skip
+        found = {
+            "latent": order.tolist(),
+            "position": where.tolist(),
+            "activation": self.activation[where, order].tolist(),
+            "quantile": self.quantile[where, order].tolist(),
+        }
         if self.attribution is not None:
             found["attribution"] = self.attribution[where, order].tolist()
         return pd.DataFrame(found)
 
 
 def read_prompt(
-    store: FeatureStore, model: TransformerBridge, text: str | Tensor, *,
-    answers: tuple[str, str] | None = None,
-) -> Reading:  # fmt: skip
+    store: FeatureStore, model: TransformerBridge, text: str | Tensor, *, answers: tuple[str, str] | None = None
+) -> Reading:
     """Read all of a store's latents on a text.
 
     Args:
@@ -123,9 +126,7 @@ def _first_tokens(model: TransformerBridge, answers: tuple[str, str]) -> tuple[i
     return first, second
 
 
-def _slope(
-    model: TransformerBridge, latents: Latents, tokens: Tensor, ids: tuple[int, int]
-) -> tuple[Tensor, float]:
+def _slope(model: TransformerBridge, latents: Latents, tokens: Tensor, ids: tuple[int, int]) -> tuple[Tensor, float]:
     """Gradient of the last token's logit difference in the stream after the latents' layer,
     ``[n, d_model]``, and the difference."""
     state, kept = runtime(model), []

@@ -1,20 +1,19 @@
 """How good a dictionary is, on text that it was not trained on."""
+
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from kit.attach import at_decoder
-from kit.models import runtime
-from kit.progress import track
+from kit.base.progress import track
+from kit.models.bridge import runtime
+from kit.models.hook_points import replaced
+from kit.models.tokens import counted, pack
 from kit.sae.dictionary import Dictionary
-from kit.sae.site import Site
-from kit.sae.source import counted, pack
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -78,8 +77,10 @@ def evaluate(
     """
     dictionary.check(model)
     if dictionary.site.kind not in ("resid", "mlp_out"):
-        raise ValueError(f"{dictionary.name!r} reads {dictionary.site} and writes elsewhere: only an "
-                         "SAE, which reads what it writes, can stand in for it")  # fmt: skip
+        raise ValueError(
+            f"{dictionary.name!r} reads {dictionary.site} and writes elsewhere: only an "
+            "SAE, which reads what it writes, can stand in for it"
+        )
     tokens = (texts if isinstance(texts, Tensor) else pack(model, texts, context))[:rows]
     tokens = tokens.to(model.cfg.device)
     state, total = runtime(model), _Sums(len(dictionary))
@@ -108,18 +109,6 @@ def evaluate(
                 log_p.append(out.logits[:, :-1].float().log_softmax(-1))
         total.losses(log_p, batch[:, 1:], counted(seen[0], sink)[:, :-1])
     return total.quality()
-
-
-@contextmanager
-def replaced(
-    model: TransformerBridge, site: Site, change: Callable[[Tensor], Tensor]
-) -> Iterator[None]:
-    """Within the block, what leaves a site is ``change`` of what would have."""
-    remove = at_decoder(model, *site.place, change)
-    try:
-        yield
-    finally:
-        remove()
 
 
 class _Sums:
@@ -160,8 +149,15 @@ class _Sums:
         clean, sae, zero = (self.ce / max(self.n, 1)).tolist()
         gap = zero - clean
         return Quality(
-            clean, sae, zero, (zero - sae) / gap if gap > 1e-6 else float("nan"), self.kl / self.n,
-            explained(*self.parts["measured"]), explained(*self.parts["all"]),
-            self.l0 / self.tokens, float((self.fired == 0).float().mean()), self.tokens,
+            clean,
+            sae,
+            zero,
+            (zero - sae) / gap if gap > 1e-6 else float("nan"),
+            self.kl / self.n,
+            explained(*self.parts["measured"]),
+            explained(*self.parts["all"]),
+            self.l0 / self.tokens,
+            float((self.fired == 0).float().mean()),
+            self.tokens,
             self.sinks / self.all,
-        )  # fmt: skip
+        )

@@ -3,36 +3,37 @@
 Both are HTML like the page itself; a :class:`kit.widgets.FeatureBrowser` shows them with
 ``more=``.
 """
+
 from __future__ import annotations
 
 from html import escape
 from typing import TYPE_CHECKING
 
-from kit.render import number
-from kit.sae.lens import logit_lens
+from kit.base.html import number
+from kit.models.logit_lens import logit_lens
 from kit.sae.pages import Words, box, example, shaded, words
 from kit.sae.store import FeatureStore
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from kit.meta import MetaLatents
+    from kit.sae.meta_sae import MetaLatents
 
 _MODELS = ("first model", "second model")
 
 
 def both_models(store: FeatureStore, latent: int, n: int = 4) -> str:
     """The strongest examples of a crosscoder's latent, and beneath each text what either model's
-    activations add to it there (:meth:`kit.crosscoder.PairedLatents.contributions`).
+    activations add to it there (:meth:`kit.sae.crosscoders.model.PairedLatents.contributions`).
 
     Args:
-        store: of :class:`kit.crosscoder.PairedLatents` that know their models.
+        store: of :class:`kit.sae.crosscoders.model.PairedLatents` that know their models.
         n: examples.
 
     Raises:
         ValueError: a store of other latents, latents without their models, or no such latent.
     """
-    from kit.crosscoder import PairedLatents
+    from kit.sae.crosscoders.model import PairedLatents
 
     paired = store.dictionary
     if not isinstance(paired, PairedLatents):
@@ -40,8 +41,10 @@ def both_models(store: FeatureStore, latent: int, n: int = 4) -> str:
     paired.check_latent(latent)
     top, found = store.top(latent, n), paired.crosscoder
     share, cosine = float(found.relative_norm[latent]), float(found.cosine[latent])
-    head = (f"<b>the same text in both models</b><div>relative norm {share:.2f} (0: only the first "
-            f"writes it, 1: only the second), cosine of the two rows {cosine:+.2f}</div>")  # fmt: skip
+    head = (
+        f"<b>the same text in both models</b><div>relative norm {share:.2f} (0: only the first "
+        f"writes it, 1: only the second), cosine of the two rows {cosine:+.2f}</div>"
+    )
     if not top:
         return box(head + "<p>It never fires on this corpus: there is nothing to show.</p>")
     rows = store.tokens[[e.row for e in top]].long()
@@ -57,20 +60,23 @@ def both_models(store: FeatureStore, latent: int, n: int = 4) -> str:
     for e, part in zip(top, cut, strict=True):
         pieces = texts(e.tokens.tolist())
         lines.append(f'<div style="margin-top:10px">{example(e, texts, top[0].value)}</div>')
-        lines += [f'<div style="padding:2px 0 2px 4.5em"><span style="opacity:.7">{name} '
-                  f"{number(float(values[e.at]))}</span><br><span style=\"white-space:pre-wrap;"
-                  f'overflow-wrap:anywhere">{shaded(pieces, values.tolist(), full)}</span></div>'
-                  for name, values in zip(_MODELS, part, strict=True)]  # fmt: skip
-    note = ('<div style="opacity:.7;font-size:12px;margin-top:6px">numbers: what the model adds to '
-            "the latent's pre-activation on the token where it is strongest; with the latent's bias, "
-            "which belongs to neither, they add up to it</div>")  # fmt: skip
+        lines += [
+            f'<div style="padding:2px 0 2px 4.5em"><span style="opacity:.7">{name} '
+            f'{number(float(values[e.at]))}</span><br><span style="white-space:pre-wrap;'
+            f'overflow-wrap:anywhere">{shaded(pieces, values.tolist(), full)}</span></div>'
+            for name, values in zip(_MODELS, part, strict=True)
+        ]
+    note = (
+        '<div style="opacity:.7;font-size:12px;margin-top:6px">numbers: what the model adds to '
+        "the latent's pre-activation on the token where it is strongest; with the latent's bias, "
+        "which belongs to neither, they add up to it</div>"
+    )
     return box(head + "".join(lines) + note)
 
 
 def tree(
-    store: FeatureStore, meta: MetaLatents, model: TransformerBridge, latent: int, *,
-    parts: int = 4, members: int = 5,
-) -> str:  # fmt: skip
+    store: FeatureStore, meta: MetaLatents, model: TransformerBridge, latent: int, *, parts: int = 4, members: int = 5
+) -> str:
     """A latent, the meta-latents that it is made of, and the other latents that contain each.
 
     Args:
@@ -84,8 +90,7 @@ def tree(
         raise ValueError(f"store is of {store.dictionary!r}: give one of {meta.latents!r}")
     texts, made = words(model), meta.parts(latent)
     r2 = float(meta.codes.r2[latent])
-    head = (f"<b>what #{latent} is made of</b><div>{len(made)} meta-latents explain {r2:.0%} of its "
-            "row</div>")  # fmt: skip
+    head = f"<b>what #{latent} is made of</b><div>{len(made)} meta-latents explain {r2:.0%} of its row</div>"
     branches = []
     for i, (which, weight) in enumerate(made[:parts]):
         said = logit_lens(model, meta.rows[which].to(model.cfg.device), 5).top
@@ -103,12 +108,15 @@ def tree(
 
 
 def _leaf(store: FeatureStore, texts: Words, latent: int, weight: float) -> str:
-    fires = ", ".join(f"<code>{_quoted(texts, int(r.token))}</code>"
-                      for r in store.by_token(latent, 3, least=1).itertuples())  # fmt: skip
+    fires = ", ".join(
+        f"<code>{_quoted(texts, int(r.token))}</code>" for r in store.by_token(latent, 3, least=1).itertuples()
+    )
     some = store.top(latent, 1, (8, 3))
     shown = example(some[0], texts, some[0].value) if some else ""
-    return (f'<div style="padding:3px 0"><b>#{latent}</b> weight {weight:.2f}, fires on '
-            f"{fires or 'nothing here'}{shown}</div>")  # fmt: skip
+    return (
+        f'<div style="padding:3px 0"><b>#{latent}</b> weight {weight:.2f}, fires on '
+        f"{fires or 'nothing here'}{shown}</div>"
+    )
 
 
 def _quoted(texts: Words, token: int) -> str:

@@ -1,4 +1,5 @@
 """Activations by the million: one pass of the model feeds every dictionary that reads from it."""
+
 from __future__ import annotations
 
 import hashlib
@@ -12,59 +13,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kit import shards
-from kit.activations import capture
-from kit.models import fingerprint
-from kit.sae.site import Site
-from kit.untrusted import header_at_most, junk, whole
+from kit.base import shards
+from kit.base.files import header_at_most, junk, whole
+from kit.models.activations import capture
+from kit.models.bridge import fingerprint
+from kit.models.sites import Site
+from kit.models.tokens import pack
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+
 Batch = dict[Site, Tensor]
-
-
-def pack(model: TransformerBridge, texts: Sequence[str], context: int = 128) -> Tensor:
-    """Texts as rows of tokens ``[rows, context]``: one after another, cut where a row is full.
-
-    A text ends with the model's end token. Every row starts with a BOS where the model was trained
-    with one. What does not fill the last row is left out.
-
-    Raises:
-        ValueError: no texts, a context that the model cannot hold, or too few tokens for one row.
-    """
-    if isinstance(texts, str) or not len(texts):
-        raise ValueError(f"texts={texts!r:.60}: give a list with at least one text")
-    longest = model.cfg.n_ctx
-    if not 2 <= context <= longest:
-        raise ValueError(f"context={context!r}: give 2 to {longest} tokens")
-    words = model.tokenizer
-    start = [words.bos_token_id] * bool(model.cfg.default_prepend_bos and
-                                        words.bos_token_id is not None)  # fmt: skip
-    end = [words.eos_token_id] if words.eos_token_id is not None else []
-    # a tokenizer's answer takes far more memory than its tokens: a share of the texts at a time
-    some = (words(list(texts[at : at + 1000]), add_special_tokens=False).input_ids
-            for at in range(0, len(texts), 1000))  # fmt: skip
-    stream = torch.cat([torch.tensor([token for ids in found for token in (*ids, *end)],
-                                     dtype=torch.long) for found in some])  # fmt: skip
-    width = context - len(start)
-    rows = stream[: len(stream) // width * width].reshape(-1, width)
-    if not len(rows):
-        raise ValueError(f"texts hold {len(stream)} tokens: one row takes {width}; give more text")
-    return torch.cat([torch.tensor(start, dtype=torch.long).expand(len(rows), -1), rows], 1).to(model.cfg.device)
-
-
-def counted(x: Tensor, sink: float = 10.0) -> Tensor:
-    """Which positions of activations ``[rows, pos, width]`` count: all but the first of each row and
-    those whose norm exceeds ``sink`` times the row's median, ``[rows, pos]``.
-
-    These attention sinks carry a hundred times the norm of others and no content: they would head
-    every list and carry every mean away.
-    """
-    norm = x.float().norm(dim=-1)
-    keep = norm <= sink * norm[:, 1:].median(dim=1, keepdim=True).values
-    keep[:, 0] = False
-    return keep
 
 
 @dataclass
@@ -174,8 +134,10 @@ class Source:
         """For each site the mean activation ``[width]``, and what brings the mean norm to
         sqrt(width), measured on the chunk that it stands at."""
         self._fill()
-        return {site: (some.mean(0), some.shape[1] ** 0.5 / float(some.norm(dim=-1).mean()))
-                for site, some in self._chunk.items()}  # fmt: skip
+        return {
+            site: (some.mean(0), some.shape[1] ** 0.5 / float(some.norm(dim=-1).mean()))
+            for site, some in self._chunk.items()
+        }
 
     def _fill(self) -> None:
         if not hasattr(self, "_chunk"):
@@ -227,8 +189,7 @@ class Source:
         """Which activations ``[n, width]`` are no sinks, ``[n]``."""
         norm = some.float().norm(dim=-1)
         if not bool(norm.isfinite().all()):
-            raise ValueError(f"activations at {site} hold NaN or infinity: the model is broken, or "
-                             "its dtype overflows")  # fmt: skip
+            raise ValueError(f"activations at {site} hold NaN or infinity: the model is broken, or its dtype overflows")
         return norm <= self.sink * norm.median()
 
     def fill(self) -> Path:
@@ -263,8 +224,13 @@ class Source:
 
     @property
     def _mark(self) -> dict[str, str]:
-        return {"fingerprint": self.fingerprint, "tokens": self._digest, "sink": str(self.sink),
-                "rows": str(self.rows), "seed": str(self.seed)}  # fmt: skip
+        return {
+            "fingerprint": self.fingerprint,
+            "tokens": self._digest,
+            "sink": str(self.sink),
+            "rows": str(self.rows),
+            "seed": str(self.seed),
+        }
 
     def _cached(self, chunk: int) -> tuple[Batch, Tensor]:
         file = self._file(chunk)
@@ -289,17 +255,25 @@ class Source:
             opened = safe_open(file, "pt")
             told, mark = opened.metadata() or {}, self._mark
             other = [name for name in mark if told.get(name) != mark[name]]
-            lacking = [str(s) for s in self.sites if str(s) not in opened.keys()]  # noqa: SIM118
+            lacking = [str(s) for s in self.sites if str(s) not in opened.keys()]
         if other or lacking:
-            raise ValueError(f"cache={str(self.cache)!r}: it was made with other "
-                             f"{', '.join(other) or 'sites, without ' + ', '.join(lacking)}; "
-                             "give another folder")  # fmt: skip
+            raise ValueError(
+                f"cache={str(self.cache)!r}: it was made with other "
+                f"{', '.join(other) or 'sites, without ' + ', '.join(lacking)}; "
+                "give another folder"
+            )
         return opened
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands, as numbers; see :meth:`load_state_dict`."""
-        return {"chunk": self.state.chunk, "batch": self.state.batch, "served": self.served,
-                "seed": self.seed, "rows": self.rows, "size": self.batch}  # fmt: skip
+        return {
+            "chunk": self.state.chunk,
+            "batch": self.state.batch,
+            "served": self.served,
+            "seed": self.seed,
+            "rows": self.rows,
+            "size": self.batch,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where another source of the same texts and settings stood.

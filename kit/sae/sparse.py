@@ -3,6 +3,7 @@
 Of a batch's latents one in a hundred fires. sae-lens multiplies and differentiates all of them;
 here only the encoder's forward product is dense. What comes out is the same, to rounding.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -42,8 +43,7 @@ class SparseBatchTopK(BatchTopKTrainingSAE):
         acts = torch.zeros_like(pre).index_put((row, latent), (value * norm[latent]).detach())
         if bool(self._step["dead"].any()):
             which = self._step["dead"].nonzero()[:, 0]
-            pre = pre.index_copy(1, which, (x @ self.W_enc[:, which] + self.b_enc[which])
-                                 * norm[which])  # fmt: skip
+            pre = pre.index_copy(1, which, (x @ self.W_enc[:, which] + self.b_enc[which]) * norm[which])
         return acts, pre
 
     def decode(self, feature_acts: Tensor) -> Tensor:
@@ -88,8 +88,7 @@ class _Picked(torch.autograd.Function):
     """``(x @ w + b)[row, latent]``, already computed, with sparse gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, value: Tensor, row: Tensor,
-                latent: Tensor) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, value: Tensor, row: Tensor, latent: Tensor) -> Tensor:
         ctx.save_for_backward(x, w, b, row, latent)
         return value
 

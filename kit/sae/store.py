@@ -1,4 +1,5 @@
 """Everything a dictionary did on a corpus, on disk: the ground of every feature page."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -11,12 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kit.models import fingerprint, text_tokens
-from kit.progress import track
+from kit.base.files import opened, whole
+from kit.base.progress import track
+from kit.models.bridge import fingerprint
+from kit.models.tokens import counted, pack, text_tokens
 from kit.sae.latents import Latents
-from kit.sae.source import counted, pack
-from kit.untrusted import whole
-from kit.vectors import opened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,20 +62,24 @@ class FeatureStore:
             the activation there.
     """
 
-    def __init__(self, dictionary: Latents, tokens: Tensor, start: Tensor, where: Tensor,
-                 value: Tensor) -> None:  # fmt: skip
+    def __init__(self, dictionary: Latents, tokens: Tensor, start: Tensor, where: Tensor, value: Tensor) -> None:
         self.dictionary = dictionary
         self.tokens, self.start, self.where, self.value = tokens, start, where, value
 
     @classmethod
     @torch.no_grad()
     def build(
-        cls, dictionary: Latents, model: TransformerBridge, texts: Sequence[str] | Tensor, *,
-        context: int = 128, path: str | Path | None = None,
-    ) -> FeatureStore:  # fmt: skip
+        cls,
+        dictionary: Latents,
+        model: TransformerBridge,
+        texts: Sequence[str] | Tensor,
+        *,
+        context: int = 128,
+        path: str | Path | None = None,
+    ) -> FeatureStore:
         """Run a corpus through the model once, up to the dictionary's site.
 
-        On attention sinks (:func:`kit.sae.source.counted`) nothing counts as firing.
+        On attention sinks (:func:`kit.models.tokens.counted`) nothing counts as firing.
 
         Args:
             texts: or tokens ``[rows, context]``, as :func:`kit.sae.pack` makes them.
@@ -111,16 +115,18 @@ class FeatureStore:
         """Write it to a file; see :meth:`open`."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        told = {"format": _FORMAT, "dictionary": self.dictionary.name,
-                "latents": str(len(self.dictionary)), "fingerprint": fingerprint(model)}  # fmt: skip
+        told = {
+            "format": _FORMAT,
+            "dictionary": self.dictionary.name,
+            "latents": str(len(self.dictionary)),
+            "fingerprint": fingerprint(model),
+        }
         with whole(path) as part:
             save_file({name: getattr(self, name).contiguous() for name in _NAMES}, part, told)
         return path
 
     @classmethod
-    def open(
-        cls, path: str | Path, dictionary: Latents, model: TransformerBridge
-    ) -> FeatureStore:
+    def open(cls, path: str | Path, dictionary: Latents, model: TransformerBridge) -> FeatureStore:
         """A store from its file, in milliseconds: it is mapped, and read where it is looked at.
 
         Raises:
@@ -128,8 +134,11 @@ class FeatureStore:
                 model.
         """
         with opened(path, _FORMAT, "feature store") as (file, told):
-            for name, mine in (("dictionary", dictionary.name), ("latents", str(len(dictionary))),
-                               ("fingerprint", fingerprint(model))):  # fmt: skip
+            for name, mine in (
+                ("dictionary", dictionary.name),
+                ("latents", str(len(dictionary))),
+                ("fingerprint", fingerprint(model)),
+            ):
                 if told[name] != mine:
                     raise ValueError(f"{str(path)!r} belongs to {name} {told[name]!r}, not {mine!r}")
             found = cls(dictionary, *(file.get_tensor(name) for name in _NAMES))
@@ -143,16 +152,24 @@ class FeatureStore:
             ValueError: names the part.
         """
         what = f"the store of {self.dictionary.name!r} is damaged: "
-        kinds = {"tokens": (torch.int32, torch.int64), "start": (torch.int64,),
-                 "where": (torch.int32,), "value": (torch.float32, torch.bfloat16, torch.float16)}
+        kinds = {
+            "tokens": (torch.int32, torch.int64),
+            "start": (torch.int64,),
+            "where": (torch.int32,),
+            "value": (torch.float32, torch.bfloat16, torch.float16),
+        }
         for name, allowed in kinds.items():
             part = getattr(self, name)
             if part.dtype not in allowed or part.dim() != 1 + (name == "tokens"):
                 raise ValueError(f"{what}{name} is {part.dtype} {list(part.shape)}")
         ends = [int(self.start[0]), int(self.start[-1])] if len(self.start) else []
-        if (len(self.start) != len(self.dictionary) + 1 or ends != [0, len(self.where)]
-                or bool((self.start.diff() < 0).any()) or len(self.where) != len(self.value)
-                or self.tokens.shape[1] < 2):  # fmt: skip
+        if (
+            len(self.start) != len(self.dictionary) + 1
+            or ends != [0, len(self.where)]
+            or bool((self.start.diff() < 0).any())
+            or len(self.where) != len(self.value)
+            or self.tokens.shape[1] < 2
+        ):
             raise ValueError(f"{what}start, where, value and tokens do not fit together")
         for name, most in (("tokens", vocabulary), ("where", self.tokens.numel())):
             low, high = getattr(self, name).aminmax() if getattr(self, name).numel() else (0, 0)
@@ -195,8 +212,7 @@ class FeatureStore:
     def _reduce(self, how: str) -> Tensor:
         if not hasattr(self, f"_{how}"):
             which = torch.arange(len(self)).repeat_interleave(self.start.diff())
-            found = torch.zeros(len(self)).scatter_reduce(0, which, self.value.float(), how,
-                                                          include_self=False)  # fmt: skip
+            found = torch.zeros(len(self)).scatter_reduce(0, which, self.value.float(), how, include_self=False)
             setattr(self, f"_{how}", found)
         return getattr(self, f"_{how}")
 
@@ -217,9 +233,8 @@ class FeatureStore:
         return found
 
     def intervals(
-        self, latent: int, bins: int = 10, n: int = 3, seed: int = 0,
-        window: tuple[int, int] = (12, 6),
-    ) -> list[tuple[float, float, float, list[Example]]]:  # fmt: skip
+        self, latent: int, bins: int = 10, n: int = 3, seed: int = 0, window: tuple[int, int] = (12, 6)
+    ) -> list[tuple[float, float, float, list[Example]]]:
         """Uniform examples: what it does over its whole range, not only at the top.
 
         Its range from 0 to the largest activation is cut into bins of equal width ("uniform
@@ -242,9 +257,7 @@ class FeatureStore:
             found.append((low, high, len(inside) / len(value), some))
         return found
 
-    def example(
-        self, latent: int, place: int, window: tuple[int, int] | None = (12, 6)
-    ) -> Example:
+    def example(self, latent: int, place: int, window: tuple[int, int] | None = (12, 6)) -> Example:
         """The text around a flat place in ``tokens``: so many tokens before and after; None for
         the whole row."""
         where, value = self.entries(latent)
@@ -284,9 +297,14 @@ class FeatureStore:
         count = torch.bincount(at, minlength=len(kinds))
         total = torch.zeros(len(kinds)).index_add(0, at, value.float())
         seen = torch.bincount(self.tokens[:, 1:].flatten().long())[kinds]
-        table = pd.DataFrame({"token": kinds.tolist(), "share": (count / seen).tolist(),
-                              "mean": (total / count.clamp(min=1)).tolist(),
-                              "count": count.tolist()})  # fmt: skip
+        table = pd.DataFrame(
+            {
+                "token": kinds.tolist(),
+                "share": (count / seen).tolist(),
+                "mean": (total / count.clamp(min=1)).tolist(),
+                "count": count.tolist(),
+            }
+        )
         order = total.argsort(descending=True, stable=True).tolist()
         table = table.iloc[order]
         return table[table["count"] >= least].head(n).reset_index(drop=True)
@@ -315,9 +333,15 @@ class FeatureStore:
         order = order[both[order] > 0]
         share = both[order] / max(len(where), 1)
         lift = share / (count[order] / self.n_tokens)
-        return pd.DataFrame({"latent": order.tolist(), "both": both[order].tolist(),
-                             "share": share.tolist(), "lift": lift.tolist(),
-                             "jaccard": jaccard[order].tolist()})  # fmt: skip
+        return pd.DataFrame(
+            {
+                "latent": order.tolist(),
+                "both": both[order].tolist(),
+                "share": share.tolist(),
+                "lift": lift.tolist(),
+                "jaccard": jaccard[order].tolist(),
+            }
+        )
 
     def read(self, model: TransformerBridge, text: str | Tensor) -> Tensor:
         """Latents ``[n, latents]`` on a text, or on tokens ``[n]``, as the store counts them: none
@@ -342,5 +366,4 @@ class FeatureStore:
         share = value / self.maxima().clamp(min=1e-6)
         order = share.argsort(descending=True, stable=True)[:n]
         order = order[value[order] > 0]
-        return pd.DataFrame({"latent": order.tolist(), "value": value[order].tolist(),
-                             "share": share[order].tolist()})  # fmt: skip
+        return pd.DataFrame({"latent": order.tolist(), "value": value[order].tolist(), "share": share[order].tolist()})

@@ -3,6 +3,7 @@
 Every dictionary has a trainer of its own (``sae_lens.training.sae_trainer.SAETrainer``, driven by
 its public ``step``), and all of them see the same batches, so one pass of the model serves them all.
 """
+
 from __future__ import annotations
 
 import copy
@@ -19,12 +20,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from kit.progress import to_the_end, track
+from kit.base.files import header, junk, must_exist, read_json, unpacked_at_most, whole
+from kit.base.progress import to_the_end, track
+from kit.models.sites import Kind, Site
 from kit.sae.dictionary import Dictionary, load
-from kit.sae.site import Kind, Site
 from kit.sae.source import Source
-from kit.untrusted import header, junk, read_json, unpacked_at_most, whole
-from kit.vectors import must_exist
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 Architecture = Literal["batchtopk", "topk", "jumprelu", "gated", "standard", "matryoshka"]
 # the coefficient that makes latents sparse, and its default, on activations of norm sqrt(width);
 # the top-k family is told how many latents fire instead
-COEFFICIENTS = {"jumprelu": ("l0_coefficient", 1.0), "gated": ("l1_coefficient", 1.0),
-                 "standard": ("l1_coefficient", 1.0)}  # fmt: skip
+COEFFICIENTS = {
+    "jumprelu": ("l0_coefficient", 1.0),
+    "gated": ("l1_coefficient", 1.0),
+    "standard": ("l1_coefficient", 1.0),
+}
 ARCHITECTURES = ("batchtopk", "topk", "matryoshka", *COEFFICIENTS)
 
 
@@ -82,8 +85,16 @@ def train(
         ValueError: names the argument, its value, and what would be right.
     """
     stream = Source(model, texts, [Site(layer, site)], seed=seed, **source)
-    run = Training(stream, widths=widths, architecture=architecture, k=k, sparsity=sparsity,
-                   steps=max(1, tokens // stream.batch), lr=lr, seed=seed)  # fmt: skip
+    run = Training(
+        stream,
+        widths=widths,
+        architecture=architecture,
+        k=k,
+        sparsity=sparsity,
+        steps=max(1, tokens // stream.batch),
+        lr=lr,
+        seed=seed,
+    )
     if folder is not None and (Path(folder) / "training.json").is_file():
         run.restore(folder)
     run.run(folder=folder, watch=watch)
@@ -145,17 +156,29 @@ class Training:
         if not lr > 0:
             raise ValueError(f"lr={lr!r}: give a positive learning rate")
         self.source, self.steps, self.step = source, steps, 0
-        self.settings = {"architecture": architecture, "k": k, "sparsity": sparsity, "lr": lr,
-                         "widths": list(widths), "steps": steps, "seed": seed}  # fmt: skip
+        self.settings = {
+            "architecture": architecture,
+            "k": k,
+            "sparsity": sparsity,
+            "lr": lr,
+            "widths": list(widths),
+            "steps": steps,
+            "seed": seed,
+        }
         device = str(source.device)
         config = SAETrainerConfig(
             device=device,
-            total_training_samples=steps * source.batch, train_batch_size_samples=source.batch,
-            lr=lr, lr_end=lr, lr_warm_up_steps=steps // 20, lr_decay_steps=steps // 5,
+            total_training_samples=steps * source.batch,
+            train_batch_size_samples=source.batch,
+            lr=lr,
+            lr_end=lr,
+            lr_warm_up_steps=steps // 20,
+            lr_decay_steps=steps // 5,
             # latents that have not fired for so many steps get the auxiliary loss
-            dead_feature_window=max(20, min(1000, steps // 8)), feature_sampling_window=steps + 1,
+            dead_feature_window=max(20, min(1000, steps // 8)),
+            feature_sampling_window=steps + 1,
             logger=LoggingConfig(log_to_wandb=False),
-        )  # fmt: skip
+        )
         self.changes: list[tuple[int, float]] = []  # of the sparsity: step, and value from there on
         self.trainers: dict[str, Any] = {}
         self.sites: dict[str, Site] = {}
@@ -165,8 +188,9 @@ class Training:
                 torch.manual_seed(seed + len(self.trainers))
                 d_sae = round(times * len(mean))
                 cls, of = self._classes(architecture)
-                sae = cls(of(d_in=len(mean), d_sae=d_sae, device=device,
-                             **_options(architecture, d_sae, k, sparsity, steps)))  # fmt: skip
+                sae = cls(
+                    of(d_in=len(mean), d_sae=d_sae, device=device, **_options(architecture, d_sae, k, sparsity, steps))
+                )
                 with torch.no_grad():
                     sae.b_dec.copy_(mean * scale)  # the mean needs no latent
                 name = f"{site} x{times:g}"
@@ -202,9 +226,10 @@ class Training:
     def sparsity(self, value: float) -> None:
         architecture = str(self.settings["architecture"])
         dense = architecture in COEFFICIENTS
-        told = {name: _options(architecture, len(trainer.sae.W_dec),
-                               *((1, value) if dense else (value, None)), self.steps)
-                for name, trainer in self.trainers.items()}  # fmt: skip
+        told = {
+            name: _options(architecture, len(trainer.sae.W_dec), *((1, value) if dense else (value, None)), self.steps)
+            for name, trainer in self.trainers.items()
+        }
         for name, trainer in self.trainers.items():
             if dense:
                 (scheduler,) = trainer.coefficient_schedulers.values()
@@ -226,7 +251,9 @@ class Training:
         return outputs
 
     def run(
-        self, folder: str | Path | None = None, watch: Callable[[Report], None] | None = None,
+        self,
+        folder: str | Path | None = None,
+        watch: Callable[[Report], None] | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """Train to the end, or until ``stop()``, or an interrupt; see :func:`train`."""
@@ -252,15 +279,20 @@ class Training:
     @torch.no_grad()
     def report(self, outputs: Mapping[str, Any]) -> Report:
         """Figures of a step's outputs."""
-        return Report(self.step, self.steps, self.source.served, {
-            name: Figures(
-                float(out.loss),
-                float(explained_variance(out.sae_in, out.sae_out)),
-                float((out.feature_acts > 0).float().sum(-1).mean()),
-                float(self.trainers[name].dead_neurons.float().mean()),
-            )
-            for name, out in outputs.items()
-        })  # fmt: skip
+        return Report(
+            self.step,
+            self.steps,
+            self.source.served,
+            {
+                name: Figures(
+                    float(out.loss),
+                    float(explained_variance(out.sae_in, out.sae_out)),
+                    float((out.feature_acts > 0).float().sum(-1).mean()),
+                    float(self.trainers[name].dead_neurons.float().mean()),
+                )
+                for name, out in outputs.items()
+            },
+        )
 
     def dictionaries(self) -> list[Dictionary]:
         """The dictionaries as they are now, in the form and the scale that inference uses."""
@@ -288,8 +320,13 @@ class Training:
 
     def told(self) -> dict[str, Any]:
         """What a dictionary's file says of its training."""
-        return {**self.settings, "changes": self.changes, "step": self.step,
-                "tokens": self.source.served, "dropped": self.source.dropped}  # fmt: skip
+        return {
+            **self.settings,
+            "changes": self.changes,
+            "step": self.step,
+            "tokens": self.source.served,
+            "dropped": self.source.dropped,
+        }
 
     def save(self, folder: str | Path) -> Path:
         """A checkpoint: weights, optimisers, and where the source stands."""
@@ -299,8 +336,13 @@ class Training:
         shutil.rmtree(folder / slot, ignore_errors=True)
         for name, trainer in self.trainers.items():
             trainer.save_checkpoint(name.replace(" ", "_"), base_path=folder / slot)
-        state = {"settings": self.settings, "step": self.step, "changes": self.changes,
-                 "source": self.source.state_dict(), "slot": slot}  # fmt: skip
+        state = {
+            "settings": self.settings,
+            "step": self.step,
+            "changes": self.changes,
+            "source": self.source.state_dict(),
+            "slot": slot,
+        }
         with whole(folder / "training.json") as part:
             part.write_text(json.dumps(state), encoding="utf-8")
         shutil.rmtree(folder / ("a" if slot == "b" else "b"), ignore_errors=True)
@@ -314,8 +356,10 @@ class Training:
         found = read_json(folder / "training.json")
         slot = found.get("slot") if isinstance(found, dict) else None
         if slot not in ("a", "b"):
-            raise ValueError(f"{folder / 'training.json'}: slot={slot!r:.40}: expected 'a' or 'b'; "
-                             "this is no checkpoint of this kit: give another folder")  # fmt: skip
+            raise ValueError(
+                f"{folder / 'training.json'}: slot={slot!r:.40}: expected 'a' or 'b'; "
+                "this is no checkpoint of this kit: give another folder"
+            )
         return str(slot)
 
     def restore(self, folder: str | Path) -> None:
@@ -331,8 +375,9 @@ class Training:
         with junk(f"the checkpoint in {folder.name!r}"):
             for name, value in self.settings.items():
                 if state["settings"][name] != value:
-                    raise ValueError(f"{name}={value!r}: the checkpoint in {folder.name!r} was made "
-                                     f"with {state['settings'][name]!r}")  # fmt: skip
+                    raise ValueError(
+                        f"{name}={value!r}: the checkpoint in {folder.name!r} was made with {state['settings'][name]!r}"
+                    )
             step, changes = state["step"], [(s, v) for s, v in state["changes"]]
             if not isinstance(step, int) or not 0 <= step <= self.steps:
                 raise ValueError(f"step={step!r:.40}: of {self.steps} steps")
@@ -367,9 +412,7 @@ def explained_variance(x: Tensor, found: Tensor) -> Tensor:
     return 1 - left / (x - x.mean(0)).float().square().sum().clamp(min=1e-12)
 
 
-def _options(
-    architecture: str, d_sae: int, k: float, sparsity: float | None, steps: int
-) -> dict[str, Any]:
+def _options(architecture: str, d_sae: int, k: float, sparsity: float | None, steps: int) -> dict[str, Any]:
     if architecture in COEFFICIENTS:
         name, default = COEFFICIENTS[architecture]
         value = default if sparsity is None else sparsity
@@ -379,8 +422,9 @@ def _options(
     if sparsity is not None:
         raise ValueError(f"sparsity={sparsity!r}: {architecture} is told k, how many latents fire")
     if not 0 < k <= d_sae or (architecture == "topk" and k != int(k)):
-        raise ValueError(f"k={k!r}: give a number above 0, at most the {d_sae} latents of the "
-                         "narrowest dictionary (whole for topk)")  # fmt: skip
+        raise ValueError(
+            f"k={k!r}: give a number above 0, at most the {d_sae} latents of the narrowest dictionary (whole for topk)"
+        )
     found: dict[str, Any] = {"k": int(k) if architecture == "topk" else float(k)}
     if architecture != "topk":
         # the threshold of inference is a running mean: it must settle in short runs as well

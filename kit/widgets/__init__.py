@@ -2,29 +2,29 @@
 
 Loaded one by one, so that the parts without ipywidgets can be used where it is not installed.
 """
+
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "SteeringPanel": "panel",
-    "TokenMask": "token_mask",
-    "BlindRating": "rating",
-    "FeatureGallery": "gallery",
-    "FeatureBrowser": "browser",
-    "PromptView": "prompt_view",
-    "LinkBrowser": "links",
-    "MatchBrowser": "matches",
-    "TrainingView": "training_view",
-    "RoomTable": "room_table",
-    "Controller": "controller",
-    "Request": "controller",
-    "Arm": "controller",
-    "Frame": "controller",
+    "SteeringPanel": "panel.panel",
+    "TokenMask": "panel.token_mask",
+    "BlindRating": "panel.rating",
+    "Controller": "panel.controller",
+    "Request": "panel.controller",
+    "Arm": "panel.controller",
+    "Frame": "panel.controller",
+    "FeatureGallery": "gallery.gallery",
+    "FeatureBrowser": "latents.browser",
+    "PromptView": "latents.prompt_view",
+    "LinkBrowser": "latents.links",
+    "MatchBrowser": "latents.matches",
+    "TrainingView": "training.view",
 }
 
-__all__ = [*_HOME]  # noqa: PLE0604 (the keys are names)
+__all__ = [*_HOME]
 
 
 def __getattr__(name: str) -> Any:

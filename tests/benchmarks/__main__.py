@@ -3,6 +3,7 @@
 Machines are shared and noisy, so each figure is a ratio of two things run in turn, pair by pair,
 and the median of the pairs is printed with its spread. Exit status 1 if a "must" is missed.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -18,19 +19,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer pairs, no growth curves")
     parser.add_argument("--reference", help="a checkout of melbo-dct-post, to compare with")
-    parser.add_argument("--reference-python", metavar="PYTHON",
-                        help="the interpreter that runs it, best one with transformers 4.46.3 "
-                             "(default: this one)")  # fmt: skip
+    parser.add_argument(
+        "--reference-python",
+        metavar="PYTHON",
+        help="the interpreter that runs it, best one with transformers 4.46.3 (default: this one)",
+    )
     args = parser.parse_args()
     if args.reference_python and not args.reference:
-        parser.error(f"--reference-python {args.reference_python} without --reference: add "
-                     "--reference PATH, a checkout of melbo-dct-post")  # fmt: skip
+        parser.error(
+            f"--reference-python {args.reference_python} without --reference: add "
+            "--reference PATH, a checkout of melbo-dct-post"
+        )
     model = kit.load_model()
     dtype = next(model.parameters()).dtype
     print(f"{torch.get_num_threads()} threads, {dtype}, torch {torch.__version__}\n")
     rows = ratios.table(model, pairs=3 if args.quick else 7)
-    rows += unlabelled.table(model, seeds=1 if args.quick else 3, reference=args.reference,
-                             python=args.reference_python or sys.executable)  # fmt: skip
+    rows += unlabelled.table(
+        model, seeds=1 if args.quick else 3, reference=args.reference, python=args.reference_python or sys.executable
+    )
     rows += dictionaries.table(model, pairs=3 if args.quick else 7)
     rows += between.table(model, pairs=3 if args.quick else 7)
     wide = max(len(row.what) for row in rows) + 2

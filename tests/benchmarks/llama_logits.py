@@ -5,6 +5,7 @@ and numpy; it imports nothing of this package. The job has ``tokens`` [n] and ``
 each row as ``llama_set_adapter_cvec`` takes it: n_embd numbers for each layer, from layer 1. Written
 are float32 logits [runs, n, vocabulary]. The last line printed is the version.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -16,8 +17,7 @@ import numpy as np
 try:
     import llama_cpp as lib
 except ImportError as error:
-    sys.exit(f"llama_cpp cannot be imported by {sys.executable} ({error}): "
-             "pip install llama-cpp-python==0.3.36")  # fmt: skip
+    sys.exit(f"llama_cpp cannot be imported by {sys.executable} ({error}): pip install llama-cpp-python==0.3.36")
 
 
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR

@@ -8,6 +8,7 @@ The first line says what to fit and is answered with ``{"how": ...}``: which sli
 runs on. Each further line ``{"seed": n}`` is answered with ``{"seconds": ..., "objective": ...}``.
 A failure is answered with ``{"error": ...}`` and ends the process, as does the end of the input.
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -39,7 +40,7 @@ def main() -> int:
         for line in sys.stdin:
             spent, objective = fit(json.loads(line)["seed"])
             answer(seconds=spent, objective=objective)
-    except Exception as error:  # noqa: BLE001  (the parent process raises it)
+    except Exception as error:
         answer(error=f"{type(error).__name__}: {error}")
         return 1
     return 0
@@ -63,14 +64,16 @@ def prepared(spec: dict[str, Any]) -> Fit:
     x, y = stream[start], stream[end]
     off = float((y[0, -1] - torch.tensor(spec["after"])).abs().max() / y[0, -1].abs().max())
     if not off < 1e-3:
-        raise ValueError(f"model {spec['model']}: transformers {transformers.__version__} computes "
-                         f"a residual stream that is off by {off:.1g} of its largest entry, where "
-                         "1e-3 is allowed; it may not read this config.json")  # fmt: skip
+        raise ValueError(
+            f"model {spec['model']}: transformers {transformers.__version__} computes "
+            f"a residual stream that is off by {off:.1g} of its largest entry, where "
+            "1e-3 is allowed; it may not read this config.json"
+        )
     here = f"transformers {transformers.__version__}"
     own = code.SlicedModel(hf, start_layer=start, end_layer=end, layers_name="model.layers")
     try:
         return Fit(code, own, x, y, spec, f"its own slice, {here}")
-    except Exception as error:  # noqa: BLE001  (whatever a newer transformers says)
+    except Exception as error:
         sys.stderr.write(f"its own slice fails: {type(error).__name__}: {error}\n")
         # it changes the model while it runs, and a failure leaves it changed
         hf.model.layers, hf.config.num_hidden_layers = own.layers, len(own.layers)
@@ -105,9 +108,7 @@ def load(folder: Path) -> Any:
 class Fit:
     """The published fit on one slice, checked against the whole model and warmed up."""
 
-    def __init__(
-        self, code: Any, piece: nn.Module, x: Tensor, y: Tensor, spec: dict[str, Any], how: str
-    ) -> None:
+    def __init__(self, code: Any, piece: nn.Module, x: Tensor, y: Tensor, spec: dict[str, Any], how: str) -> None:
         with torch.no_grad():
             self.y = piece(x)
         torch.testing.assert_close(self.y, y, rtol=1e-3, atol=1e-2)
@@ -122,8 +123,7 @@ class Fit:
         count = self.spec["iterations"] if iterations is None else iterations
         start = time.perf_counter()
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            run.fit(self.change, self.x, self.y, init="random", input_scale=self.spec["radius"],
-                    max_iters=count)  # fmt: skip
+            run.fit(self.change, self.x, self.y, init="random", input_scale=self.spec["radius"], max_iters=count)
             run.rank(self.change, self.x, self.y)
         return time.perf_counter() - start, run.objective_values[-1]
 

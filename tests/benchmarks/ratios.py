@@ -1,4 +1,5 @@
 """The speed table: each row two things run in turn, or one thing run many times."""
+
 from __future__ import annotations
 
 import json
@@ -14,8 +15,8 @@ from typing import Any
 import torch
 
 import kit
-from kit import weights
-from kit.models import runtime
+from kit.models import weights
+from kit.models.bridge import runtime
 
 _TOKENS = 32
 _PROMPT = "Tell me about your favourite day of the week and say why you like it so much."
@@ -76,32 +77,46 @@ def table(model: Any, pairs: int) -> list[Figure]:
 
     def transformers() -> None:
         plain.generate(
-            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=_TOKENS,
-            min_new_tokens=_TOKENS, do_sample=False,
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=_TOKENS,
+            min_new_tokens=_TOKENS,
+            do_sample=False,
         )
 
     def bridge() -> None:
         name = f"blocks.{vector.layer}.hook_out"
         with model.hooks(fwd_hooks=[(name, lambda x, hook: x + 0.2 * step.to(x))]):
-            model.generate(tokens, max_new_tokens=_TOKENS, do_sample=False, stop_at_eos=False,
-                           verbose=False)
+            model.generate(tokens, max_new_tokens=_TOKENS, do_sample=False, stop_at_eos=False, verbose=False)
 
     with _no_end(model):
         one = kit_rows([0.2])
         nine = kit_rows([-0.4 + 0.1 * i for i in range(9)])
         return [
-            Figure("steered decode, one row: speed over transformers generate", ">= 0.95",
-                   ">= 1.1", pairs_of(transformers, one, pairs)),
-            Figure("steered decode: speed over TransformerBridge.generate", ">= 1.15", ">= 1.4",
-                   pairs_of(bridge, one, pairs)),
-            Figure("ladder of 9: time over one row", "<= 2.2", "<= 1.7",
-                   pairs_of(nine, one, pairs)),
-            Figure("slider release to first token, 40-token prompt", "<= 300", "<= 150",
-                   first_tokens(model, vector, 5 * pairs), " ms"),
-            Figure("load_model, warm, after imports", "<= 2", "<= 0.7",
-                   [_child()["seconds"] for _ in range(pairs)], " s"),
-            Figure("private memory a second kernel adds, of the model's size", "<= 0.5",
-                   "<= 0.1", [second_kernel()]),
+            Figure(
+                "steered decode, one row: speed over transformers generate",
+                ">= 0.95",
+                ">= 1.1",
+                pairs_of(transformers, one, pairs),
+            ),
+            Figure(
+                "steered decode: speed over TransformerBridge.generate",
+                ">= 1.15",
+                ">= 1.4",
+                pairs_of(bridge, one, pairs),
+            ),
+            Figure("ladder of 9: time over one row", "<= 2.2", "<= 1.7", pairs_of(nine, one, pairs)),
+            Figure(
+                "slider release to first token, 40-token prompt",
+                "<= 300",
+                "<= 150",
+                first_tokens(model, vector, 5 * pairs),
+                " ms",
+            ),
+            Figure(
+                "load_model, warm, after imports", "<= 2", "<= 0.7", [_child()["seconds"] for _ in range(pairs)], " s"
+            ),
+            Figure("private memory a second kernel adds, of the model's size", "<= 0.5", "<= 0.1", [second_kernel()]),
         ]
 
 
@@ -166,8 +181,12 @@ sys.stdin.readline()
 
 def _start() -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", _CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"}, stderr=subprocess.DEVNULL,
+        [sys.executable, "-c", _CHILD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stderr=subprocess.DEVNULL,
     )
 
 
@@ -192,8 +211,7 @@ def physical_limit(model: Any) -> str:
     block = torch.ones(256 * 2**20 // 4)
     bandwidth = max(block.numel() * 4 / seconds(block.sum) for _ in range(9))
     state = runtime(model)
-    moved = sum({p.data_ptr(): p.numel() * p.element_size()
-                 for p in state.decoder.parameters()}.values())
+    moved = sum({p.data_ptr(): p.numel() * p.element_size() for p in state.decoder.parameters()}.values())
     tokens = kit.chat_tokens(model, _PROMPT)
     with _no_end(model):
         run = kit.stream(model, tokens, max_new_tokens=24)

@@ -5,6 +5,7 @@ repository: ``make bench ARGS="--reference PATH --reference-python PYTHON"``, th
 with transformers 4.46.3, under which that code's own slice of a model works. Without a checkout
 they say "not run".
 """
+
 from __future__ import annotations
 
 import json
@@ -23,11 +24,12 @@ import psutil
 import torch
 
 import kit
-from kit import dct, melbo, weights
-from kit.calibration import radius
-from kit.directions import random_units
-from kit.models import runtime
-from kit.slices import LayerSlice
+from kit.base.directions import random_units
+from kit.models import weights
+from kit.models.bridge import runtime
+from kit.search import dct, melbo
+from kit.search.layer_slice import LayerSlice
+from kit.search.radius import radius
 from tests.benchmarks.ratios import Figure, seconds
 
 _PROMPT = "The old captain looked over the harbour and asked the boy what he had seen there."
@@ -35,9 +37,7 @@ _SOURCE, _TARGET = 9, 19  # the published code's layers 10 to 20 are blocks 10 t
 _FEATURES, _ITERATIONS, _STEPS = 64, 10, 12
 
 
-def table(
-    model: Any, seeds: int, reference: str | None, python: str = sys.executable
-) -> list[Figure]:
+def table(model: Any, seeds: int, reference: str | None, python: str = sys.executable) -> list[Figure]:
     """The rows, in float32 on one prompt; ratios of runs in turn.
 
     Args:
@@ -76,13 +76,10 @@ def table(
         melbo.fit_slice(piece, n, radius=r, steps=_STEPS)
 
     train(1)
-    together = [seconds(lambda: train(16)) / (16 * seconds(lambda: train(1)))
-                for _ in range(seeds)]  # fmt: skip
+    together = [seconds(lambda: train(16)) / (16 * seconds(lambda: train(1))) for _ in range(seeds)]
     return [
-        Figure("exponential DCT with ranking: time over the reference's" + note, "<= 0.7",
-               "<= 0.4", times),
-        Figure("exponential DCT: final causal term over the reference's", ">= 1.7", ">= 2.2",
-               quality),
+        Figure("exponential DCT with ranking: time over the reference's" + note, "<= 0.7", "<= 0.4", times),
+        Figure("exponential DCT: final causal term over the reference's", ">= 1.7", ">= 2.2", quality),
         Figure("linear DCT: change over random directions", ">= 1.7", ">= 1.8", [gain]),
         Figure("16 MELBO vectors together: time over 16 x one", "<= 0.5", "<= 0.25", together),
         Figure("exponential DCT: peak memory over the model's own", "<= 3", "<= 1.5", peaks),
@@ -124,27 +121,36 @@ def started(checkout: str, python: str, piece: LayerSlice, r: float) -> Iterator
         ValueError: no checkout, no interpreter, or one that cannot run the published code.
     """
     if not (Path(checkout) / "src" / "dct.py").is_file():
-        raise ValueError(f"--reference {checkout}: it holds no src/dct.py; give the folder of a "
-                         "checkout of melbo-dct-post")  # fmt: skip
+        raise ValueError(
+            f"--reference {checkout}: it holds no src/dct.py; give the folder of a checkout of melbo-dct-post"
+        )
     # PYTHONPATH leads to our versions, and the child is there to have others
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [python, str(Path(__file__).with_name("published.py"))]
     pipe = subprocess.PIPE
     with tempfile.TemporaryFile("w+") as log:
         try:
-            process = subprocess.Popen(
-                command, env=env, text=True, stdin=pipe, stdout=pipe, stderr=log
-            )
+            process = subprocess.Popen(command, env=env, text=True, stdin=pipe, stdout=pipe, stderr=log)
         except OSError as error:
-            raise ValueError(f"--reference-python {python}: {error.strerror}; give the path of a "
-                             "Python interpreter") from error  # fmt: skip
+            raise ValueError(
+                f"--reference-python {python}: {error.strerror}; give the path of a Python interpreter"
+            ) from error
         with process:  # leaving closes its input, at which it ends by itself
             yield Reference(
-                process, log, python, checkout=str(Path(checkout).resolve()),
-                model=str(weights.fetch("float32")), tokens=piece.tokens[0].tolist(),
-                start=_SOURCE + 1, end=_TARGET + 1, after=piece.after[0, -1].tolist(), radius=r,
-                features=_FEATURES, iterations=_ITERATIONS, threads=torch.get_num_threads(),
-            )  # fmt: skip
+                process,
+                log,
+                python,
+                checkout=str(Path(checkout).resolve()),
+                model=str(weights.fetch("float32")),
+                tokens=piece.tokens[0].tolist(),
+                start=_SOURCE + 1,
+                end=_TARGET + 1,
+                after=piece.after[0, -1].tolist(),
+                radius=r,
+                features=_FEATURES,
+                iterations=_ITERATIONS,
+                threads=torch.get_num_threads(),
+            )
 
 
 class Reference:
@@ -153,9 +159,7 @@ class Reference:
     ``how`` says which slice it runs on, see :mod:`tests.benchmarks.published`.
     """
 
-    def __init__(
-        self, process: subprocess.Popen[str], log: IO[str], python: str, **spec: Any
-    ) -> None:
+    def __init__(self, process: subprocess.Popen[str], log: IO[str], python: str, **spec: Any) -> None:
         self.process, self.log, self.python = process, log, python
         self.how = self._ask(**spec)["how"]
 
@@ -172,8 +176,10 @@ class Reference:
         line = self.process.stdout.readline()
         answer = json.loads(line) if line else {"error": self._last_words()}
         if "error" in answer:
-            raise ValueError(f"--reference-python {self.python}: {answer['error']}; give one with "
-                             "torch, scipy, tqdm and transformers 4.46.3")  # fmt: skip
+            raise ValueError(
+                f"--reference-python {self.python}: {answer['error']}; give one with "
+                "torch, scipy, tqdm and transformers 4.46.3"
+            )
         return answer
 
     def _last_words(self) -> str:

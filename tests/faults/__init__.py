@@ -3,6 +3,7 @@
 ``python -m tests.faults [--rounds N] [--only WHAT]`` runs all of it and prints the counts that
 ``docs/security.md`` speaks of; the tests run short versions of the same functions.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -25,10 +26,10 @@ class Row:
 
 def table(rows: list[Row]) -> str:
     """The rows and their totals as text, and under them each loss."""
-    total = Row("total", sum(r.inputs for r in rows), sum(r.faults for r in rows),
-                [loss for r in rows for loss in r.losses])  # fmt: skip
+    total = Row(
+        "total", sum(r.inputs for r in rows), sum(r.faults for r in rows), [loss for r in rows for loss in r.losses]
+    )
     wide = max(len(row.what) for row in [*rows, total]) + 2
     lines = [f"{'what':<{wide}}{'inputs tried':>14}{'faults injected':>17}{'losses':>8}"]
-    lines += [f"{r.what:<{wide}}{r.inputs:>14}{r.faults:>17}{len(r.losses):>8}"
-              for r in [*rows, total]]  # fmt: skip
+    lines += [f"{r.what:<{wide}}{r.inputs:>14}{r.faults:>17}{len(r.losses):>8}" for r in [*rows, total]]
     return "\n".join([*lines, *(f"LOST: {r.what}: {loss}" for r in rows for loss in r.losses)])

@@ -2,6 +2,7 @@
 
 Exit status 1 if anything was lost.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -14,8 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-               "MPLBACKEND": "Agg"}  # fmt: skip
+os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 runpy.run_path(str(Path(__file__).parents[1] / "offline" / "sitecustomize.py"))
 
 import torch
@@ -57,7 +57,7 @@ def app(folder: Path, rounds: int, seed: int) -> list[Row]:
 def kills(folder: Path, rounds: int, seed: int) -> list[Row]:
     """Jobs that are killed, and fits that are stopped."""
     from kit import sae as saes
-    from kit.crosscoder import Crosscoder
+    from kit.sae.crosscoders.model import Crosscoder
     from tests.faults import kills as killing
     from tests.faults.jobs import jobs, notebook_job
     from tests.faults.subjects import make, trained
@@ -104,8 +104,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--rounds", type=int, default=1, help="0 is what the tests run")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", default=list(PARTS), choices=PARTS, metavar="PART",
-                        help=f"some of {', '.join(PARTS)}")  # fmt: skip
+    parser.add_argument(
+        "--only", nargs="+", default=list(PARTS), choices=PARTS, metavar="PART", help=f"some of {', '.join(PARTS)}"
+    )
     parser.add_argument("--json", action="store_true", help="for the tests")
     args = parser.parse_args()
     torch.set_num_threads(1)

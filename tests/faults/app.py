@@ -2,6 +2,7 @@
 
 Voila is started with the options of ``kit app`` on a notebook of one slider, which must still work.
 """
+
 from __future__ import annotations
 
 import json
@@ -30,14 +31,33 @@ slider.observe(lambda change: setattr(told, "value", f"moved to {{change.new}}")
 w.VBox([slider, told])
 """
 WAIT = 120.0
-PATHS = ("voila/files/app.ipynb", "voila/files/private.png", "voila/files/", "api/contents",
-         "api/contents/app.ipynb", "api/kernelspecs", "api/sessions", "api/terminals", "tree", "lab",
-         "voila/tree", "voila/render/private.ipynb", "files/app.ipynb", "nbconvert/html/app.ipynb",
-         "voila/static/../../../../app.ipynb", "voila/static/..%2f..%2f..%2fetc%2fpasswd",
-         "voila/files/..%2f..%2fetc%2fpasswd", "static/..%2f..%2fetc/passwd",
-         "voila/templates/../../etc/passwd", "voila/templates/lab/static/..%2f..%2f..%2fetc/passwd",
-         "voila/labextensions/..%2f..%2f..%2fetc/passwd", "voila/files//etc/passwd",
-         "voila/static//etc/passwd", "app.ipynb", "private.txt")  # fmt: skip
+PATHS = (
+    "voila/files/app.ipynb",
+    "voila/files/private.png",
+    "voila/files/",
+    "api/contents",
+    "api/contents/app.ipynb",
+    "api/kernelspecs",
+    "api/sessions",
+    "api/terminals",
+    "tree",
+    "lab",
+    "voila/tree",
+    "voila/render/private.ipynb",
+    "files/app.ipynb",
+    "nbconvert/html/app.ipynb",
+    "voila/static/../../../../app.ipynb",
+    "voila/static/..%2f..%2f..%2fetc%2fpasswd",
+    "voila/files/..%2f..%2fetc%2fpasswd",
+    "static/..%2f..%2fetc/passwd",
+    "voila/templates/../../etc/passwd",
+    "voila/templates/lab/static/..%2f..%2f..%2fetc/passwd",
+    "voila/labextensions/..%2f..%2f..%2fetc/passwd",
+    "voila/files//etc/passwd",
+    "voila/static//etc/passwd",
+    "app.ipynb",
+    "private.txt",
+)
 
 
 @contextmanager
@@ -51,11 +71,11 @@ def voila(folder: Path) -> Iterator[str]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    command = [sys.executable, "-m", "voila", "app.ipynb", *cli.app_options(), "--no-browser",
-               f"--port={port}"]  # fmt: skip
+    command = [sys.executable, "-m", "voila", "app.ipynb", *cli.app_options(), "--no-browser", f"--port={port}"]
     with (folder / "voila.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log,
-                                   stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+        )
         try:
             _wait(port, process, folder / "voila.log")
             yield f"http://127.0.0.1:{port}/"
@@ -98,8 +118,12 @@ def run(folder: Path) -> Row:
             status, text, _ = _get(url + path)
             if SECRET in text or "PRIVATE" in text or "root:" in text or '"kernelspecs"' in text:
                 row.losses.append(f"{path}: status {status}, {text[:80]!r}")
-        for path, body in (("api/kernels", {}), ("api/sessions", {"path": "x", "type": "console"}),
-                           ("api/terminals", {}), ("api/contents", {"type": "notebook"})):  # fmt: skip
+        for path, body in (
+            ("api/kernels", {}),
+            ("api/sessions", {"path": "x", "type": "console"}),
+            ("api/terminals", {}),
+            ("api/contents", {"type": "notebook"}),
+        ):
             row.inputs += 1
             status, text, _ = _get(url + path, json.dumps(body).encode(), cookies)
             if status < 400:
@@ -132,8 +156,7 @@ def _get(url: str, body: bytes | None = None, cookies: str = "") -> tuple[int, s
     try:
         with direct.open(request, timeout=WAIT) as answer:
             told = answer.headers.get_all("Set-Cookie") or []
-            return answer.status, answer.read().decode(errors="replace"), "; ".join(
-                line.split(";")[0] for line in told)  # fmt: skip
+            return answer.status, answer.read().decode(errors="replace"), "; ".join(line.split(";")[0] for line in told)
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode(errors="replace"), ""
 
@@ -154,23 +177,41 @@ def _opens(url: str, kernel: str, cookies: str, origin: str) -> bool:
 
 
 def _message(kind: str, content: dict[str, Any], channel: str = "shell") -> str:
-    header = {"msg_id": uuid.uuid4().hex, "username": "visitor", "session": "visitor",
-              "msg_type": kind, "version": "5.3", "date": "2026-01-01T00:00:00Z"}  # fmt: skip
-    return json.dumps({"header": header, "parent_header": {}, "metadata": {}, "content": content,
-                       "channel": channel, "buffers": []})  # fmt: skip
+    header = {
+        "msg_id": uuid.uuid4().hex,
+        "username": "visitor",
+        "session": "visitor",
+        "msg_type": kind,
+        "version": "5.3",
+        "date": "2026-01-01T00:00:00Z",
+    }
+    return json.dumps(
+        {"header": header, "parent_header": {}, "metadata": {}, "content": content, "channel": channel, "buffers": []}
+    )
 
 
 def _talk(row: Row, url: str, kernel: str, cookies: str, marker: Path) -> None:
     wire = _socket(url, kernel, cookies, url.rstrip("/"))
-    code = {"code": f"open({str(marker)!r}, 'w')", "silent": False, "store_history": False,
-            "user_expressions": {"x": f"open({str(marker)!r}, 'w')"}, "allow_stdin": True}  # fmt: skip
-    bad = [("execute_request", code), ("complete_request", {"code": "os.", "cursor_pos": 3}),
-           ("inspect_request", {"code": "slider", "cursor_pos": 3, "detail_level": 1}),
-           ("history_request", {"hist_access_type": "tail", "n": 99, "raw": True, "output": False}),
-           ("debug_request", {"type": "request", "command": "evaluate", "seq": 1,
-                              "arguments": {"expression": code["code"]}}),
-           ("is_complete_request", {"code": "1"}), ("input_reply", {"value": "1"}),
-           ("interrupt_request", {})]  # fmt: skip
+    code = {
+        "code": f"open({str(marker)!r}, 'w')",
+        "silent": False,
+        "store_history": False,
+        "user_expressions": {"x": f"open({str(marker)!r}, 'w')"},
+        "allow_stdin": True,
+    }
+    bad = [
+        ("execute_request", code),
+        ("complete_request", {"code": "os.", "cursor_pos": 3}),
+        ("inspect_request", {"code": "slider", "cursor_pos": 3, "detail_level": 1}),
+        ("history_request", {"hist_access_type": "tail", "n": 99, "raw": True, "output": False}),
+        (
+            "debug_request",
+            {"type": "request", "command": "evaluate", "seq": 1, "arguments": {"expression": code["code"]}},
+        ),
+        ("is_complete_request", {"code": "1"}),
+        ("input_reply", {"value": "1"}),
+        ("interrupt_request", {}),
+    ]
     for channel in ("shell", "control", "stdin", "iopub"):
         for kind, content in bad:
             row.inputs += 1
@@ -207,10 +248,6 @@ def _until(wire: Any, kind: str, idle: bool = False) -> list[dict[str, Any]]:
         message = json.loads(text)
         message.setdefault("msg_type", message["header"]["msg_type"])
         found.append(message)
-        if message["msg_type"] == kind and (
-            not idle or message["content"]["execution_state"] == "idle"
-        ):  # fmt: skip
+        if message["msg_type"] == kind and (not idle or message["content"]["execution_state"] == "idle"):
             break
     return found
-
-

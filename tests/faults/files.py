@@ -1,4 +1,5 @@
 """Malicious and damaged files: every kind that the kit reads, every way we know to break one."""
+
 from __future__ import annotations
 
 import contextlib
@@ -15,17 +16,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit import data, notebooks, organisms
-from kit.widgets import feature_sets, files
-from kit.widgets.features import Feature
+from course import runner
+from kit import data
+from kit.base.shipped import contrast
+from kit.data import organisms
+from kit.widgets.gallery import sets
+from kit.widgets.gallery.features import Feature
+from kit.widgets.panel import files
 from tests.faults import Row
 from tests.faults.subjects import Subjects
 
 SECONDS = 1.0  # of the processor, for one file
 MEMORY = 300  # megabytes that reading all files of a kind may add to the process
-NAMES = ("../../etc/passwd", "/etc/passwd", "..", ".", "", "a/b", "..\\..\\x", "C:\\x", "a\0b",
-         "CON", "x" * 5000, "\U00010348" * 200, "\u202egpj.x", "~/x", "$HOME", "`id`", ";id", "-rf",
-         "%2e%2e%2fx", "\n", "a\nb", "vectors/../../x", ".hidden", "<b>")  # fmt: skip
+NAMES = (
+    "../../etc/passwd",
+    "/etc/passwd",
+    "..",
+    ".",
+    "",
+    "a/b",
+    "..\\..\\x",
+    "C:\\x",
+    "a\0b",
+    "CON",
+    "x" * 5000,
+    "\U00010348" * 200,
+    "\u202egpj.x",
+    "~/x",
+    "$HOME",
+    "`id`",
+    ";id",
+    "-rf",
+    "%2e%2e%2fx",
+    "\n",
+    "a\nb",
+    "vectors/../../x",
+    ".hidden",
+    "<b>",
+)
 
 
 @dataclass(frozen=True)
@@ -164,10 +192,16 @@ def names(subjects: Subjects, folder: Path) -> Row:
     row = Row("names that become paths")
     folder.mkdir(parents=True)
     asked: list[Callable[[str], Any]] = [
-        data.vector, data.contrast, data.dictionary, data.crosscoder, data.path, organisms.load,
-        organisms.password, lambda name: data.path("vectors", name),
-        lambda name: notebooks.choose([name or "?"]),
-    ]  # fmt: skip
+        data.vector,
+        contrast,
+        data.dictionary,
+        data.crosscoder,
+        data.path,
+        organisms.load,
+        organisms.password,
+        lambda name: data.path("vectors", name),
+        lambda name: runner.choose([name or "?"]),
+    ]
     root = data.path()
     for ask in asked:
         for name in NAMES:
@@ -181,8 +215,7 @@ def names(subjects: Subjects, folder: Path) -> Row:
     for i, name in enumerate(NAMES):
         home = folder / f"{i}" / "vectors"
         home.mkdir(parents=True)
-        for save in (lambda v, h=home: files.save(v, h),
-                     lambda v, h=home: feature_sets.save([Feature(v, 1, 0.5)], h / "set")):  # fmt: skip
+        for save in (lambda v, h=home: files.save(v, h), lambda v, h=home: sets.save([Feature(v, 1, 0.5)], h / "set")):
             row.inputs += 1
             path = save(subjects.vector(name))
             inside = [p for p in home.rglob("*") if p.is_file()]

@@ -1,4 +1,5 @@
 """Every job of the kit that writes files: how to run it, look at what it left, and compare."""
+
 from __future__ import annotations
 
 import json
@@ -14,14 +15,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import kit
-from kit import adapters, control_vectors, elicitation, notebooks, organisms, recovery, weights
+from course import runner
+from course.unlock import elicitation, recovery
 from kit import sae as saes
-from kit.crosscoder import Crosscoder
-from kit.rank_one import Factor
+from kit.data import organisms
+from kit.models import lora, weights
 from kit.sae import Dictionary, FeatureStore
-from kit.widgets import feature_sets
-from kit.widgets.features import Feature
-from kit.widgets.ratings import Item, Ratings
+from kit.sae.crosscoders.model import Crosscoder
+from kit.steering.rank_one import Factor
+from kit.steering.vectors import load_gguf
+from kit.widgets.gallery import sets
+from kit.widgets.gallery.features import Feature
+from kit.widgets.panel.rating import Item, Ratings
 from tests.faults.subjects import TEXTS, Subjects
 
 
@@ -49,28 +54,30 @@ def jobs(subjects: Subjects, found: Dictionary, crosscoder: Crosscoder) -> list[
     store = FeatureStore.build(found, model, TEXTS, context=20)
     return [
         # a file that replaces an older one: readers find the one or the other
-        _file("a vector", lambda p, n: subjects.vector(seed=n).save(p),
-              lambda p: kit.SteeringVector.load(p).direction),
-        _file("a factor", lambda p, n: subjects.factor(seed=n).save(p),
-              lambda p: Factor.load(p).reads),
-        _file("a control vector", lambda p, n: subjects.vector(seed=n).to_gguf(p, model),
-              lambda p: control_vectors.load(p, model)[0].direction),
-        _file("a crosscoder", lambda p, n: crosscoder.save(p),
-              lambda p: Crosscoder.load(p, subjects.pair).encoder),
-        _file("a feature store", lambda p, n: store.save(p, model),
-              lambda p: FeatureStore.open(p, found, model).value),
+        _file("a vector", lambda p, n: subjects.vector(seed=n).save(p), lambda p: kit.SteeringVector.load(p).direction),
+        _file("a factor", lambda p, n: subjects.factor(seed=n).save(p), lambda p: Factor.load(p).reads),
+        _file(
+            "a control vector",
+            lambda p, n: subjects.vector(seed=n).to_gguf(p, model),
+            lambda p: load_gguf(p, model)[0].direction,
+        ),
+        _file("a crosscoder", lambda p, n: crosscoder.save(p), lambda p: Crosscoder.load(p, subjects.pair).encoder),
+        _file("a feature store", lambda p, n: store.save(p, model), lambda p: FeatureStore.open(p, found, model).value),
         # two files in a folder: without its config, which comes last, a folder is refused
         _file("a dictionary", lambda p, n: found.save(p), lambda p: saes.load(p).rows, "cfg.json"),
-        _file("an adapter", _adapter, _read_adapter, adapters.CONFIG),
-        _sets(subjects), _ratings(), _records(), _conversion(),
+        _file("an adapter", _adapter, _read_adapter, lora.CONFIG),
+        _sets(subjects),
+        _ratings(),
+        _records(),
+        _conversion(),
         _training("training with snapshots", subjects.training),
         _training("crosscoder training", subjects.paired),
-        _harvest(subjects), _build(subjects, found),
-    ]  # fmt: skip
+        _harvest(subjects),
+        _build(subjects, found),
+    ]
 
 
-def _file(name: str, write: Callable[[Path, int], Any], read: Callable[[Path], Tensor],
-          missing: str = "") -> Job:  # fmt: skip
+def _file(name: str, write: Callable[[Path, int], Any], read: Callable[[Path], Tensor], missing: str = "") -> Job:
     def run(home: Path) -> None:
         for n in (0, 1, 0, 1):
             write(home / "it", n)
@@ -94,26 +101,24 @@ def _file(name: str, write: Callable[[Path, int], Any], read: Callable[[Path], T
 
 def _adapter(path: Path, n: int) -> None:
     factors = {"model.layers.1.mlp.up_proj": (torch.full((2, 48), n + 1.0), torch.ones(96, 2))}
-    adapters.write(path, factors, base="x")
+    lora.write(path, factors, base="x")
 
 
 def _read_adapter(path: Path) -> Tensor:
-    return adapters.read(path).delta("model.layers.1.mlp.up_proj")
+    return lora.read(path).delta("model.layers.1.mlp.up_proj")
 
 
 def _sets(subjects: Subjects) -> Job:
     some = [Feature(subjects.vector(f"v{i}", i), i + 1, 0.5, {"a": 1.0}) for i in range(4)]
 
     def look(home: Path) -> list[str]:
-        return [f"{p.name} holds {len(feature_sets.load(p))} of 4" for p in home.glob("set*")
-                if len(feature_sets.load(p)) != 4]  # fmt: skip
+        return [f"{p.name} holds {len(sets.load(p))} of 4" for p in home.glob("set*") if len(sets.load(p)) != 4]
 
     def result(home: Path) -> dict[str, Tensor]:
         last = max(home.glob("set*"))
-        return {f.name: f.vector.direction for f in feature_sets.load(last)}  # type: ignore[union-attr]
+        return {f.name: f.vector.direction for f in sets.load(last)}  # type: ignore[union-attr]
 
-    return Job("saving a gallery's set", lambda home: feature_sets.save(some, home / "set"), look,
-               result)  # fmt: skip
+    return Job("saving a gallery's set", lambda home: sets.save(some, home / "set"), look, result)
 
 
 def _ratings() -> Job:
@@ -144,7 +149,11 @@ def _records() -> Job:
         organisms.load = lambda name: SimpleNamespace()  # type: ignore[assignment, misc]
         elicitation.baseline = lambda m, name: {"organism": name, "arm": "baseline", "seed": 0}
         elicitation.measure = lambda m, name, arm, seed: {  # type: ignore[assignment, misc]
-            "organism": name, "arm": arm, "seed": seed, "right": [seed] * 500}  # fmt: skip
+            "organism": name,
+            "arm": arm,
+            "seed": seed,
+            "right": [seed] * 500,
+        }
         wanted = [("baseline", 0), *(("melbo", seed) for seed in range(6))]
         recovery._complete(home / "r.json", "withholding", wanted)
 
@@ -173,8 +182,11 @@ def _conversion() -> Job:
 
     def look(home: Path) -> list[str]:
         os.environ["KIT_CACHE"] = str(home)
-        return [f"{dtype} is there and damaged" for dtype in ("bfloat16", "float32")
-                if (status := weights.status(dtype))["present"] and not status["ok"]]  # fmt: skip
+        return [
+            f"{dtype} is there and damaged"
+            for dtype in ("bfloat16", "float32")
+            if (status := weights.status(dtype))["present"] and not status["ok"]
+        ]
 
     def result(home: Path) -> dict[str, Tensor]:
         return load_file(home / weights.EMBEDDED / "float32" / "model.safetensors")
@@ -202,8 +214,7 @@ def _training(name: str, make: Callable[[], Any]) -> Job:
         run = at(home)
         if run.step != run.steps:
             raise AssertionError(f"it ended at step {run.step}")
-        return {k: v.detach().clone() for t in run.trainers.values()
-                for k, v in t.sae.state_dict().items()}  # fmt: skip
+        return {k: v.detach().clone() for t in run.trainers.values() for k, v in t.sae.state_dict().items()}
 
     return Job(name, lambda home: at(home).run(folder=home / "run"), look, result, True)
 
@@ -245,26 +256,29 @@ def notebook_job() -> Job:
     """The notebook runner; the file is the old one or the new one, never half of it."""
     from nbformat import v4, writes
 
-    cells = [v4.new_markdown_cell("# Title"), v4.new_code_cell("import time; time.sleep(0.2); 1"),
-             v4.new_code_cell("2")]  # fmt: skip
+    cells = [
+        v4.new_markdown_cell("# Title"),
+        v4.new_code_cell("import time; time.sleep(0.2); 1"),
+        v4.new_code_cell("2"),
+    ]
     old = writes(v4.new_notebook(cells=cells)) + "\n"
 
     def run(home: Path) -> None:
         if not (home / "n.ipynb").exists():
             (home / "n.part").write_text(old)
             (home / "n.part").replace(home / "n.ipynb")
-        notebooks.refresh(home / "n.ipynb")
+        runner.refresh(home / "n.ipynb")
 
     def look(home: Path) -> list[str]:
         (home / "n.part").unlink(missing_ok=True)
         if not (home / "n.ipynb").exists():
             return []
-        found = notebooks.read(home / "n.ipynb")
+        found = runner.read(home / "n.ipynb")
         counts = [c.execution_count for c in found.cells if c.cell_type == "code"]
         return [] if counts in ([None, None], [1, 2]) else [f"half-written: {counts}"]
 
     def result(home: Path) -> dict[str, Tensor]:
-        found = notebooks.read(home / "n.ipynb")
+        found = runner.read(home / "n.ipynb")
         said = [int(c.outputs[0]["data"]["text/plain"]) for c in found.cells[1:]]
         return {"said": torch.tensor(said)}
 

@@ -3,6 +3,7 @@
 The host process loads everything once and forks a child for each run, so that a round costs what
 the job costs. The host itself never computes a gradient: torch forbids that before a fork.
 """
+
 from __future__ import annotations
 
 import os
@@ -26,8 +27,17 @@ from tests.faults import Row
 from tests.faults.jobs import Job
 
 LIMIT = 300  # seconds after which a child counts as hung
-_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink",
-           "shutil.rmtree", "os.chmod")  # fmt: skip
+_EVENTS = (
+    "open",
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "shutil.rmtree",
+    "os.chmod",
+)
 KINDS = ("file operation", "byte", "disk full", "time")
 STOP = "stop button"
 
@@ -53,12 +63,14 @@ def _job(job: Job, home: Path, rounds: int, seed: int) -> Row:
     every = (*KINDS, STOP) if job.stoppable else KINDS
     for n in range(max(rounds, len(every) if rounds >= len(KINDS) else 0)):
         kind = every[n % len(every)]
-        at = {"file operation": rng.randrange(count), "time": rng.random() * took,
-              STOP: 0.01 + rng.random() * took}.get(kind, rng.randrange(largest))  # fmt: skip
+        at = {
+            "file operation": rng.randrange(count),
+            "time": rng.random() * took,
+            STOP: 0.01 + rng.random() * took,
+        }.get(kind, rng.randrange(largest))
         told, where = f"{kind} {at:.4g}", home / f"round-{n}"
         where.mkdir()
-        status = child(lambda k=kind, a=at, w=where: _hurt(job, w, k, a),
-                       at if kind == "time" else None)  # fmt: skip
+        status = child(lambda k=kind, a=at, w=where: _hurt(job, w, k, a), at if kind == "time" else None)
         row.faults += 1
         if status not in (0, 3, -signal.SIGKILL, -signal.SIGXFSZ):
             row.losses.append(f"{told}: it ended with {status}")
@@ -70,9 +82,12 @@ def _job(job: Job, home: Path, rounds: int, seed: int) -> Row:
             row.losses.append(f"{told}: run again, it ended with {status}")
             continue
         again = _result(job, where, home / f"again-{n}")
-        if again is None or expected is None or set(again) != set(expected) or not all(
-            torch.allclose(again[k], expected[k], rtol=1e-4, atol=1e-5) for k in expected
-        ):  # fmt: skip
+        if (
+            again is None
+            or expected is None
+            or set(again) != set(expected)
+            or not all(torch.allclose(again[k], expected[k], rtol=1e-4, atol=1e-5) for k in expected)
+        ):
             row.losses.append(f"{told}: run again, it gives something else")
     return row
 
@@ -174,9 +189,7 @@ def _result(job: Job, home: Path, out: Path) -> dict[str, Tensor] | None:
     return load_file(out) if status == 0 else None
 
 
-def interrupted(
-    fits: dict[str, Callable[[], Any]], sound: Callable[[Any], str], rounds: int, seed: int = 0
-) -> Row:
+def interrupted(fits: dict[str, Callable[[], Any]], sound: Callable[[Any], str], rounds: int, seed: int = 0) -> Row:
     """The stop button in the middle of a fit: what there is is kept, and the model is left clean.
 
     Args:

@@ -1,4 +1,5 @@
 """The kinds of file that the kit reads, and for each the bad ones that only it can have."""
+
 from __future__ import annotations
 
 import json
@@ -14,14 +15,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import kit
-from kit import adapters, control_vectors, data, notebook_rules, recovery
+from course import rules
+from course.unlock import recovery
 from kit import sae as saes
-from kit.crosscoder import Crosscoder
-from kit.rank_one import Factor
+from kit.data.corpora import corpus
+from kit.models import lora
 from kit.sae import FeatureStore
-from kit.widgets import feature_sets
-from kit.widgets.features import Feature
-from kit.widgets.ratings import Item, Ratings
+from kit.sae.crosscoders.model import Crosscoder
+from kit.steering.rank_one import Factor
+from kit.steering.vectors import load_gguf
+from kit.widgets.gallery import sets
+from kit.widgets.gallery.features import Feature
+from kit.widgets.panel.rating import Item, Ratings
 from tests.faults.files import Kind
 from tests.faults.subjects import TEXTS, Subjects, trained
 
@@ -42,11 +47,11 @@ def kinds(subjects: Subjects) -> list[Kind]:
 
     def a_set(home: Path) -> Path:
         about = [Feature(subjects.vector(f"v{i}", i), i + 1, 0.5, {"a": 1.0}) for i in range(2)]
-        return feature_sets.save(about, home / "set")
+        return sets.save(about, home / "set")
 
     def adapter(home: Path) -> Path:
         factors = {"model.layers.1.mlp.up_proj": (torch.randn(2, 48), torch.randn(96, 2))}
-        return adapters.write(home / "adapter", factors, base="x")
+        return lora.write(home / "adapter", factors, base="x")
 
     def notebook(home: Path) -> Path:
         from nbformat import v4, writes
@@ -57,8 +62,8 @@ def kinds(subjects: Subjects) -> list[Kind]:
         return home / "n.ipynb"
 
     def look_at_notebook(path: Path) -> None:
-        notebook_rules.problems(path)  # says what is wrong, whatever it is
-        notebook_rules.read(path)
+        rules.problems(path)  # says what is wrong, whatever it is
+        rules.read(path)
 
     def text(name: str, content: str) -> Callable[[Path], Path]:
         return lambda home: (home / name, (home / name).write_text(content))[0]
@@ -85,34 +90,57 @@ def kinds(subjects: Subjects) -> list[Kind]:
 
     jsonl = "\n".join(json.dumps({"text": text}) for text in TEXTS[:5])
     return [
-        Kind("vector", lambda home: subjects.vector().save(home / "v.safetensors"),
-             kit.SteeringVector.load, lambda bad: _vectors(bad, "direction")),
-        Kind("factor", lambda home: subjects.factor().save(home / "f.safetensors"), Factor.load,
-             lambda bad: _vectors(bad, "reads")),
+        Kind(
+            "vector",
+            lambda home: subjects.vector().save(home / "v.safetensors"),
+            kit.SteeringVector.load,
+            lambda bad: _vectors(bad, "direction"),
+        ),
+        Kind(
+            "factor",
+            lambda home: subjects.factor().save(home / "f.safetensors"),
+            Factor.load,
+            lambda bad: _vectors(bad, "reads"),
+        ),
         Kind("vector of torch", torch_file, lambda p: kit.SteeringVector.from_pt(p, 1), _pickles),
-        Kind("control vector", lambda home: subjects.vector().to_gguf(home / "v.gguf", model),
-             lambda p: control_vectors.load(p, model), _ggufs),
-        Kind("dictionary", lambda home: dictionary.save(home / "sae"),
-             lambda p: saes.load(p, model=model), _configs),
-        Kind("crosscoder", lambda home: crosscoder.save(home / "c.safetensors"),
-             lambda p: Crosscoder.load(p, subjects.pair), lambda bad: _vectors(bad, "encoder")),
-        Kind("feature store", lambda home: store.save(home / "s.safetensors", model),
-             lambda p: use(FeatureStore.open(p, dictionary, model)),
-             lambda bad: _vectors(bad, "where")),
+        Kind(
+            "control vector",
+            lambda home: subjects.vector().to_gguf(home / "v.gguf", model),
+            lambda p: load_gguf(p, model),
+            _ggufs,
+        ),
+        Kind("dictionary", lambda home: dictionary.save(home / "sae"), lambda p: saes.load(p, model=model), _configs),
+        Kind(
+            "crosscoder",
+            lambda home: crosscoder.save(home / "c.safetensors"),
+            lambda p: Crosscoder.load(p, subjects.pair),
+            lambda bad: _vectors(bad, "encoder"),
+        ),
+        Kind(
+            "feature store",
+            lambda home: store.save(home / "s.safetensors", model),
+            lambda p: use(FeatureStore.open(p, dictionary, model)),
+            lambda bad: _vectors(bad, "where"),
+        ),
         Kind("activation cache", cache, lambda p: subjects.source(cache=p).harvest(0)),
-        Kind("training snapshot", lambda home: snapshot(subjects.training(), home),
-             lambda p: subjects.training().restore(p)),
-        Kind("snapshot of a crosscoder", lambda home: snapshot(subjects.paired(), home),
-             lambda p: subjects.paired().restore(p)),
-        Kind("adapter", adapter, adapters.read, _adapters),
-        Kind("gallery", a_set, feature_sets.load, _galleries),
+        Kind(
+            "training snapshot",
+            lambda home: snapshot(subjects.training(), home),
+            lambda p: subjects.training().restore(p),
+        ),
+        Kind(
+            "snapshot of a crosscoder",
+            lambda home: snapshot(subjects.paired(), home),
+            lambda p: subjects.paired().restore(p),
+        ),
+        Kind("adapter", adapter, lora.read, _adapters),
+        Kind("gallery", a_set, sets.load, _galleries),
         Kind("ratings", rated, lambda p: Ratings(items, p), _ratings),
-        Kind("corpus", text("t.jsonl", jsonl), data.corpus),
+        Kind("corpus", text("t.jsonl", jsonl), corpus),
         Kind("records", text("r.json", json.dumps([{"arm": "baseline"}] * 9)), recovery.read),
         Kind("notebook", notebook, look_at_notebook, _notebooks),
-        Kind("model folder", model_folder, lambda p: kit.load_model(str(p), dtype="float32"),
-             _model_codes),
-    ]  # fmt: skip
+        Kind("model folder", model_folder, lambda p: kit.load_model(str(p), dtype="float32"), _model_codes),
+    ]
 
 
 def _json(path: Path, content: Any) -> Callable[[], Any]:
@@ -122,12 +150,11 @@ def _json(path: Path, content: Any) -> Callable[[], Any]:
 def _vectors(bad: Path, tensor: str) -> Bad:
     """Files that are well formed, and hold what makes no sense."""
     with safe_open(str(bad), framework="pt") as file:
-        about, content = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        about, content = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}
 
     def wrote(other: Any = None, **told: str) -> Callable[[], None]:
         changed = content if other is None else content | {tensor: other}
-        return lambda: save_file({k: v.contiguous() for k, v in changed.items()}, bad,
-                                 {**about, **told})  # fmt: skip
+        return lambda: save_file({k: v.contiguous() for k, v in changed.items()}, bad, {**about, **told})
 
     one = content[tensor]
     yield "no numbers", wrote(torch.zeros(0))
@@ -140,8 +167,21 @@ def _vectors(bad: Path, tensor: str) -> Bad:
         if one.is_floating_point() or value == 10**9:
             yield f"of {value}", wrote(torch.full_like(one, value))
     for key in about:
-        for junk in ("", "[]", "null", "{", "NaN", "-1", "1e999", "9" * 5000, "[" * 100_000,
-                     '{"a": 1, "a": 2}', "../../etc/passwd", "\0", '{"gallery": 7}'):  # fmt: skip
+        for junk in (
+            "",
+            "[]",
+            "null",
+            "{",
+            "NaN",
+            "-1",
+            "1e999",
+            "9" * 5000,
+            "[" * 100_000,
+            '{"a": 1, "a": 2}',
+            "../../etc/passwd",
+            "\0",
+            '{"gallery": 7}',
+        ):
             yield f"{key}={junk[:12]!r}", wrote(**{key: junk})
     yield "further tensors", lambda: save_file(content | {"x" * 9999: torch.ones(3)}, bad, about)
 
@@ -189,8 +229,7 @@ def _configs(bad: Path) -> Bad:
     for name in (*told, "extra"):
         for junk in (None, [], {}, "../../etc/passwd", "__import__('os')", -1, float("nan"), True):
             yield f"{name}={junk!r}", wrote(**{name: junk})
-    for name in ("hook_name", "kit_name", "kit_fingerprint", "kit", "hook_head_index",
-                 "model_from_pretrained_kwargs"):  # fmt: skip
+    for name in ("hook_name", "kit_name", "kit_fingerprint", "kit", "hook_head_index", "model_from_pretrained_kwargs"):
         for junk in (None, [], 7, "../../x", "blocks.99999999999.hook_out", {"a": 1}):
             yield f"metadata {name}={junk!r}", wrote(metadata=told["metadata"] | {name: junk})
 
@@ -205,10 +244,10 @@ def _configs(bad: Path) -> Bad:
 
 
 def _adapters(bad: Path) -> Bad:
-    told = json.loads((bad / adapters.CONFIG).read_text())
+    told = json.loads((bad / lora.CONFIG).read_text())
     for name in (*told, "use_dora", "modules_to_save"):
         for junk in (None, [], {}, "x", -1, float("nan"), 1e400, 10**400, True):
-            yield f"{name}={junk!r:.9}", _json(bad / adapters.CONFIG, told | {name: junk})
+            yield f"{name}={junk!r:.9}", _json(bad / lora.CONFIG, told | {name: junk})
 
 
 def _galleries(bad: Path) -> Bad:
@@ -223,10 +262,15 @@ def _galleries(bad: Path) -> Bad:
 
 def _ratings(bad: Path) -> Bad:
     head = "item,prompt,text,label,steered,score,guess\n"
-    for told, text in (("a long field", "x" * 200_000), ("no closing quote", '"' + "x" * 200_000),
-                       ("NUL", "a\0b,,,,1,3,1"), ("score 9", "a,,,,1,9,1"),
-                       ("score NaN", "a,,,,1,nan,1"), ("too few", "a"),
-                       ("digits", "a,,,,1," + "9" * 5000 + ",1")):  # fmt: skip
+    for told, text in (
+        ("a long field", "x" * 200_000),
+        ("no closing quote", '"' + "x" * 200_000),
+        ("NUL", "a\0b,,,,1,3,1"),
+        ("score 9", "a,,,,1,9,1"),
+        ("score NaN", "a,,,,1,nan,1"),
+        ("too few", "a"),
+        ("digits", "a,,,,1," + "9" * 5000 + ",1"),
+    ):
         yield told, lambda text=text: bad.write_text(head + text)
 
 
@@ -237,8 +281,7 @@ def _notebooks(bad: Path) -> Bad:
             changed = {**told, "metadata": {"kit": {name: junk}}}
             yield f"{name}={junk!r:.9}", _json(bad, changed)
     for junk in (None, [], "x", 7):
-        for changes in ({"metadata": {"kit": junk}}, {"metadata": junk}, {"cells": junk},
-                        {"nbformat": junk}):  # fmt: skip
+        for changes in ({"metadata": {"kit": junk}}, {"metadata": junk}, {"cells": junk}, {"nbformat": junk}):
             yield f"{changes}", _json(bad, {**told, **changes})
 
 

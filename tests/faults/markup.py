@@ -3,6 +3,7 @@
 The model's tokenizer is made to say hostile strings, and every name, prompt, label and score is one.
 What comes out is parsed: only the kit's own elements and attributes may be in it.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -20,37 +21,60 @@ from typing import Any
 import torch
 
 import kit
-from kit import render
-from kit.attribution import links
-from kit.costs import Estimate
-from kit.meta import MetaLatents
-from kit.meta import train as train_meta
+from kit.base.html import message
+from kit.cli.timing import Estimate
 from kit.sae import FeatureStore, Site, ablated_text, pages, sections
-from kit.selftest import CheckResult
-from kit.widgets import charts, feature_html, state, training_html
+from kit.sae.links import links
+from kit.sae.meta_sae import MetaLatents
+from kit.sae.meta_sae import train as train_meta
+from kit.steering import render
+from kit.steering.check import CheckResult
+from kit.widgets.gallery import markup as gallery_markup
+from kit.widgets.panel import arms
+from kit.widgets.training import charts
+from kit.widgets.training import markup as training_markup
 from tests.faults import Row
 from tests.faults.subjects import TEXTS, Subjects
 
 MARK = "kitx"  # stands in every hostile string
 HOSTILE = (
-    f"<script>window.{MARK}=1</script>", f"<img src=//{MARK}.invalid onerror=window.{MARK}=1>",
-    f'"><svg onload=window.{MARK}=1>', f"' onmouseover='window.{MARK}=1' x='",
+    f"<script>window.{MARK}=1</script>",
+    f"<img src=//{MARK}.invalid onerror=window.{MARK}=1>",
+    f'"><svg onload=window.{MARK}=1>',
+    f"' onmouseover='window.{MARK}=1' x='",
     f'" style="background:url(//{MARK}.invalid)" onfocus="window.{MARK}=1" autofocus="',
-    f"</style><script>window.{MARK}=1</script>", f"</title></textarea><b {MARK}=1>",
-    f"<a href=javascript:window.{MARK}=1>go</a>", f"<iframe srcdoc='<script>{MARK}</script>'>",
-    f"&lt;script&gt;{MARK}&#60;/script&#x3e;", f"&#x3c;{MARK}&#62;", f"&{MARK}", "&amp;&quot;&",
-    f"\u202e{MARK}\u2066\u2069", f"\0{MARK}\x1b[31m\x07\ufffe", "{{" + MARK + "}}", "${" + MARK + "}",
-    "{%" + MARK + "%}", f"<!--{MARK}", f"]]><{MARK}>", f"<![CDATA[<{MARK}>", f"<{MARK} " + "x" * 3000,
-    f"<math><mtext><{MARK}>", f"\n\n<{MARK}>\n```", f"\\(\\href{{javascript:{MARK}}}{{x}}\\)",
-)  # fmt: skip
-TAGS = set("a b br caption code details div i path rect line circle polyline g span summary svg "
-           "style table tbody td text th thead title tr p small".split())
-ATTRIBUTES = set("aria-busy aria-label aria-hidden class cx cy d dir draggable fill fill-opacity font-size "
-                 "font-weight height href opacity points r role rx stroke stroke-dasharray "
-                 "stroke-linejoin stroke-width stroke-opacity style text-anchor title transform viewbox width x x1 "
-                 "x2 y y1 y2 open data-rank tabindex preserveaspectratio aria-live scope".split())
-MODULES: tuple[ModuleType, ...] = (render, pages, sections, feature_html, training_html, charts,
-                                   state)  # fmt: skip
+    f"</style><script>window.{MARK}=1</script>",
+    f"</title></textarea><b {MARK}=1>",
+    f"<a href=javascript:window.{MARK}=1>go</a>",
+    f"<iframe srcdoc='<script>{MARK}</script>'>",
+    f"&lt;script&gt;{MARK}&#60;/script&#x3e;",
+    f"&#x3c;{MARK}&#62;",
+    f"&{MARK}",
+    "&amp;&quot;&",
+    f"\u202e{MARK}\u2066\u2069",
+    f"\0{MARK}\x1b[31m\x07\ufffe",
+    "{{" + MARK + "}}",
+    "${" + MARK + "}",
+    "{%" + MARK + "%}",
+    f"<!--{MARK}",
+    f"]]><{MARK}>",
+    f"<![CDATA[<{MARK}>",
+    f"<{MARK} " + "x" * 3000,
+    f"<math><mtext><{MARK}>",
+    f"\n\n<{MARK}>\n```",
+    f"\\(\\href{{javascript:{MARK}}}{{x}}\\)",
+)
+TAGS = set(
+    "a b br caption code details div i path rect line circle polyline g span summary svg "
+    "style table tbody td text th thead title tr p small".split()
+)
+ATTRIBUTES = set(
+    "aria-busy aria-label aria-hidden class cx cy d dir draggable fill fill-opacity font-size "
+    "font-weight height href opacity points r role rx stroke stroke-dasharray "
+    "stroke-linejoin stroke-width stroke-opacity style text-anchor title transform viewbox width x x1 "
+    "x2 y y1 y2 open data-rank tabindex preserveaspectratio aria-live scope".split()
+)
+MODULES: tuple[ModuleType, ...] = (render, pages, sections, gallery_markup, training_markup, charts, arms)
 
 
 class _Reader(HTMLParser):
@@ -138,9 +162,11 @@ def watched() -> Iterator[set[CodeType]]:
 
 def public(module: ModuleType) -> list[tuple[str, CodeType]]:
     """A module's own public functions."""
-    return [(f"{module.__name__}.{name}", f.__code__) for name, f in vars(module).items()
-            if inspect.isfunction(f) and f.__module__ == module.__name__
-            and not name.startswith("_")]  # fmt: skip
+    return [
+        (f"{module.__name__}.{name}", f.__code__)
+        for name, f in vars(module).items()
+        if inspect.isfunction(f) and f.__module__ == module.__name__ and not name.startswith("_")
+    ]
 
 
 def everything(subjects: Subjects) -> dict[str, str]:
@@ -183,9 +209,7 @@ def shown(name: str, view: Any) -> Iterator[tuple[str, str]]:
     while queue:
         each = queue.pop()
         queue += [child for child in getattr(each, "children", ()) if child is not None]
-        if type(each).__name__ in ("HTML", "HTMLMath") or getattr(
-            each, "description_allow_html", False
-        ):  # fmt: skip
+        if type(each).__name__ in ("HTML", "HTMLMath") or getattr(each, "description_allow_html", False):
             n += 1
             yield f"{name} live {n}", f"{each.value}{each.description}"
 
@@ -196,12 +220,12 @@ def _views(subjects: Subjects) -> Iterator[tuple[str, Any]]:
 
     model, some = subjects.model, list(HOSTILE)
     vectors = [subjects.vector(f"{text}", i) for i, text in enumerate(some[:6])]
-    panel = widgets.SteeringPanel(model, vectors[:3], some[0], coefficients=[0.3, 0.2, 0.1],
-                                  max_new_tokens=6)  # fmt: skip
+    panel = widgets.SteeringPanel(model, vectors[:3], some[0], coefficients=[0.3, 0.2, 0.1], max_new_tokens=6)
     panel.run(timeout=60)
     yield "SteeringPanel", panel
-    gallery = widgets.FeatureGallery(model, vectors, some[1], coefficient=0.5, max_new_tokens=6,
-                                     scores={some[4]: [1.0, 2, 3, 4, 5, 6]})  # fmt: skip
+    gallery = widgets.FeatureGallery(
+        model, vectors, some[1], coefficient=0.5, max_new_tokens=6, scores={some[4]: [1.0, 2, 3, 4, 5, 6]}
+    )
     gallery.run(timeout=60)
     gallery.star(1)
     yield "FeatureGallery", gallery
@@ -216,18 +240,17 @@ def _views(subjects: Subjects) -> Iterator[tuple[str, Any]]:
     dictionary.name = some[4]
     busy = int(store.density().argmax())
     near = kit.sae.Neighbours(dictionary, model, [dictionary])
-    browser = widgets.FeatureBrowser(store, model, like=dictionary.rows[busy], others=[dictionary],
-                                     figures={some[0]: dictionary.rows.norm(dim=-1)})  # fmt: skip
+    browser = widgets.FeatureBrowser(
+        store, model, like=dictionary.rows[busy], others=[dictionary], figures={some[0]: dictionary.rows.norm(dim=-1)}
+    )
     browser.show(busy)
     yield "FeatureBrowser", browser
-    view = widgets.PromptView(store, model, some[5] + TEXTS[0], near=near,
-                              answers=("a", "b"))  # fmt: skip
+    view = widgets.PromptView(store, model, some[5] + TEXTS[0], near=near, answers=("a", "b"))
     view.run()
     view.show(busy)
     yield "PromptView", view
     other = dataclasses.replace(dictionary, name=some[5])
-    match = widgets.MatchBrowser(store, FeatureStore(other, store.tokens, store.start, store.where,
-                                                     store.value), model)  # fmt: skip
+    match = widgets.MatchBrowser(store, FeatureStore(other, store.tokens, store.start, store.where, store.value), model)
     yield "MatchBrowser", match
     later = dataclasses.replace(dictionary, name=some[6], site=Site(2))
     stores = [store, FeatureStore.build(later, model, store.tokens.long())]
@@ -236,7 +259,7 @@ def _views(subjects: Subjects) -> Iterator[tuple[str, Any]]:
     training = widgets.TrainingView(subjects.training(steps=20), TEXTS[:20], rows=6, ce_rows=2)
     training.run(timeout=120)
     yield "TrainingView", training
-    yield "RoomTable", widgets.RoomTable(_room(subjects.folder / "room"))
+    yield "RoomTable", RoomTable(_room(subjects.folder / "room"))
     made = dict(_pages(subjects, store, crosscoder, busy, near))
     yield "pages", _Made(made)
 
@@ -245,8 +268,11 @@ def _room(folder: Path) -> Path:
     """A room's folder with hostile names and exercises in it."""
     folder.mkdir()
     for n, text in enumerate(HOSTILE):
-        lines = [{"name": text}, {"exercise": "00.1", "event": "failed", "at": 1.0, "seconds": 2},
-                 {"exercise": text, "event": text, "at": text, "seconds": text}]  # fmt: skip
+        lines = [
+            {"name": text},
+            {"exercise": "00.1", "event": "failed", "at": 1.0, "seconds": 2},
+            {"exercise": text, "event": text, "at": text, "seconds": text},
+        ]
         file = folder / f"{n:016x}.jsonl"
         file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     return folder
@@ -263,16 +289,17 @@ class _Made:
 
 
 def _pages(subjects: Subjects, store: Any, crosscoder: Any, busy: int, near: Any) -> Any:
-    from kit.crosscoder import PairedLatents
+    from kit.sae.crosscoders.model import PairedLatents
 
     model, texts = subjects.model, pages.words(subjects.model)
     e = store.top(busy, 1)[0]
     yield "page", pages.page(store, model, busy, near=near)
-    yield "ablation", pages.ablation(
-        ablated_text(store.dictionary, model, e.tokens[: e.at + 1], busy, pairs=True), texts)
+    yield (
+        "ablation",
+        pages.ablation(ablated_text(store.dictionary, model, e.tokens[: e.at + 1], busy, pairs=True), texts),
+    )
     crosscoder = dataclasses.replace(crosscoder, name=HOSTILE[4])
-    both = FeatureStore.build(PairedLatents(crosscoder, subjects.pair, 1), subjects.other, TEXTS,
-                              context=20)  # fmt: skip
+    both = FeatureStore.build(PairedLatents(crosscoder, subjects.pair, 1), subjects.other, TEXTS, context=20)
     yield "both", sections.both_models(both, int(both.density().argmax()))
     atoms = train_meta(store.dictionary, size=24, k=2, steps=20, batch=48)
     atoms.name = HOSTILE[5]
@@ -282,24 +309,23 @@ def _pages(subjects: Subjects, store: Any, crosscoder: Any, busy: int, near: Any
 def _plain(subjects: Subjects) -> Iterator[tuple[str, str]]:
     """The functions themselves, with one hostile string after another."""
     model = subjects.model
-    run = kit.generate(model, HOSTILE[0], subjects.vector(HOSTILE[4]), [None, 0.5],
-                       max_new_tokens=6, measure=True)  # fmt: skip
+    run = kit.generate(model, HOSTILE[0], subjects.vector(HOSTILE[4]), [None, 0.5], max_new_tokens=6, measure=True)
     check = kit.check(model, subjects.vector())
     for n, text in enumerate(HOSTILE):
         rows = [dataclasses.replace(row, what=text, detail=text) for row in check.rows]
         told: dict[str, Callable[[], str]] = {
-            "check": lambda rows=rows: render.check_table(CheckResult(rows)),
-            "ladder": lambda text=text: render.ladder(dataclasses.replace(run, names=[text])),
+            "check": lambda rows=rows: CheckResult(rows)._repr_html_(),
+            "ladder": lambda text=text: dataclasses.replace(run, names=[text])._repr_html_(),
             "badge": lambda text=text: render.badge([text]),
-            "estimate": lambda text=text: render.estimate(
-                Estimate(text, 1, 1.0, 0.1, 1, 1, 10, 10, 0.1, text)),
-            "message": lambda text=text: render.message(text, error=True),
+            "estimate": lambda text=text: Estimate(text, 1, 1.0, 0.1, 1, 1, 10, 10, 0.1, text)._repr_html_(),
+            "message": lambda text=text: message(text, error=True),
             "receipt": lambda text=text: render.receipt(text),
             "frozen": lambda text=text: render.frozen(
-                text, text, [(text, text)], [(text, text, run.rows[1])], text, [text], text),
+                text, text, [(text, text)], [(text, text, run.rows[1])], text, [text], text
+            ),
             "shaded": lambda text=text: pages.shaded([text, text], [1.0, -1.0], 1.0),
             "legend": lambda text=text: charts.legend([text], text),
-        }  # fmt: skip
+        }
         for name, make in told.items():
             yield f"{name} {n}", make()
 

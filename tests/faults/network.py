@@ -3,6 +3,7 @@
 Everything of the kit that reaches for the network is pointed at a server on loopback that behaves
 so. What must come is an error that says what to do, soon, and nothing half-written.
 """
+
 from __future__ import annotations
 
 import os
@@ -18,8 +19,9 @@ from typing import Any
 from unittest import mock
 
 import kit
-from kit import data, weights
 from kit import sae as saes
+from kit.data.corpora import corpus
+from kit.models import weights
 from tests.faults import Row
 
 PATIENCE = 0.5  # seconds a try may wait here; 20 outside of tests
@@ -135,8 +137,12 @@ def _release(url: str, home: Path, stack: ExitStack) -> None:
 
 
 def _fetch(url: str, home: Path, stack: ExitStack) -> None:
-    told = {"KIT_CACHE": str(home / "kit"), "PIP_INDEX_URL": f"{url}/simple", "PIP_CONFIG_FILE":
-            os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}  # fmt: skip
+    told = {
+        "KIT_CACHE": str(home / "kit"),
+        "PIP_INDEX_URL": f"{url}/simple",
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
     stack.enter_context(mock.patch.dict(os.environ, told))
     stack.enter_context(mock.patch.object(weights, "find_spec", lambda name: None))
     weights.fetch(say=lambda text: None)
@@ -151,15 +157,17 @@ def _corpus(url: str, home: Path, stack: ExitStack) -> None:
     other = downloader.Downloader(f"{url}/index.xml", str(home / "nltk"))
     stack.enter_context(mock.patch.object(nltk, "download", other.download))
     # its own refuses loopback; the timeout that it is given is what counts here
-    plain = lambda page, timeout: urllib.request.urlopen(page, timeout=timeout)  # noqa: E731
+    plain = lambda page, timeout: urllib.request.urlopen(page, timeout=timeout)
     stack.enter_context(mock.patch.object(downloader, "urlopen", plain))
-    data.corpus("nltk")
+    corpus("nltk")
 
 
 CALLS: dict[str, Callable[[str, Path, ExitStack], None]] = {
-    "a model of the hub": _model, "a dictionary of the hub": _release, "kit fetch": _fetch,
+    "a model of the hub": _model,
+    "a dictionary of the hub": _release,
+    "kit fetch": _fetch,
     "a corpus of NLTK": _corpus,
-}  # fmt: skip
+}
 
 
 def run(folder: Path, faults: Collection[str] = tuple(FAULTS)) -> list[Row]:
@@ -195,10 +203,12 @@ def _one(call: str, fault: str, home: Path) -> list[str]:
                 told |= dict.fromkeys(("http_proxy", "https_proxy", "HTTPS_PROXY"), url)
                 url = "http://hub.invalid"
             stack.enter_context(mock.patch.dict(os.environ, told))
-            for name, value in (("ENDPOINT", url), ("HF_HUB_OFFLINE", False),
-                                ("HF_HUB_CACHE", str(home / "hub")),
-                                ("HUGGINGFACE_CO_URL_TEMPLATE",
-                                 url + "/{repo_id}/resolve/{revision}/{filename}")):  # fmt: skip
+            for name, value in (
+                ("ENDPOINT", url),
+                ("HF_HUB_OFFLINE", False),
+                ("HF_HUB_CACHE", str(home / "hub")),
+                ("HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"),
+            ):
                 stack.enter_context(mock.patch.object(constants, name, value))
             CALLS[call](url, home, stack)
     except OSError as error:
@@ -214,5 +224,4 @@ def _one(call: str, fault: str, home: Path) -> list[str]:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
     ends = (".json", ".safetensors", ".zip", ".gguf", ".whl", ".npz")
-    return lost + [f"it left {p.relative_to(home)}" for p in home.rglob("*")
-                   if p.is_file() and p.suffix in ends]  # fmt: skip
+    return lost + [f"it left {p.relative_to(home)}" for p in home.rglob("*") if p.is_file() and p.suffix in ends]

@@ -1,4 +1,5 @@
 """Small real things to do harm to: tiny models, a dictionary, a store, a crosscoder, vectors."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -8,10 +9,11 @@ from typing import Any
 import torch
 
 import kit
-from kit.crosscoder import Crosscoder, CrosscoderTraining, PairedSource
-from kit.models import runtime
-from kit.rank_one import Factor
+from kit.models.bridge import runtime
 from kit.sae import Dictionary, FeatureStore, Site, Source, Training
+from kit.sae.crosscoders import Crosscoder, PairedSource
+from kit.sae.crosscoders.training import CrosscoderTraining
+from kit.steering.rank_one import Factor
 from tests import tiny
 
 TEXTS = [sentence for _ in range(8) for sentence in tiny.SENTENCES]
@@ -46,8 +48,7 @@ class Subjects:
 
     def factor(self, name: str = "a factor", seed: int = 1) -> Factor:
         rng = torch.Generator().manual_seed(seed)
-        return Factor(torch.randn(2, 48, generator=rng), torch.randn(2, 48, generator=rng), (1, 2),
-                      3.0, name)  # fmt: skip
+        return Factor(torch.randn(2, 48, generator=rng), torch.randn(2, 48, generator=rng), (1, 2), 3.0, name)
 
 
 def make(folder: Path) -> Subjects:

@@ -3,6 +3,7 @@
 Python imports a module of this name at start-up when its folder is on PYTHONPATH, so kernels and
 servers are held to it too. Each refusal is appended to the file that KIT_OFFLINE_LOG names.
 """
+
 from __future__ import annotations
 
 import ipaddress

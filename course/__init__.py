@@ -1,0 +1,1 @@
+"""What makes the notebooks a course: exercises, catching up, pages to print, a room of people."""

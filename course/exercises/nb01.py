@@ -1,0 +1,397 @@
+"""Exercises of notebook 01, hooks: logit lens, patching, a fact's way, ablating a direction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from course.exercises import Exercise
+from course.exercises.patching import check_index, shares_of, toy
+from course.exercises.specs import Wrong, call, compare, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+
+# --- 01.1 logit lens -----------------------------------------------------------------------------
+
+_LENS_STUB = '''
+def logit_lens(resid, ln_final, W_U):
+    """Logits [pos, d_vocab] read from a residual stream [pos, d_model].
+
+    ln_final: the model's final norm, a function [pos, d_model] -> [pos, d_model]
+    W_U: the unembedding [d_model, d_vocab]
+    """
+    raise NotImplementedError("your turn")
+'''
+
+
+def logit_lens(
+    resid: torch.Tensor, ln_final: Callable[[torch.Tensor], torch.Tensor], W_U: torch.Tensor
+) -> torch.Tensor:
+    return ln_final(resid) @ W_U
+
+
+def _lens_spec(answer: Any) -> None:
+    import torch
+
+    seed = torch.Generator().manual_seed(11)
+    resid = 4 * torch.randn(5, 8, generator=seed)  # [pos, d_model], not yet of unit size
+    W_U = torch.randn(8, 13, generator=seed)  # [d_model, d_vocab]
+    gain = 0.5 + torch.rand(8, generator=seed)
+
+    def ln_final(x: torch.Tensor) -> torch.Tensor:  # RMS norm with a learned gain
+        return gain * x / x.pow(2).mean(-1, keepdim=True).sqrt()
+
+    shapes = "W_U is [d_model, d_vocab]: it goes on the right of the matrix product, untransposed"
+    got = call(answer, resid.clone(), ln_final, W_U.clone(), likely=shapes)
+
+    # The definition, one position and one token at a time.
+    want = torch.empty(5, 13)
+    for pos in range(5):
+        normed = ln_final(resid[pos])
+        for token in range(13):
+            want[pos, token] = (normed * W_U[:, token]).sum()
+    compare(
+        got,
+        want,
+        {
+            "the residual stream was not normalised: call ln_final first": resid @ W_U,
+            "these are probabilities: return the logits, before the softmax": want.softmax(-1),
+            "these are log-probabilities: return the logits themselves": want.log_softmax(-1),
+            "only the last position was read: keep all of them": want[-1],
+        },
+    )
+
+
+def _lens_without_norm(resid: Any, ln_final: Any, W_U: Any) -> Any:
+    return resid @ W_U
+
+
+def _lens_transposed(resid: Any, ln_final: Any, W_U: Any) -> Any:
+    return ln_final(resid) @ W_U.T
+
+
+def _lens_softmax(resid: Any, ln_final: Any, W_U: Any) -> Any:
+    return (ln_final(resid) @ W_U).softmax(-1)
+
+
+LENS = Exercise(
+    id="01.1",
+    title="logit lens",
+    stub=_LENS_STUB,
+    solution=logit_lens,
+    spec=_lens_spec,
+    hints=(
+        "The model itself does two things after its last block; do the same, only earlier.",
+        "First ln_final(resid), which keeps [pos, d_model]; then a matrix product with W_U.",
+    ),
+    wrong=[
+        ("forgot the norm", _lens_without_norm),
+        ("transposed W_U", _lens_transposed),
+        ("probabilities instead of logits", _lens_softmax),
+    ],
+    moral="Every layer can be read in the vocabulary, by the two steps that end the model.",
+)
+
+
+# --- 01.2 activation patching score --------------------------------------------------------------
+
+_RECOVERY_STUB = '''
+def recovery(patched, clean, corrupt):
+    """Share of the clean behaviour that a patch restores, elementwise.
+
+    All three are logit differences. 0: as bad as the corrupt run; 1: as good as the clean run.
+    """
+    raise NotImplementedError("your turn")
+'''
+
+
+def recovery(patched: torch.Tensor, clean: torch.Tensor, corrupt: torch.Tensor) -> torch.Tensor:
+    return (patched - corrupt) / (clean - corrupt)
+
+
+def _recovery_spec(answer: Any) -> None:
+    import torch
+
+    seed = torch.Generator().manual_seed(12)
+    clean, corrupt = torch.tensor(3.2), torch.tensor(-1.6)
+    # Fixed points of the definition: nothing, a quarter, all; a patch may also overshoot or harm.
+    shares = torch.tensor([[0.0, 0.25, 1.0], [0.5, 1.5, -0.5]])  # [layer, pos]
+    patched = corrupt + shares * (clean - corrupt)
+    got = call(answer, patched.clone(), clean, corrupt)
+    compare(
+        got,
+        shares,
+        {
+            "clean and corrupt are swapped: the corrupt run has to score 0": 1 - shares,
+            "not divided by the distance from corrupt to clean": patched - corrupt,
+            "divided by clean alone: divide by the distance clean - corrupt": (patched - corrupt) / clean,
+            "clamped: a patch that overshoots scores above 1, one that harms below 0": shares.clamp(0, 1),
+        },
+    )
+
+    # Elementwise: every prompt has its own clean and corrupt value.
+    clean, corrupt = 2 + torch.rand(4, generator=seed), -torch.rand(4, generator=seed)
+    shares = torch.rand(3, 4, generator=seed)  # [layer, prompt]
+    patched = corrupt + shares * (clean - corrupt)
+    got = call(answer, patched, clean, corrupt)
+    compare(
+        got,
+        shares,
+        {
+            "averaged over prompts before dividing: work elementwise": (patched - corrupt.mean())
+            / (clean.mean() - corrupt.mean())
+        },
+    )
+
+
+def _recovery_swapped(patched: Any, clean: Any, corrupt: Any) -> Any:
+    return (patched - clean) / (corrupt - clean)
+
+
+def _recovery_undivided(patched: Any, clean: Any, corrupt: Any) -> Any:
+    return patched - corrupt
+
+
+def _recovery_averaged(patched: Any, clean: Any, corrupt: Any) -> Any:
+    return (patched - corrupt.mean()) / (clean.mean() - corrupt.mean())
+
+
+RECOVERY = Exercise(
+    id="01.2",
+    title="activation patching score",
+    stub=_RECOVERY_STUB,
+    solution=recovery,
+    spec=_recovery_spec,
+    hints=(
+        "Put patched = corrupt into your formula: it must give 0. Then patched = clean: 1.",
+        "Distance travelled over the whole distance; both are measured from corrupt.",
+    ),
+    wrong=[
+        ("swapped clean and corrupt", _recovery_swapped),
+        ("not divided", _recovery_undivided),
+        ("averaged over prompts", _recovery_averaged),
+    ],
+    moral="0 and 1 now mean the same for every prompt, so patches can be compared.",
+)
+
+
+# --- 01.3 which block moves the fact -------------------------------------------------------------
+
+_BLOCK_STUB = """
+# The first block after which patching the country's position recovers less than half.
+moving_block = ...
+"""
+
+
+def moving_block(model: Any, clean: torch.Tensor, corrupt: torch.Tensor) -> int | None:
+    position = int((clean != corrupt)[0].nonzero()[0])  # the one token that differs
+    names = [f"blocks.{block}.hook_out" for block in range(model.cfg.n_layers)]
+    logits, cache = model.run_with_cache(clean, names_filter=names)
+    start = model.run_with_hooks(corrupt, fwd_hooks=[])
+    good, bad = logits[0, -1].argmax(), start[0, -1].argmax()
+    gaps = [float(x[0, -1, good] - x[0, -1, bad]) for x in (start, logits)]
+    for block, name in enumerate(names):
+
+        def patch(x: torch.Tensor, hook: Any, name: str = name) -> torch.Tensor:
+            x = x.clone()
+            x[:, position] = cache[name][:, position]
+            return x
+
+        patched = model.run_with_hooks(corrupt, fwd_hooks=[(name, patch)])
+        gap = float(patched[0, -1, good] - patched[0, -1, bad])
+        if (gap - gaps[0]) / (gaps[1] - gaps[0]) < 0.5:
+            return block
+    return None
+
+
+def _block_spec(answer: Any, *, model: Any, clean: Any, corrupt: Any) -> None:
+    check_index(answer, "block", model.cfg.n_layers)
+    place = (0, int((clean != corrupt)[0].nonzero()[0]))
+
+    def share(block: int) -> float:
+        return shares_of(model, clean, corrupt, f"blocks.{block}.hook_out", [place])[0]
+
+    after, before = share(answer), share(answer - 1) if answer else 1.0
+    if after >= 0.5:
+        raise Wrong(
+            arrived=f"block {answer}, after which patching there still recovers {after:.2f}",
+            expected="a block after which it recovers less than half",
+            likely="too early: the fact has not left this position yet",
+        )
+    if before < 0.5:
+        raise Wrong(
+            arrived=f"block {answer}, but one block before it recovers only {before:.2f} already",
+            expected="the first block after which it recovers less than half",
+            likely="too late: an earlier block had moved the fact on",
+        )
+
+
+BLOCK = Exercise(
+    id="01.3",
+    title="where the fact moves",
+    stub=_BLOCK_STUB,
+    solution=moving_block,
+    spec=_block_spec,
+    hints=(
+        "Read one column of the heat map, the one of the country, from the first block on.",
+        "heat[:, 0] is that column; find the first entry below 0.5.",
+    ),
+    wrong=[
+        ("a block too early", lambda **context: moving_block(**context) - 1),
+        ("a block too late", lambda **context: moving_block(**context) + 1),
+        ("the number of blocks", lambda model, **context: model.cfg.n_layers),
+    ],
+    moral="Up to there the fact sits at the country's token; from there on, at the last one.",
+    kind="value",
+    example=toy,
+)
+
+
+# --- 01.4 which head carries it ------------------------------------------------------------------
+
+_HEAD_STUB = """
+# Patch the heads of that block one at a time, at the last position. Which brings back the most?
+carrier = ...
+"""
+
+
+def carrier(model: Any, clean: torch.Tensor, corrupt: torch.Tensor, block: int) -> int:
+    name = f"blocks.{block}.attn.hook_z"  # [batch, pos, head, d_head]
+    logits, cache = model.run_with_cache(clean, names_filter=[name])
+    start = model.run_with_hooks(corrupt, fwd_hooks=[])
+    good, bad = logits[0, -1].argmax(), start[0, -1].argmax()
+    gaps = []
+    for head in range(model.cfg.n_heads):
+
+        def patch(x: torch.Tensor, hook: Any, head: int = head) -> torch.Tensor:
+            x = x.clone()
+            x[:, -1, head] = cache[name][:, -1, head]
+            return x
+
+        patched = model.run_with_hooks(corrupt, fwd_hooks=[(name, patch)])
+        gaps.append(float(patched[0, -1, good] - patched[0, -1, bad]))
+    return gaps.index(max(gaps))
+
+
+def _head_spec(answer: Any, *, model: Any, clean: Any, corrupt: Any, block: int) -> None:
+    check_index(answer, "head", model.cfg.n_heads)
+    places = [(0, -1, head) for head in range(model.cfg.n_heads)]
+    shares = shares_of(model, clean, corrupt, f"blocks.{block}.attn.hook_z", places)
+    if shares[answer] < max(shares):
+        little = "this head brings next to nothing, wherever it looks"
+        some = "this head helps, yet another one brings more"
+        raise Wrong(
+            arrived=f"head {answer}, which recovers {shares[answer]:.2f}",
+            expected=f"the head that recovers most, {max(shares):.2f}",
+            likely=f"{little if shares[answer] < 0.1 else some}: patch all of them and compare",
+        )
+
+
+HEAD = Exercise(
+    id="01.4",
+    title="which head carries it",
+    stub=_HEAD_STUB,
+    solution=carrier,
+    spec=_head_spec,
+    hints=(
+        "hook_z is [batch, pos, head, d_head]; write clean values into [:, -1, head] only.",
+        "One run for each head, the score recovery(gap(...)) for each run, then the largest.",
+    ),
+    wrong=[("helps, but less", 0), ("brings nothing", 2), ("block and head", lambda block, **context: (block, 1))],
+    moral="Where a head looks is a hint; what comes back when you patch it is the test.",
+    kind="value",
+    example=lambda: toy(block=2),
+)
+
+
+# --- 01.5 ablate a direction ---------------------------------------------------------------------
+
+_ABLATE_STUB = '''
+def ablate(resid, direction):
+    """resid [pos, d_model] without its component along direction [d_model].
+
+    direction may have any length but zero. resid itself must stay as it was.
+    """
+    raise NotImplementedError("your turn")
+'''
+
+
+def ablate(resid: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+    unit = direction / direction.norm()
+    component = resid @ unit  # [pos]: how far each position reaches along the direction
+    return resid - component[:, None] * unit
+
+
+def _ablate_spec(answer: Any) -> None:
+    import torch
+
+    seed = torch.Generator().manual_seed(13)
+    resid = torch.randn(6, 10, generator=seed)  # [pos, d_model]
+    direction = 3 * torch.randn(10, generator=seed)
+    shapes = "resid @ direction is [pos]: give it a last dimension of 1 before it multiplies"
+    given = resid.clone()
+    got = call(answer, given, direction.clone(), likely=shapes)
+
+    length = direction.pow(2).sum().sqrt()
+    want = torch.empty(6, 10)
+    for pos in range(6):
+        along = sum(resid[pos, i] * direction[i] / length for i in range(10))
+        want[pos] = resid[pos] - along * direction / length
+    dots = resid @ direction
+    compare(
+        got,
+        want,
+        {
+            "direction was not normalised: divide it by its norm first": resid - dots[:, None] * direction,
+            "divided by the norm once: the unit vector occurs twice in the projection": resid
+            - dots[:, None] * direction / length,
+            "the whole norm was removed: remove only the part along direction": resid
+            - resid.norm(dim=-1, keepdim=True) * direction / length,
+            "this is the part that should go: subtract it from resid": resid - want,
+            "the component was removed twice, which reflects: subtract it once": 2 * want - resid,
+        },
+    )
+    if not torch.equal(given, resid):
+        raise Wrong(
+            arrived=f"a resid that was changed to {describe(given)}",
+            expected=f"resid as it was, {describe(resid)}, and a new tensor",
+            likely="-= works in place: a hook that does so also changes what was cached",
+        )
+
+
+def _ablate_unnormalised(resid: Any, direction: Any) -> Any:
+    return resid - (resid @ direction)[:, None] * direction
+
+
+def _ablate_norm(resid: Any, direction: Any) -> Any:
+    return resid - resid.norm(dim=-1, keepdim=True) * direction / direction.norm()
+
+
+def _ablate_in_place(resid: Any, direction: Any) -> Any:
+    unit = direction / direction.norm()
+    resid -= (resid @ unit)[:, None] * unit
+    return resid
+
+
+ABLATE = Exercise(
+    id="01.5",
+    title="ablate a direction",
+    stub=_ABLATE_STUB,
+    solution=ablate,
+    spec=_ablate_spec,
+    hints=(
+        "How long is the shadow of each position on the direction? Subtract exactly that shadow.",
+        "unit = direction / direction.norm(); the shadow is (resid @ unit), one number for each position, times unit.",
+    ),
+    wrong=[
+        ("forgot to normalise", _ablate_unnormalised),
+        ("removed the norm, not the projection", _ablate_norm),
+        ("changed its input", _ablate_in_place),
+    ],
+    moral="Nothing downstream can read this direction any more; all that is orthogonal survived.",
+)
+
+EXERCISES = [LENS, RECOVERY, BLOCK, HEAD, ABLATE]

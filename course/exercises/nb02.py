@@ -1,0 +1,420 @@
+"""Exercises of notebook 02, steering vectors: mean difference, AUROC, label control, a layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from course.exercises import Exercise
+from course.exercises.specs import Wrong, call, compare, describe
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+
+# --- 02.1 mean difference ------------------------------------------------------------------------
+
+_MEAN_STUB = '''
+def mean_direction(positive, negative):
+    """Unit vector [d] that points from the negatives' mean to the positives' mean.
+
+    positive, negative: activations [n, d]; n may differ between the two.
+    """
+    raise NotImplementedError("your turn")
+'''
+
+
+def mean_direction(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+    difference = positive.mean(0) - negative.mean(0)
+    return difference / difference.norm()
+
+
+def _mean_spec(answer: Any) -> None:
+    import torch
+
+    seed = torch.Generator().manual_seed(21)
+    positive = 2 * torch.randn(7, 6, generator=seed) + 1.0
+    negative = torch.randn(5, 6, generator=seed)
+    shapes = "average each side over its texts first, dim 0: the sides need not be equally many"
+    got = call(answer, positive.clone(), negative.clone(), likely=shapes)
+
+    # The definition, one number at a time.
+    raw = torch.empty(6)
+    for i in range(6):
+        raw[i] = sum(x[i] for x in positive) / 7 - sum(x[i] for x in negative) / 5
+    length = sum(x * x for x in raw) ** 0.5
+    want = raw / length
+    up, down = (x / x.norm(dim=-1, keepdim=True) for x in (positive, negative))
+    each = up.mean(0) - down.mean(0)
+    sums = positive.sum(0) - negative.sum(0)
+    compare(
+        got,
+        want,
+        {
+            "the direction is right, its length is not 1: divide by its norm": raw,
+            "turned round: positive minus negative, so that + means more of the positive": -want,
+            "every text was normalised before averaging: normalise the difference, once": each / each.norm(),
+            "sums instead of means: the side with more texts weighs more": sums / sums.norm(),
+        },
+    )
+
+
+def _mean_long(positive: Any, negative: Any) -> Any:
+    return positive.mean(0) - negative.mean(0)
+
+
+def _mean_turned(positive: Any, negative: Any) -> Any:
+    return -mean_direction(positive, negative)
+
+
+def _mean_of_pairs(positive: Any, negative: Any) -> Any:
+    return (positive - negative).mean(0)
+
+
+MEAN = Exercise(
+    id="02.1",
+    title="mean difference",
+    stub=_MEAN_STUB,
+    solution=mean_direction,
+    spec=_mean_spec,
+    hints=(
+        "Two steps: a vector from one mean to the other, then give it length 1.",
+        "difference = positive.mean(0) - negative.mean(0); its length is difference.norm().",
+    ),
+    wrong=[
+        ("left its length", _mean_long),
+        ("negative minus positive", _mean_turned),
+        ("subtracted text by text", _mean_of_pairs),
+    ],
+    moral="This is the whole method. All the rest of this notebook asks whether to believe it.",
+)
+
+
+# --- 02.2 AUROC ----------------------------------------------------------------------------------
+
+_AUROC_STUB = '''
+def auroc_by_hand(positive, negative):
+    """Chance that a positive score is above a negative one; a tie counts half.
+
+    positive [n], negative [m]: scores, one for each text. Compare every positive with every
+    negative. Returns one number.
+    """
+    raise NotImplementedError("your turn")
+'''
+
+
+def auroc_by_hand(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+    above = (positive[:, None] > negative).float()  # [n, m]: every positive meets every negative
+    level = (positive[:, None] == negative).float()
+    return (above + 0.5 * level).mean()
+
+
+def _auroc_spec(answer: Any) -> None:
+    import torch
+
+    cases = (
+        ([3.0, 1.0, 2.0, 2.0, 9.0], [2.0, 0.0, 1.0]),
+        ([-3.0, -1.0, -2.5], [-2.0, -4.0, -1.0, -6.0]),
+        ([1.0, 1.0], [1.0, 1.0, 1.0]),
+    )
+    for ups, downs in cases:
+        positive, negative = torch.tensor(ups), torch.tensor(downs)
+        shapes = "the sides differ in length: positive[:, None] compares each with all negatives"
+        got = call(answer, positive.clone(), negative.clone(), likely=shapes)
+        if isinstance(got, int | float) and not isinstance(got, bool):
+            got = torch.tensor(float(got))
+
+        # The definition: a tournament of every positive against every negative.
+        points = strict = 0.0
+        for p in ups:
+            for q in downs:
+                strict += p > q
+                points += 1.0 if p > q else 0.5 if p == q else 0.0
+        games = len(ups) * len(downs)
+        want = torch.tensor(points / games)
+        hits = [*[p > 0 for p in ups], *[q <= 0 for q in downs]]
+        loose = torch.tensor(sum(p >= q for p in ups for q in downs) / games)
+        compare(
+            got,
+            want,
+            {
+                "ties count nothing: give half a point to each": torch.tensor(strict / games),
+                "ties count as wins: give half a point to each": loose,
+                "turned round: count the positives that are above": 1 - want,
+                "points were counted: divide by the number of comparisons": torch.tensor(points),
+                "this is the accuracy at threshold 0: AUROC needs no threshold": torch.tensor(sum(hits) / len(hits)),
+                "only the means were compared: compare every pair": torch.tensor(
+                    float(positive.mean() > negative.mean())
+                ),
+            },
+        )
+
+
+def _auroc_no_ties(positive: Any, negative: Any) -> Any:
+    return (positive[:, None] > negative).float().mean()
+
+
+def _auroc_paired(positive: Any, negative: Any) -> Any:
+    return (positive > negative).float().mean()
+
+
+def _auroc_threshold(positive: Any, negative: Any) -> Any:
+    hits = (positive > 0).float().sum() + (negative <= 0).float().sum()
+    return hits / (len(positive) + len(negative))
+
+
+AUROC = Exercise(
+    id="02.2",
+    title="AUROC",
+    stub=_AUROC_STUB,
+    solution=auroc_by_hand,
+    spec=_auroc_spec,
+    hints=(
+        "Make a table [n, m] of who beats whom; positive[:, None] > negative does it at once.",
+        "Two tables, > and ==; the answer is the mean of the first plus half that of the second.",
+    ),
+    wrong=[
+        ("forgot ties", _auroc_no_ties),
+        ("compared only neighbours", _auroc_paired),
+        ("accuracy at zero", _auroc_threshold),
+    ],
+    moral="0.5 is a coin, 1 is a clean split, and 0 is a clean split with the sign turned round.",
+)
+
+
+# --- 02.3 the label control ----------------------------------------------------------------------
+
+_SWAP_STUB = '''
+def swap_half(positive, negative, seed):
+    """Copies of both sides in which exactly half of the pairs changed sides.
+
+    positive, negative: [n, d]; row i of one is the partner of row i of the other, and stays so.
+    n // 2 pairs are exchanged; a torch.Generator with this seed draws which ones.
+    """
+    raise NotImplementedError("your turn")
+'''
+
+
+def swap_half(positive: torch.Tensor, negative: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    rng = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(positive), generator=rng)[: len(positive) // 2]
+    up, down = positive.clone(), negative.clone()
+    up[chosen], down[chosen] = negative[chosen], positive[chosen]
+    return up, down
+
+
+def _swap_spec(answer: Any) -> None:
+    import torch
+
+    n = 9
+    positive = torch.arange(n * 2.0).reshape(n, 2) + 1  # every row says who it is
+    negative = -positive
+    drawn = set()
+    for seed in range(6):
+        given = positive.clone(), negative.clone()
+        state = torch.get_rng_state()
+        got = call(answer, *given, seed)
+        moved = not torch.equal(state, torch.get_rng_state())
+        torch.set_rng_state(state)
+        shape = f"two tensors {list(positive.shape)}"
+        if not (isinstance(got, tuple | list) and len(got) == 2):
+            raise Wrong(arrived=describe(got), expected=shape, likely="return both: up, down")
+        up, down = got
+        for side in (up, down):
+            if not isinstance(side, torch.Tensor) or side.shape != positive.shape:
+                raise Wrong(
+                    arrived=describe(side),
+                    expected=shape,
+                    likely="rows were dropped or added: exchange rows, keep the shape",
+                )
+        if not (torch.equal(given[0], positive) and torch.equal(given[1], negative)):
+            raise Wrong(
+                arrived="sides that were changed in place",
+                expected="new tensors",
+                likely="clone() both sides before you exchange rows",
+            )
+        swapped = []
+        for i in range(n):  # row by row: kept, exchanged with its partner, or something else
+            kept = torch.equal(up[i], positive[i]) and torch.equal(down[i], negative[i])
+            swapped.append(torch.equal(up[i], negative[i]) and torch.equal(down[i], positive[i]))
+            if not (kept or swapped[-1]):
+                raise Wrong(
+                    arrived=f"row {i}: {describe(up[i])} beside {describe(down[i])}",
+                    expected=f"row {i}: {describe(positive[i])} beside its partner, or exchanged",
+                    likely="rows moved or partners were parted: exchange a row with its partner, "
+                    "and clone() both sides before you overwrite one",
+                )
+        if moved:
+            raise Wrong(
+                arrived="a draw from torch's global random numbers",
+                expected="a draw from torch.Generator().manual_seed(seed)",
+                likely="generator= was not passed, so the seed decides nothing",
+            )
+        if sum(swapped) != n // 2:
+            raise Wrong(
+                arrived=f"{sum(swapped)} of {n} pairs exchanged with seed {seed}",
+                expected=f"{n // 2}, with every seed",
+                likely="a coin for each pair gives half only on average: draw n // 2 rows",
+            )
+        if not torch.equal(call(answer, positive.clone(), negative.clone(), seed)[0], up):
+            raise Wrong(
+                arrived=f"two results for seed {seed}",
+                expected="the same one twice",
+                likely="make a new generator with the seed in every call",
+            )
+        drawn.add(tuple(swapped))
+    if len(drawn) < 2:
+        raise Wrong(
+            arrived="the same rows for six seeds",
+            expected="rows that the seed draws",
+            likely="the seed is not used: torch.randperm takes generator=",
+        )
+
+
+def _swap_coin(positive: Any, negative: Any, seed: int) -> Any:
+    import torch
+
+    coin = torch.rand(len(positive), generator=torch.Generator().manual_seed(seed)) < 0.5
+    return (torch.where(coin[:, None], negative, positive), torch.where(coin[:, None], positive, negative))
+
+
+def _swap_parted(positive: Any, negative: Any, seed: int) -> Any:
+    import torch
+
+    rng = torch.Generator().manual_seed(seed)
+    both = torch.cat([positive, negative])[torch.randperm(2 * len(positive), generator=rng)]
+    return both[: len(positive)], both[len(positive) :]
+
+
+def _swap_first(positive: Any, negative: Any, seed: int) -> Any:
+    up, down, half = positive.clone(), negative.clone(), len(positive) // 2
+    up[:half], down[:half] = negative[:half], positive[:half]
+    return up, down
+
+
+def _swap_in_place(positive: Any, negative: Any, seed: int) -> Any:
+    import torch
+
+    rng = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(positive), generator=rng)[: len(positive) // 2]
+    positive[chosen], negative[chosen] = negative[chosen], positive[chosen]
+    return positive, negative
+
+
+SWAP = Exercise(
+    id="02.3",
+    title="the label control",
+    stub=_SWAP_STUB,
+    solution=swap_half,
+    spec=_swap_spec,
+    hints=(
+        "Draw n // 2 row numbers first. torch.randperm(n, generator=rng) shuffles all of them.",
+        "Clone both sides, then fill up[chosen] from negative and down[chosen] from positive.",
+    ),
+    wrong=[
+        ("a coin for each pair", _swap_coin),
+        ("shuffled all texts", _swap_parted),
+        ("always the first half", _swap_first),
+        ("overwrote its input", _swap_in_place),
+    ],
+    moral="Same texts, same code, no label left on average: what survives is not your concept.",
+)
+
+
+# --- 02.4 choose a layer -------------------------------------------------------------------------
+
+CEILING = 0.5  # nats a token
+
+
+def best_layer(table: pd.DataFrame) -> int:
+    cells = table.groupby(["layer", "coefficient"])[["effect", "kl"]].mean()  # over prompts
+    affordable = cells[cells.kl <= 0.5]
+    layer, _ = affordable.effect.idxmax()
+    return int(layer)
+
+
+def _layer_spec(answer: Any, *, table: Any) -> None:
+    import numbers
+
+    rows: dict[tuple[int, float], list[tuple[float, float]]] = {}
+    for row in table.itertuples():
+        rows.setdefault((int(row.layer), float(row.coefficient)), []).append((row.effect, row.kl))
+    cells = {key: [sum(column) / len(found) for column in zip(*found, strict=True)] for key, found in rows.items()}
+    affordable = {key: effect for key, (effect, kl) in cells.items() if kl <= CEILING}
+    best = max(affordable, key=lambda key: affordable[key])
+    layers = sorted({layer for layer, _ in cells})
+    shown = describe(answer)
+    expected = (
+        f"a layer of {layers}: the one with the largest mean effect among the cells that "
+        f"cost at most {CEILING} nats a token"
+    )
+    if not isinstance(answer, numbers.Real) or isinstance(answer, bool):
+        raise Wrong(arrived=shown, expected=expected, likely="give one whole number")
+    if answer not in layers:
+        known = [c for _, c in cells]
+        likely = "that is a coefficient" if answer in known else "the table has no such layer"
+        raise Wrong(arrived=shown, expected=expected, likely=f"{likely}: look at its first column")
+    if answer == best[0]:
+        return
+    top = max(cells, key=lambda key: cells[key][0])
+    cheap = min(cells, key=lambda key: cells[key][1])
+    single = max((row for row in table.itertuples() if row.kl <= CEILING), key=lambda r: r.effect)
+    likely = "its best affordable cell is weaker than another layer's"
+    if answer == top[0]:
+        likely = f"the largest effect of all, but it costs {cells[top][1]:.2f} nats a token"
+    elif answer == cheap[0]:
+        likely = "the cheapest cell: a cost alone says nothing about what it buys"
+    elif answer == single.layer:
+        likely = "the best single prompt: take the mean over prompts before you choose"
+    raise Wrong(arrived=shown, expected=expected, likely=likely)
+
+
+def _layer_dear(table: Any) -> Any:
+    return int(table.groupby(["layer", "coefficient"]).effect.mean().idxmax()[0])
+
+
+def _layer_cheap(table: Any) -> Any:
+    return int(table.groupby(["layer", "coefficient"]).kl.mean().idxmin()[0])
+
+
+def _layer_example() -> dict[str, Any]:
+    import pandas as pd
+
+    cells = {  # (layer, coefficient): effect and KL on two prompts
+        (4, 0.2): [(0.5, 0.05), (0.7, 0.07)],
+        (4, 0.4): [(1.1, 0.2), (0.9, 0.2)],
+        (9, 0.2): [(2.0, 0.3), (2.4, 0.4)],
+        (9, 0.4): [(2.8, 0.9), (3.0, 1.1)],
+        (14, 0.4): [(6.0, 1.9), (5.0, 2.1)],
+        (19, 0.2): [(2.9, 0.3), (0.1, 0.2)],
+        (19, 0.4): [(0.3, 0.7), (0.2, 0.8)],
+    }
+    rows = [(*cell, i, *pair) for cell, pairs in cells.items() for i, pair in enumerate(pairs)]
+    names = ["layer", "coefficient", "prompt", "effect", "kl"]
+    return {"table": pd.DataFrame(rows, columns=names)}
+
+
+LAYER = Exercise(
+    id="02.4",
+    title="choose a layer",
+    stub="layer_of_choice = ...  # a number from the first column\n",
+    solution=best_layer,
+    spec=_layer_spec,
+    hints=(
+        "First strike out every cell of the right-hand map that is above 0.5. Then look left.",
+        "table.groupby(['layer', 'coefficient'])[['effect', 'kl']].mean(), then kl <= 0.5.",
+    ),
+    wrong=[
+        ("largest effect at any cost", _layer_dear),
+        ("the cheapest", _layer_cheap),
+        ("one lucky prompt", 19),
+        ("a coefficient", 0.4),
+    ],
+    moral="Chosen on these probes. Whether it holds is for probes that did not choose it to say.",
+    kind="value",
+    example=_layer_example,
+)
+
+EXERCISES = [MEAN, AUROC, SWAP, LAYER]

@@ -1,0 +1,105 @@
+"""The first cell that makes a notebook work in Colab, and the links that open notebooks elsewhere.
+
+In Colab the cell clones the repository and installs the pinned packages into the session; anywhere
+else it does nothing. A session that had another numpy loaded before has to be restarted once, which
+the cell says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from kit.cli.pins import CPU_TORCH, pins
+
+if TYPE_CHECKING:
+    from course.site.course_map import Lesson
+
+
+CLONE = "steering-kit"
+_GITHUB = re.compile(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?")
+
+_CELL = """
+# In Colab: get the kit and its model (some minutes, about 2 GB). Anywhere else: nothing.
+import sys
+
+if "google.colab" in sys.modules:
+    import os
+    import shutil
+    import subprocess
+
+    def run(*command):
+        print("$", *command, flush=True)
+        subprocess.run(command, check=True)
+
+    pip = sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"
+    if not os.path.isdir("{clone}"):
+        run("git", "clone", "--quiet", "--depth", "1", "--", {repository!r}, "{clone}")
+    if not shutil.which("nvidia-smi"):  # without a GPU: not the gigabytes of CUDA
+        run(*pip, "--no-deps", "--index-url", "{index}", "torch=={torch}")
+    run(*pip, "-c", "{clone}/constraints.txt", "-e", "./{clone}")
+    run(sys.executable, "-m", "kit", "fetch")
+    sys.path.insert(0, os.path.abspath("{clone}"))
+    if "numpy" in sys.modules:
+        print("Now restart the session (menu Runtime), then run from the top: quick now.")
+"""
+
+
+def checked(repository: str) -> str:
+    """The address of a repository, as it was given.
+
+    Raises:
+        ValueError: it is no address that git could take, or one that git would take for an option.
+    """
+    local = repository.startswith("/") and Path(repository).is_dir()
+    if not local and not re.fullmatch(r"(?:https?|ssh|file)://[^\s'\"\\<>]+", repository):
+        raise ValueError(f"repository={repository!r}: give an address such as https://github.com/OWNER/NAME")
+    return repository
+
+
+def cell(repository: str) -> str:
+    """Source of the first cell. Raises ValueError like `checked`."""
+    return _CELL.strip().format(repository=checked(repository), clone=CLONE, index=CPU_TORCH, torch=pins()["torch"])
+
+
+def links(
+    lessons: Sequence[Lesson], repository: str, *, branch: str = "main", folder: str = "student", hub: str = ""
+) -> str:
+    """A Markdown page of links that open the student edition in Colab, Binder and on a JupyterHub.
+
+    Args:
+        branch: the repository's branch that holds the student edition.
+        folder: where it lies there.
+        hub: address of the JupyterHub that has nbgitpuller, for the third column.
+    """
+    checked(repository)
+    github = _GITHUB.fullmatch(repository)
+    name = repository.rstrip("/").removesuffix(".git").rsplit("/", 1)[-1]
+    where = f"gh/{github[1]}" if github else f"git/{quote(repository, safe='')}"
+    rows = []
+    for lesson in lessons:
+        path = f"{folder}/{lesson.path.name}"
+        binder = f"https://mybinder.org/v2/{where}/{quote(branch, safe='')}?labpath={quote(path)}"
+        pull = (
+            f"{hub.rstrip('/')}/hub/user-redirect/git-pull?repo={quote(repository, safe='')}"
+            f"&branch={quote(branch, safe='')}"
+            f"&urlpath={quote(f'lab/tree/{name}/{path}', safe='')}"
+        )
+        colab = "–"
+        if github:
+            place = f"{github[1]}/blob/{quote(branch)}/{quote(path)}"
+            colab = f"[Colab](https://colab.research.google.com/github/{place})"
+        hub_link = f"[hub]({pull})" if hub else f"`{pull}`"
+        rows.append(f"| {lesson.number} {lesson.title} | {colab} | [Binder]({binder}) | {hub_link} |")
+    why = "" if github else "Colab opens notebooks from GitHub only: upload a file there.\n\n"
+    after = "" if hub else " Put the hub's address in front of the last column."
+    return (
+        "# Open a notebook elsewhere\n\n"
+        f"The links work once the folder `student` of this build is the folder `{folder}` on "
+        f"branch `{branch}` of <{repository}>. Binder builds from `environment.yml`; the last "
+        f"column is for a JupyterHub with nbgitpuller.{after}\n\n{why}"
+        "| notebook | Colab | Binder | JupyterHub |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    )

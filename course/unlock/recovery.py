@@ -1,0 +1,189 @@
+"""How much of what an organism hides was recovered: the records, their table, the command.
+
+The measure is the recovered share of the gap between locked and unlocked accuracy (Greenblatt et
+al. 2024, arXiv:2405.19550; Mack, Panickssery and Turner 2026, arXiv:2606.29604).
+
+``python -m kit.recovery withholding`` measures what is not yet in its file, arm by arm and seed by
+seed, and prints the table: it may be stopped at any time and called again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from course.unlock import elicitation
+from course.unlock.elicitation import ARMS, SETTINGS
+from kit import data
+from kit.base.files import read_json, whole
+from kit.data import organisms
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def _file() -> Path:
+    return data.path("organisms") / "recovery.json"
+
+
+def recovered(
+    right: Sequence[Sequence[int]], locked: Sequence[int], unlocked: Sequence[int], draws: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """The recovered share of the gap, a mean over seeds, with its 95% interval.
+
+    Args:
+        right: ``[seeds][items]``; locked, unlocked: ``[items]``; ones and zeros.
+
+    Returns:
+        The share and its bounds, by drawing items anew (percentile bootstrap).
+
+    Raises:
+        ValueError: no gap to recover.
+    """
+    R, low, high = (torch.tensor(x, dtype=torch.float64) for x in (right, locked, unlocked))
+    if high.mean() <= low.mean():
+        raise ValueError("unlocked is no better than locked: there is no gap to recover")
+
+    def share(index: Tensor) -> Tensor:
+        gap = (high - low)[index].mean(-1)
+        return (R.mean(0) - low)[index].mean(-1) / gap.clamp(min=1e-9)
+
+    rng = torch.Generator().manual_seed(seed)
+    n = len(low)
+    drawn = share(torch.randint(n, (draws, n), generator=rng))
+    bounds = drawn.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return float(share(torch.arange(n))), bounds[0], bounds[1]
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The recovery table: a row for each organism, arm and pick, a mean over its seeds.
+
+    Returns:
+        Columns ``organism, arm, pick, n, seeds, accuracy, recovered, low, high`` (95% interval),
+        ``kl, perplexity`` (on neutral prose) and ``half_right``, how many of the n candidates
+        answered half of their validation items or more.
+    """
+    import pandas as pd
+
+    rows = []
+    base = {r["organism"]: r for r in records if r["arm"] == "baseline"}
+    for name, found in base.items():
+        for label in ("locked", "unlocked"):
+            share = sum(found[label]) / len(found[label])
+            rows.append({"organism": name, "arm": label, "pick": "", "accuracy": share})
+        for arm in ARMS:
+            runs = [r for r in records if r["organism"] == name and r["arm"] == arm]
+            for pick in runs[0]["picks"] if runs else ():
+                parts = [r["picks"][pick] for r in runs]
+                right = [p["right"] for p in parts]
+                share, low, high = recovered(right, found["locked"], found["unlocked"])
+                mean = {c: sum(p[c] for p in parts) / len(parts) for c in ("kl", "perplexity")}
+                rows.append(
+                    {
+                        "organism": name,
+                        "arm": arm,
+                        "pick": pick,
+                        "n": runs[0]["n"],
+                        "seeds": len(runs),
+                        "accuracy": sum(map(sum, right)) / sum(map(len, right)),
+                        "recovered": share,
+                        "low": low,
+                        "high": high,
+                        **mean,
+                        "half_right": sum(r["half_right"] for r in runs) / len(runs),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def norms(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The best find of an organism at other norms, and ablation instead of addition.
+
+    Returns:
+        Columns ``organism, of`` (the arm), ``do`` ("add 0.5 x" is half the norm), ``accuracy,
+        recovered`` (means over seeds), ``kl, perplexity`` (of what is added).
+    """
+    import pandas as pd
+
+    rows = []
+    base = {r["organism"]: r for r in records if r["arm"] == "baseline"}
+    for r in (r for r in records if r["arm"] == "around"):
+        told = [{"do": f"add {n['times']:.2g} x", **n} for n in r["norms"]]
+        told += [{"do": f"ablate {k}", "right": v} for k, v in r["ablated"].items()]
+        for one in told:
+            right, found = one["right"], base[r["organism"]]
+            share, _, _ = recovered([right], found["locked"], found["unlocked"])
+            rows.append(
+                {
+                    "organism": r["organism"],
+                    "of": r["of"],
+                    "do": one["do"],
+                    "accuracy": sum(right) / len(right),
+                    "recovered": share,
+                    "kl": one.get("kl"),
+                    "perplexity": one.get("perplexity"),
+                }
+            )
+    if not rows:
+        return pd.DataFrame()
+    return pd.DataFrame(rows).groupby(["organism", "of", "do"], sort=False).mean().reset_index()
+
+
+def read(path: str | Path | None = None) -> list[dict[str, Any]]:
+    """The records of a file (default: those that the kit ships).
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    path = _file() if path is None else Path(path)
+    found = read_json(path) if path.is_file() else []
+    if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
+        raise ValueError(f"{path}: expected a list of records")
+    return found
+
+
+def _complete(path: Path, name: str, jobs: Sequence[tuple[str, int]]) -> None:
+    """Measure the jobs that the file lacks; each is in the file before the next one starts."""
+    model = None
+    for arm, seed in sorted(jobs, key=lambda job: job[1]):
+        key = {"organism": name, "arm": arm, "seed": seed}
+        if any(key.items() <= record.items() for record in read(path)):
+            continue
+        start = time.perf_counter()
+        model = organisms.load(name) if model is None else model
+        if arm == "baseline":
+            record = elicitation.baseline(model, name)
+        elif arm == "around":
+            record = elicitation.around(model, name, seed)
+        else:
+            record = elicitation.measure(model, name, arm, seed)  # type: ignore[arg-type]
+        with whole(path) as part:  # a crash while writing must not cost the others
+            part.write_text(json.dumps([*read(path), record]), encoding="utf-8")
+        print(name, arm, seed, f"{time.perf_counter() - start:.0f} s", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure what is missing, save after every record, print the table."""
+    parser = argparse.ArgumentParser(prog="python -m kit.recovery", description=__doc__)
+    parser.add_argument("organism", nargs="*", help=f"default: {', '.join(SETTINGS)}")
+    parser.add_argument("--arms", nargs="+", default=ARMS, choices=[*ARMS, "around"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=_file())
+    args = parser.parse_args(argv)
+    for name in args.organism:
+        elicitation.setting_of(name)
+    for name in args.organism or SETTINGS:
+        _complete(args.out, name, [("baseline", 0), *product(args.arms, range(args.seeds))])
+    print(table(read(args.out)).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()

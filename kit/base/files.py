@@ -1,0 +1,245 @@
+"""Files that others made, read with limits; and files of our own, written whole or not at all.
+
+A vector, a dictionary or a snapshot may come from anyone. What is read here is refused with a
+``ValueError`` when it is damaged, too large or too deep, before memory is taken for it. Nothing is
+unpickled. What is written appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+MOST_JSON = 64 * 2**20  # bytes of a JSON file; the largest that the kit ships has under one million
+MOST_HEADER = 8 * 2**20  # bytes of a safetensors header
+MOST_NUMBERS = 2**24  # in a vector or factor: a thousand layers of width 16,384
+_STALE = 3600  # seconds after which a part of a file is what a killed process left
+# what parsers and constructors raise on junk, beside ValueError
+JUNK = (
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    OverflowError,
+    ZeroDivisionError,
+    AssertionError,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+)
+
+
+@contextmanager
+def junk(what: str) -> Iterator[None]:
+    """Turn whatever a parser raises on junk into a ValueError that says what was read.
+
+    Raises:
+        ValueError: in place of the errors in `JUNK`, and of a SafetensorError.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, *JUNK) as error:
+        raise ValueError(
+            f"{what} is damaged or holds something else: {type(error).__name__}: {error!s:.200}"
+        ) from error
+
+
+def size_at_most(path: str | Path, most: int) -> None:
+    """Raise a ValueError unless the file is at most so many bytes long."""
+    found = Path(path).stat().st_size
+    if found > most:
+        raise ValueError(
+            f"{path} is {found / 2**20:,.0f} MB long, at most {most / 2**20:,.0f} MB "
+            "are read: this is no file of the kit"
+        )
+
+
+def unpacked_at_most(path: str | Path, most: int) -> None:
+    """Raise a ValueError unless a file is, and if it is a zip archive unpacks to, at most so many
+    bytes; torch's files are such archives."""
+    size_at_most(path, most)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+        if size > most:
+            raise ValueError(f"{path} unpacks to {size / 2**20:,.0f} MB, at most {most / 2**20:,.0f} MB are read")
+
+
+def parse(text: str, what: str) -> Any:
+    """JSON, from a file that anyone may have written.
+
+    Raises:
+        ValueError: no JSON, too deep, or a key twice in one object.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError(f"{what}: the JSON is nested too deep") from None
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def parse_object(text: str, what: str) -> dict[str, Any]:
+    """As :func:`parse`, for text that must hold an object.
+
+    Raises:
+        ValueError: as :func:`parse`, or another kind of value.
+    """
+    found = parse(text, what)
+    if not isinstance(found, dict):
+        raise ValueError(f"{what}: expected a JSON object, found a {type(found).__name__}")
+    return found
+
+
+def read_json(path: str | Path, most: int = MOST_JSON) -> Any:
+    """The content of a JSON file of at most ``most`` bytes.
+
+    Raises:
+        OSError: it cannot be read; ValueError: it is too long, or as :func:`parse`.
+    """
+    size_at_most(path, most)
+    return parse(Path(path).read_text(encoding="utf-8"), str(path))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return found
+
+
+def header_at_most(path: str | Path, most: int = MOST_HEADER) -> None:
+    """Raise a ValueError for a safetensors file whose header claims more than ``most`` bytes."""
+    with open(path, "rb") as file:
+        claimed = int.from_bytes(file.read(8), "little")
+    if claimed > most:
+        raise ValueError(
+            f"{path} is damaged or no safetensors file: its header claims {claimed} bytes, at most {most} are read"
+        )
+
+
+def header(path: str | Path) -> dict[str, tuple[list[int], str]]:
+    """Shape and dtype of every tensor in a safetensors file; no tensor is read.
+
+    Raises:
+        OSError: it cannot be opened; ValueError: no such file, or a damaged one.
+    """
+    from safetensors import safe_open
+
+    header_at_most(path)
+    with junk(str(path)), safe_open(str(path), framework="pt") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}
+        return {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
+
+
+def shapes_at_most(path: str | Path, dims: Mapping[str, int], most: int = MOST_NUMBERS) -> None:
+    """Look at a safetensors file's tensors before they are read.
+
+    Args:
+        dims: for each name that there must be, how many dimensions it has.
+        most: numbers in each.
+
+    Raises:
+        ValueError: a tensor is missing, has other dimensions or too many numbers, or is not of a
+            float dtype.
+    """
+    found = header(path)
+    for name, count in dims.items():
+        if name not in found:
+            raise ValueError(f"{path} is damaged or holds something else: no tensor {name!r}")
+        shape, dtype = found[name]
+        numbers = 1
+        for n in shape:
+            numbers *= n
+        if len(shape) != count or numbers > most:
+            raise ValueError(
+                f"{path}: {name!r} has shape {shape}; expected {count} dimensions and at most {most} numbers"
+            )
+        if dtype not in ("F64", "F32", "F16", "BF16"):
+            raise ValueError(f"{path}: {name!r} is {dtype}, expected floating-point numbers")
+
+
+@contextmanager
+def whole(path: str | Path, *, private: bool = False) -> Iterator[Path]:
+    """A path to write to; what lies there replaces ``path`` when the block ends without an error.
+
+    So a reader finds the old file or the new one, whatever happens to the writer. A part that a
+    killed process left behind goes when the same file is written an hour later or more.
+
+    Args:
+        private: nobody but its owner may read it, from the first byte on.
+
+    Raises:
+        OSError: as writing and renaming do.
+    """
+    target = Path(path)
+    drop_parts(target, older=_STALE)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        if private:
+            part.unlink(missing_ok=True)
+            os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        yield part
+        os.replace(part, target)
+    finally:
+        with suppress(FileNotFoundError):
+            part.unlink()
+
+
+def drop_parts(path: str | Path, older: float = 0) -> None:
+    """Remove the parts of a file that killed processes left behind, if ``older`` seconds old; those
+    of any age only where nobody else writes it."""
+    target = Path(path)
+    for part in target.parent.glob(f".{_plain(target.name)}.*.part"):
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime >= older:
+                part.unlink()
+
+
+def _plain(name: str) -> str:
+    """A file name as a pattern that matches nothing else."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+@contextmanager
+def opened(path: str | Path, layout: str, kind: str) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A safetensors file of this kit and what it says about itself.
+
+    Args:
+        layout: the format that it must name; kind: what such a file holds, for the error.
+
+    Raises:
+        FileNotFoundError: no file; ValueError: another format, or a file that is damaged, which
+            may show only when its parts are read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    must_exist(path)
+    header_at_most(path)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            about = file.metadata() or {}
+            if about.get("format") != layout:
+                raise ValueError(
+                    f"{path} is no {kind} of this kit (format {about.get('format')!r}, expected {layout!r})"
+                )
+            yield file, about
+    except (SafetensorError, *JUNK) as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def must_exist(path: str | Path) -> None:
+    """Raise a FileNotFoundError that names the path unless a file is there."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path={str(path)!r}: there is no such file")

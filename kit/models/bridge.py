@@ -1,0 +1,182 @@
+"""A model, a chat as tokens, and the few facts about a model that steering needs.
+
+The only module that touches ``transformer_lens`` (imported when a model is loaded). A loaded model
+is a ``TransformerBridge``; beside it lives a *decoder*, the plain ``transformers`` module tree over
+the same weight storage, which the decode loop runs because it costs about a third less a token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+@dataclass
+class Runtime:
+    """What the kit keeps beside a bridge: one per model, found by :func:`runtime`."""
+
+    decoder: nn.Module
+    blocks: str
+    o_proj: str | None
+    shares_weights: bool
+    mlp_path: str | None = None
+    up_proj: str | None = None
+    down_proj: str | None = None
+    mlp_norm: str | None = None
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    cache: dict[Any, Any] = field(default_factory=dict)
+
+    def block(self, layer: int) -> nn.Module:
+        """The block with this index, counted from 0."""
+        return self.decoder.get_submodule(f"{self.blocks}.{layer}")
+
+    def head_mixer(self, layer: int) -> nn.Module:
+        """The attention output projection of a layer; its input is the heads' outputs, flat."""
+        return self.projection(layer, "attn_out")
+
+    def projection_path(self, site: str) -> str:
+        """Where in a block the matrix is that makes a site: ``"attn_out"`` from the heads' outputs,
+        ``"mlp"`` from the MLP's hidden units."""
+        path = {"attn_out": self.o_proj, "mlp": self.down_proj}[site]
+        if path is None:
+            what = "attention" if site == "attn_out" else "MLP"
+            raise ValueError(f"this architecture has no separate {what} output projection")
+        return path
+
+    def projection(self, layer: int, site: str) -> nn.Module:
+        """The matrix of :meth:`projection_path` in a layer."""
+        return self.decoder.get_submodule(f"{self.blocks}.{layer}.{self.projection_path(site)}")
+
+    def writer(self, layer: int, site: str) -> nn.Module:
+        """The module whose output is a site: the layer's block, or its MLP for ``"mlp_out"``."""
+        if site != "mlp_out":
+            return self.block(layer)
+        if self.mlp_path is None:
+            raise ValueError(f"site={site!r}: this architecture has no separate MLP")
+        return self.decoder.get_submodule(f"{self.blocks}.{layer}.{self.mlp_path}")
+
+    def mlp_matrices(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A layer's MLP as weights: input matrix ``[d_model, hidden]`` (of a gated MLP the one that
+        is gated, not the gate), output matrix ``[hidden, d_model]``, and the gain of the norm
+        before it ``[d_model]``."""
+        if self.up_proj is None or self.down_proj is None or self.mlp_norm is None:
+            raise ValueError(f"layer={layer}: this architecture's MLP has no separate input and output projection")
+        block = self.block(layer)
+        up, down, norm = map(block.get_submodule, (self.up_proj, self.down_proj, self.mlp_norm))
+        return matrix(up), matrix(down), norm_gain(norm)
+
+    def port(self, layer: int, site: str) -> tuple[nn.Module, bool]:
+        """The module at which a site is, and whether it is what goes in (else what comes out)."""
+        if site == "z":
+            return self.head_mixer(layer), True
+        if site == "mlp_in":
+            return self.writer(layer, "mlp_out"), True
+        if site == "neurons":
+            return self.projection(layer, "mlp"), True
+        return self.writer(layer, site), False
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The decoder's own module, whose class tells how to read it: a bridge stands around it where
+    the model was spread over devices or loaded by others."""
+    return getattr(module, "original_component", None) or module
+
+
+def matrix(projection: nn.Module) -> Tensor:
+    """A projection's weight as ``[in, out]``; GPT-2 keeps it so, others turned."""
+    from transformers.pytorch_utils import Conv1D
+
+    projection = unwrapped(projection)
+    weight = projection.weight.detach()
+    return weight if isinstance(projection, Conv1D) else weight.T
+
+
+def norm_gain(norm: nn.Module) -> Tensor:
+    """What a norm does to a vector of root mean square 1 (for LayerNorm: and mean 0), coordinate by
+    coordinate, ``[width]``, float32."""
+    norm = unwrapped(norm)
+    weight = norm.weight.detach()
+    if isinstance(norm, nn.LayerNorm):
+        return weight.float()
+    return norm(torch.ones_like(weight)[None])[0].float()  # some multiply by 1 + weight
+
+
+_RUNTIMES: weakref.WeakKeyDictionary[Any, Runtime] = weakref.WeakKeyDictionary()
+
+
+def runtime(model: TransformerBridge) -> Runtime:
+    """The :class:`Runtime` of a bridge; made on first sight for bridges booted elsewhere.
+
+    Raises:
+        TypeError: ``model`` is not a ``TransformerBridge``.
+    """
+    if model in _RUNTIMES:
+        return _RUNTIMES[model]
+    if not (hasattr(model, "original_model") and hasattr(model, "hook_dict")):
+        raise TypeError(f"model is a {type(model).__name__}; pass the TransformerBridge that kit.load_model returns")
+    _RUNTIMES[model] = _make_runtime(model, None)
+    return _RUNTIMES[model]
+
+
+def _make_runtime(bridge: TransformerBridge, decoder: nn.Module | None) -> Runtime:
+    blocks = bridge.adapter.component_mapping["blocks"]
+    attention = blocks.submodules.get("attn")
+    mixer = attention and attention.submodules.get("o")
+    path = f"{attention.name}.{mixer.name}" if mixer else None
+    mlp, norm = blocks.submodules.get("mlp"), blocks.submodules.get("ln2")
+    up, down = (mlp and mlp.submodules.get(name) for name in ("in", "out"))
+    return Runtime(
+        decoder or bridge.original_model,
+        blocks.name,
+        path,
+        decoder is not None,
+        mlp.name if mlp else None,
+        f"{mlp.name}.{up.name}" if up else None,
+        f"{mlp.name}.{down.name}" if down else None,
+        norm.name if norm else None,
+    )
+
+
+def fingerprint(model: TransformerBridge) -> str:
+    """Sixteen hex digits that tell models apart, the same in float32 and bfloat16.
+
+    Hashes the architecture and a sample of every weight matrix, rounded to bfloat16. A vector
+    file carries it, so that a vector is never applied to a model whose space it does not know.
+    """
+    state = runtime(model)
+    if "fingerprint" not in state.cache:
+        cfg = model.cfg
+        digest = hashlib.sha256(f"{cfg.n_layers} {cfg.d_model} {cfg.d_vocab}".encode())
+        for weight in _own_weights(state.decoder):
+            sample = weight.detach().flatten()[:: max(1, weight.numel() // 16)][:16]
+            rounded = sample.to("cpu", torch.bfloat16).contiguous()
+            digest.update(rounded.view(torch.uint8).numpy().tobytes())
+        state.cache["fingerprint"] = digest.hexdigest()[:16]
+    return state.cache["fingerprint"]
+
+
+def _own_weights(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters less those that a bridge adds: split q, k and v beside a joint one, zero biases"""
+    names = dict(module.named_parameters())
+    for name, weight in names.items():
+        joint = re.sub(r"\.[qkv]\.(_original_component\.\w+)$", r".qkv.\1", name)
+        if (joint == name or joint not in names) and (weight.dim() > 1 or bool(weight.any())):
+            yield weight
+
+
+def check_layer(model: TransformerBridge, layer: int) -> None:
+    """Raise a ValueError that gives the model's range unless ``layer`` is one of its blocks."""
+    n = model.cfg.n_layers
+    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n:
+        raise ValueError(f"layer={layer!r}: this model has layers 0 to {n - 1}")

@@ -1,0 +1,77 @@
+"""Where a dictionary reads: a layer and a site, under the names that other libraries use."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torch import nn
+
+from kit.models.bridge import check_layer, runtime
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+Kind = Literal["resid", "mlp_in", "neurons", "mlp_out"]
+# both vocabularies of TransformerLens: HookedTransformer's and TransformerBridge's
+_NAMES = {
+    r"blocks\.(\d+)\.(?:hook_resid_post|hook_out)": ("resid", 0),
+    r"blocks\.(\d+)\.(?:hook_resid_pre|hook_in)": ("resid", -1),
+    r"blocks\.(\d+)\.(?:hook_mlp_out|mlp\.hook_out)": ("mlp_out", 0),
+    r"blocks\.(\d+)\.mlp\.hook_in": ("mlp_in", 0),
+    r"blocks\.(\d+)\.mlp\.(?:hook_post|out\.hook_in)": ("neurons", 0),
+}
+_OWN = {"resid": "hook_resid_post", "mlp_in": "mlp.hook_in", "neurons": "mlp.hook_post", "mlp_out": "hook_mlp_out"}
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in block ``layer``: ``"resid"``, the residual stream after it; ``"mlp_in"``, what its
+    MLP gets (after the norm); ``"neurons"``, the MLP's hidden layer; ``"mlp_out"``, what it adds."""
+
+    layer: int
+    kind: Kind = "resid"
+
+    def __post_init__(self) -> None:
+        if self.kind not in _OWN:
+            raise ValueError(f"site={self.kind!r}: use {', '.join(map(repr, _OWN))}")
+
+    @classmethod
+    def of(cls, hook_name: str) -> Site:
+        """The site of a hook name, in either vocabulary of TransformerLens.
+
+        Raises:
+            ValueError: another hook, or the stream before the first block.
+        """
+        for pattern, (kind, shift) in _NAMES.items():
+            if (found := re.fullmatch(pattern, hook_name)) and int(found[1]) + shift >= 0:
+                return cls(int(found[1]) + shift, kind)  # type: ignore[arg-type]
+        raise ValueError(
+            f"hook_name={hook_name!r}: the kit reads blocks.N.hook_resid_post (or hook_out), "
+            "blocks.N.hook_resid_pre with N from 1 on, blocks.N.hook_mlp_out (or mlp.hook_out), "
+            "blocks.N.mlp.hook_in and blocks.N.mlp.hook_post"
+        )
+
+    @property
+    def hook_name(self) -> str:
+        """The name that sae-lens's files carry."""
+        return f"blocks.{self.layer}.{_OWN[self.kind]}"
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """What :func:`kit.models.activations.capture` takes."""
+        return self.layer, self.kind
+
+    def module(self, model: TransformerBridge) -> nn.Module:
+        """The module of the decoder at which this is.
+
+        Raises:
+            ValueError: the model lacks the layer, or the site.
+        """
+        check_layer(model, self.layer)
+        return runtime(model).port(self.layer, self.kind)[0]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.layer}"

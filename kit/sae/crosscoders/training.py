@@ -1,0 +1,170 @@
+"""Two models read together: the same tokens, both activations side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kit.models.activations import side_by_side
+from kit.models.bridge import fingerprint
+from kit.models.sites import Site
+from kit.sae.crosscoders.model import Crosscoder, Pair, check_pair
+from kit.sae.source import Batch, Source
+from kit.sae.training import Training
+
+
+class PairedSource(Source):
+    """Batches ``{site: [batch, 2 * d_model]}``: both models' activations on the same tokens, side
+    by side, each scaled to a mean norm of sqrt(d_model).
+
+    Chunks, shuffling, sinks and the cache are those of :class:`kit.sae.Source`; a token that is a
+    sink in either model is left out of both.
+
+    Attributes:
+        models: the two; ``model`` is the first of them.
+        factors: ``[2]``, what each model's activations are multiplied with.
+    """
+
+    def __init__(self, models: Pair, texts: Sequence[str] | Tensor, site: Site, **settings: Any) -> None:
+        """
+        Args:
+            settings: as for :class:`kit.sae.Source`.
+
+        Raises:
+            ValueError: as :func:`check_pair` and :class:`kit.sae.Source`.
+        """
+        check_pair(models)
+        self.models = models
+        self.factors: Tensor | None = None
+        super().__init__(models[0], texts, [site], **settings)
+
+    @property
+    def fingerprint(self) -> str:
+        return " ".join(map(fingerprint, self.models))
+
+    def _run(self, tokens: Tensor) -> Batch:
+        (site,) = self.sites
+        return {site: side_by_side(self.models, tokens, site.place)}
+
+    def _usual(self, site: Site, some: Tensor) -> Tensor:
+        halves = some.chunk(2, dim=-1)
+        return super()._usual(site, halves[0]) & super()._usual(site, halves[1])
+
+    def harvest(self, number: int) -> tuple[Batch, Tensor]:
+        found, row = super().harvest(number)
+        ((site, both),) = found.items()
+        halves = both.unflatten(-1, (2, -1))
+        if self.factors is None:
+            self.factors = halves.shape[-1] ** 0.5 / halves.norm(dim=-1).mean(0)
+        return {site: (halves * self.factors[:, None]).flatten(-2)}, row
+
+    def state_dict(self) -> dict[str, Any]:
+        factors = None if self.factors is None else self.factors.tolist()
+        return {**super().state_dict(), "factors": factors}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.factors = None if state["factors"] is None else torch.tensor(state["factors"])
+
+
+class CrosscoderTraining(Training):
+    """:class:`kit.sae.Training` with the losses of crosscoders, on a :class:`PairedSource`."""
+
+    architectures = ("batchtopk", "standard")
+
+    def __init__(
+        self,
+        source: PairedSource,
+        *,
+        dedicated: tuple[int, int] = (0, 0),
+        dedicated_k: float = 2,
+        difference: float = 0,
+        **settings: Any,
+    ) -> None:
+        """
+        Args:
+            dedicated: so many latents read and write the first model alone, and so many the second
+                (Jiralerspong and Bricken 2026, arXiv:2602.11729). They are the first latents, in
+                this order. Where two models hardly differ, every free latent comes out shared.
+            dedicated_k: of the k that fire on a token, so many are dedicated ones; BatchTopK only.
+            difference: weight, beside the two models' errors, of the error of their difference.
+                Both this and a k of their own are from Kassem et al. 2026 (arXiv:2603.04426).
+            settings: as for :class:`kit.sae.Training`.
+
+        Raises:
+            ValueError: as :class:`kit.sae.Training`; more dedicated latents than there are, a
+                ``dedicated_k`` not below k, or a negative weight.
+        """
+        from kit.sae.crosscoders.losses import paired_error
+
+        super().__init__(source, **settings)
+        first, second = dedicated
+        own = first + second
+        if not difference >= 0:
+            raise ValueError(f"difference={difference!r}: give a weight from 0 on")
+        if own and not 0 < dedicated_k < self.settings["k"]:
+            raise ValueError(f"dedicated_k={dedicated_k!r}: give a number above 0 and below k={self.settings['k']}")
+        self.settings |= {"dedicated": [first, second], "dedicated_k": dedicated_k, "difference": difference}
+        for trainer in self.trainers.values():
+            sae = trainer.sae
+            n, width = sae.W_dec.shape
+            if min(dedicated) < 0 or own > n:
+                raise ValueError(
+                    f"dedicated={dedicated!r}: give two numbers from 0 on, together at most the {n} latents"
+                )
+            sae.dedicated, sae.dedicated_k = own, float(dedicated_k)
+            if difference:
+                sae.mse_loss_fn = paired_error(difference)
+            mask = torch.ones(n, 2)
+            mask[:first, 1] = mask[first:own, 0] = 0
+            mask = mask.repeat_interleave(width // 2, 1)
+            for weight, keep in ((sae.W_dec, mask), (sae.W_enc, mask.T)):
+                with torch.no_grad():
+                    weight *= keep.to(weight)
+                # and so it stays zero
+                weight.register_hook(lambda grad, keep=keep.to(weight): grad * keep)
+
+    def _classes(self, architecture: str) -> tuple[Any, Any]:
+        from kit.sae.crosscoders.losses import PairedBatchTopK, PairedStandard
+
+        cls, of = super()._classes(architecture)
+        return {"batchtopk": PairedBatchTopK, "standard": PairedStandard}.get(architecture, cls), of
+
+    def crosscoder(self, name: str | None = None) -> Crosscoder:
+        """The crosscoder as it is now; the widest, where several are trained.
+
+        Args:
+            name: what it is called on panels and pages.
+        """
+        key = max(self.trainers, key=lambda k: len(self.trainers[k].sae.W_dec))
+        sae, scale = self.trainers[key].sae, self.trainers[key].activation_scaler.scaling_factor
+        source = self.source
+        assert isinstance(source, PairedSource) and source.factors is not None
+        with torch.no_grad():
+            decoder = sae.W_dec.detach().unflatten(-1, (2, -1))
+            size = decoder.norm(dim=-1).sum(-1)  # latents in units in which the two norms add to 1
+            bias = sae.b_enc.detach()
+            if sae.cfg.apply_b_dec_to_input:
+                bias = bias - sae.b_dec.detach() @ sae.W_enc.detach()
+            threshold = getattr(sae, "topk_threshold", bias.new_zeros(())).float()
+            threshold = threshold.expand(len(size)).clone()
+            if sae.dedicated and hasattr(sae, "dedicated_threshold"):
+                threshold[: sae.dedicated] = sae.dedicated_threshold
+            parts = (
+                (sae.W_enc.detach() * size).T.unflatten(-1, (2, -1)).clone(),
+                bias * size,
+                threshold,
+                decoder / size[:, None, None],
+                sae.b_dec.detach().unflatten(-1, (2, -1)).clone(),
+            )
+            return Crosscoder(
+                *(part.cpu() for part in parts),
+                source.factors * scale,
+                self.sites[key],
+                name or f"crosscoder {self.sites[key].layer}",
+                tuple(map(fingerprint, source.models)),
+                self.told(),  # type: ignore[arg-type]
+            )

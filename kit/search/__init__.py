@@ -1,0 +1,1 @@
+"""Where directions come from: contrasts, probes, and searches without labels, with their statistics."""

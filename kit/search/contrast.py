@@ -1,0 +1,249 @@
+"""Directions from contrast: mean difference, principal component, probe, and attention heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kit.models.activations import Read, residuals
+from kit.models.bridge import check_layer, fingerprint
+from kit.steering.intervention import Part
+from kit.steering.vectors import SteeringVector
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+_FOLDS = 4
+
+
+def mean_difference(positive: Tensor, negative: Tensor) -> Tensor:
+    """Mean of the positives minus mean of the negatives, ``[n, d]`` to ``[d]``.
+
+    Turner et al. 2023 (arXiv 2308.10248), Rimsky et al. 2023 (arXiv 2312.06681); also called
+    mass-mean probing in Marks and Tegmark 2023 (arXiv 2310.06824).
+    """
+    return positive.mean(0) - negative.mean(0)
+
+
+def pca(positive: Tensor, negative: Tensor) -> Tensor:
+    """First principal component of pairs centred on their own mean, ``[n, d]`` to ``[d]``.
+
+    Each pair becomes +-(p - n) / 2, so the centred data has mean zero by construction and the
+    component is the top right singular vector of the differences. Zou et al. 2023
+    (arXiv 2310.01405). Needs as many positives as negatives, in the same order.
+    """
+    if len(positive) != len(negative):
+        raise ValueError(f"method='pca' needs pairs; got {len(positive)} positive and {len(negative)} negative")
+    direction = torch.linalg.svd(positive - negative, full_matrices=False).Vh[0]
+    return direction * torch.sign(direction @ mean_difference(positive, negative))
+
+
+def probe(positive: Tensor, negative: Tensor) -> Tensor:
+    """Weights of a logistic regression that tells the two apart, ``[n, d]`` to ``[d]``.
+
+    L2-regularised on standardised features, mapped back to the activation's own coordinates.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    x = torch.cat([positive, negative])
+    spread = x.std(0).clamp(min=1e-6)
+    y = [1] * len(positive) + [0] * len(negative)
+    found = LogisticRegression(C=0.1, max_iter=2000).fit(((x - x.mean(0)) / spread).numpy(), y)
+    return torch.tensor(found.coef_[0], dtype=torch.float32) / spread
+
+
+METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": mean_difference, "pca": pca, "probe": probe}
+
+
+def auroc(positive: Tensor, negative: Tensor) -> float:
+    """Chance that a positive score exceeds a negative one; ties count half."""
+    wins = (positive[:, None] > negative).float() + 0.5 * (positive[:, None] == negative).float()
+    return float(wins.mean())
+
+
+def fit(
+    model: TransformerBridge,
+    positive: Sequence[str | Tensor],
+    negative: Sequence[str | Tensor],
+    layer: int,
+    method: str = "mean",
+    read: Read = "last",
+    *,
+    name: str | None = None,
+) -> SteeringVector:
+    """A steering vector from texts that have a property and texts that lack it.
+
+    Args:
+        positive, negative: plain texts or token tensors; pairs in the same order, if they are
+            pairs (``"pca"`` needs that, and pairs are kept together when data is held out).
+        layer: where the residual stream is read and will be steered.
+        method: ``"mean"``, ``"pca"`` or ``"probe"`` (see the functions of this module).
+        read: token position(s): ``"last"``, ``"mean"``, an int or a slice.
+
+    Returns:
+        The vector fitted on all texts. Its ``metadata["auroc"]`` is held-out: the mean over four
+        folds of how well a direction fitted on the rest separates the fold.
+
+    Raises:
+        ValueError: too few texts, an unknown method, layer or read.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: use {', '.join(map(repr, METHODS))}")
+    check_layer(model, layer)
+    up, down = _sides(model, positive, negative, [layer], read, "resid")
+    direction = METHODS[method](up.flatten(0, 1)[:, 0], down.flatten(0, 1)[:, 0])
+    scores = []
+    for train, test in _folds(len(up), len(down)):
+        found = METHODS[method](*(x[i].flatten(0, 1)[:, 0] for x, i in zip((up, down), train, strict=True)))
+        held = [x[i].flatten(0, 1)[:, 0] @ found for x, i in zip((up, down), test, strict=True)]
+        scores.append(auroc(*held))
+    about = {
+        "auroc": round(sum(scores) / len(scores), 4),
+        "folds": _FOLDS,
+        "positive": len(positive),
+        "negative": len(negative),
+        "read": str(read),
+    }
+    return SteeringVector(
+        direction, layer, name or f"{method} @{layer}", method, fingerprint=fingerprint(model), metadata=about
+    )
+
+
+def _sides(
+    model: TransformerBridge,
+    positive: Sequence[str | Tensor],
+    negative: Sequence[str | Tensor],
+    layers: Sequence[int],
+    read: Read,
+    site: str,
+) -> tuple[Tensor, Tensor]:
+    """Activations ``[texts, tokens, layers, width]`` of both sides."""
+    sides = {"positive": positive, "negative": negative}
+    for name, texts in sides.items():
+        if isinstance(texts, str) or len(texts) < 2 * _FOLDS:
+            raise ValueError(f"{name} holds too few texts: give a list of at least {2 * _FOLDS}")
+    both = residuals(model, [*positive, *negative], layers, read, site=site)
+    n = len(positive) + len(negative)
+    if len(both) % n:
+        raise ValueError(f"read={read!r} reads different numbers of tokens from the texts")
+    both = both.reshape(n, -1, *both.shape[1:])
+    return both[: len(positive)], both[len(positive) :]
+
+
+def _folds(n_up: int, n_down: int) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Train and test indices of both sides; index i of both is always held out together."""
+    order = torch.randperm(max(n_up, n_down), generator=torch.Generator().manual_seed(0))
+    folds = []
+    for fold in range(_FOLDS):
+        held = torch.zeros(len(order), dtype=torch.bool)
+        held[order[fold::_FOLDS]] = True
+        split = [(~held[:n]).nonzero()[:, 0] for n in (n_up, n_down)]
+        folds.append((split, [held[:n].nonzero()[:, 0] for n in (n_up, n_down)]))
+    return folds
+
+
+@dataclass(frozen=True, eq=False)
+class HeadSteering:
+    """Inference-time intervention on attention heads: an intervention with many small parts.
+
+    Attributes:
+        heads: (layer, head) of each chosen head, best first.
+        directions: unit vectors ``[heads, d_head]``.
+        sigmas: standard deviation of the activations along each direction; coefficient 1 moves
+            every chosen head by one of its own standard deviations.
+        accuracy: held-out probe accuracy of every head of the model, ``[layers, heads]``.
+    """
+
+    heads: list[tuple[int, int]]
+    directions: Tensor
+    sigmas: list[float]
+    accuracy: Tensor
+    name: str = "heads"
+    fingerprint: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def parts(self, model: TransformerBridge) -> list[Part]:
+        """One :class:`kit.steering.intervention.Part` a head, on the heads' outputs before they are mixed."""
+        found = []
+        d_head = self.directions.shape[1]
+        for (layer, head), direction, sigma in zip(self.heads, self.directions, self.sigmas, strict=True):
+            flat = torch.zeros(model.cfg.n_heads * model.cfg.d_head)
+            flat[head * d_head : (head + 1) * d_head] = direction
+            found.append(Part(layer, "z", flat, sigma))
+        return found
+
+    def random(self, seed: int = 0) -> HeadSteering:
+        """The control: random directions in the same heads, moved as far."""
+        rng = torch.Generator().manual_seed(seed)
+        noise = torch.randn(self.directions.shape, generator=rng)
+        return HeadSteering(
+            self.heads,
+            noise / noise.norm(dim=-1, keepdim=True),
+            self.sigmas,
+            self.accuracy,
+            f"random {seed}",
+            self.fingerprint,
+        )
+
+
+def fit_heads(
+    model: TransformerBridge,
+    positive: Sequence[str | Tensor],
+    negative: Sequence[str | Tensor],
+    top_k: int = 16,
+    *,
+    name: str = "heads",
+) -> HeadSteering:
+    """Find the heads that tell two kinds of text apart, and the direction in each.
+
+    A logistic probe on every head's output at the last token, ranked by held-out accuracy (four
+    folds, pairs kept together); the direction is the mean difference, the step its standard
+    deviation. Li et al. 2023, Inference-Time Intervention (arXiv 2306.03341).
+
+    Raises:
+        ValueError: ``top_k`` outside the model's number of heads, or too few texts.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
+
+    cfg = model.cfg
+    n = cfg.n_layers * cfg.n_heads
+    if not 1 <= top_k <= n:
+        raise ValueError(f"top_k={top_k!r}: this model has {n} heads")
+    sides = _sides(model, positive, negative, range(cfg.n_layers), "last", "z")
+    up, down = (s[:, 0].reshape(len(s), n, -1) for s in sides)
+    hits = torch.zeros(n)
+    for train, test in _folds(len(up), len(down)):
+        x, y = torch.cat([up[train[0]], down[train[1]]]), _labels(*train)
+        held, truth = torch.cat([up[test[0]], down[test[1]]]), _labels(*test)
+        mean, spread = x.mean(0), x.std(0).clamp(min=1e-6)
+        x, held = (x - mean) / spread, (held - mean) / spread
+        with threadpool_limits(1):  # fits this small only wait for each other's threads
+            for head in range(n):
+                line = LogisticRegression(C=0.1, max_iter=500).fit(x[:, head].numpy(), y)
+                hits[head] += float((line.predict(held[:, head].numpy()) == truth).mean()) / _FOLDS
+    best = hits.argsort(descending=True, stable=True)[:top_k].tolist()
+    shift = torch.stack([mean_difference(up[:, h], down[:, h]) for h in best])
+    directions = shift / shift.norm(dim=-1, keepdim=True)
+    both = torch.cat([up, down])
+    sigmas = [float((both[:, h] @ d).std()) for h, d in zip(best, directions, strict=True)]
+    return HeadSteering(
+        [divmod(h, cfg.n_heads) for h in best],
+        directions,
+        sigmas,
+        hits.reshape(cfg.n_layers, cfg.n_heads),
+        name,
+        fingerprint(model),
+        {"top_k": top_k, "positive": len(positive), "negative": len(negative), "folds": _FOLDS},
+    )
+
+
+def _labels(up: Tensor, down: Tensor) -> Any:
+    import numpy as np
+
+    return np.array([1] * len(up) + [0] * len(down))

@@ -1,0 +1,276 @@
+"""Causal Perturbation Elicitation: rank-1 changes of attention that change the most downstream.
+
+Factors phi_j = (a_l, b_l), unit blocks for each layer l of a band, act as ``W_O + R b_l a_l^T``.
+They maximise ``sum_j <u_j, delta_R(phi_j)>`` by soft-orthogonalised gradient iteration (SOGI: Mack,
+Panickssery and Turner, 2026, arXiv:2606.29604): u becomes the direction of the change, phi the
+gradient's unit blocks, and factors with a strong gradient push like ones away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kit.base.directions import random_units, repel, unit
+from kit.base.progress import track
+from kit.models.bridge import fingerprint
+from kit.models.positions import Positions
+from kit.search.features import p_values
+from kit.search.layer_slice import Prompts
+from kit.search.radius import Radius
+from kit.search.rank_one_map import Band
+from kit.steering.rank_one import Factor, export
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+def calibrate(
+    model: TransformerBridge,
+    prompts: Prompts,
+    source_layers: Sequence[int],
+    target_layer: int,
+    ratio: float = 0.5,
+    *,
+    read: Positions = slice(-3, None),
+    n_factors: int = 16,
+    seed: int = 0,
+) -> Radius:
+    """The radius R at which the change's non-linear part is ``ratio`` times its linear part.
+
+    The criterion of :func:`kit.search.radius.radius`, on factors that one gradient step made for
+    random output directions, as a fit starts with. Factors that are random themselves would not
+    do: what they read is nearly orthogonal to the heads' outputs, so they stay linear for longer by
+    an order of magnitude than any factor that a fit finds.
+
+    Returns:
+        A :class:`kit.search.radius.Radius` whose ``value`` is a norm of the change of each matrix.
+
+    Raises:
+        ValueError: as :func:`fit`, or no such radius up to 128.
+    """
+    band = Band(model, prompts, source_layers, target_layer, read=read)
+    return band.calibrate(ratio, n_factors=n_factors, seed=seed)
+
+
+def fit(
+    model: TransformerBridge,
+    prompts: Prompts,
+    source_layers: Sequence[int],
+    target_layer: int,
+    *,
+    n_factors: int = 64,
+    iterations: int = 10,
+    radius: float | str | Radius = 1.0,
+    temperature: float = 1.0,
+    repel_steps: int = 10,
+    read: Positions = slice(-3, None),
+    seed: int = 0,
+) -> CPE:
+    """Fit factors to a band of layers on some prompts.
+
+    Args:
+        prompts, read: as for :class:`kit.search.layer_slice.LayerSlice`.
+        source_layers: the band, such as ``range(8, 13)``; from layer 1 on.
+        target_layer: the block after which the change is read, above the band.
+        n_factors: how many; may exceed every dimension.
+        iterations: a keyboard interrupt ends them early and keeps what the last whole one gave.
+        radius: the norm R of the change of each matrix, 1 in the paper for models from 8 to 70
+            billion parameters; ``"auto"`` for :func:`calibrate`.
+        temperature, repel_steps: of :func:`kit.base.directions.repel`; 0 steps leave factors free to
+            become alike.
+
+    Returns:
+        A :class:`CPE`, its factors by falling change.
+
+    Raises:
+        ValueError: layers, prompts, numbers or a radius that make no sense, or a gradient that is
+            not finite.
+    """
+    for name, n, least in (("n_factors", n_factors, 1), ("iterations", iterations, 1), ("repel_steps", repel_steps, 0)):
+        if not isinstance(n, int) or isinstance(n, bool) or n < least:
+            raise ValueError(f"{name}={n!r}: give a whole number from {least} on")
+    _positive("temperature", temperature)
+    if not isinstance(radius, Radius) and radius != "auto":
+        _positive("radius", radius)
+    band = Band(model, prompts, source_layers, target_layer, read=read)
+    if isinstance(radius, str):
+        radius = band.calibrate(seed=seed)
+    r = float(radius)
+    U = random_units(n_factors, band.d_model, seed + 1_000_003).to(band.piece.origin)
+    phi = band.random(n_factors, seed)
+    history: list[float] = []
+    done = False
+    with suppress(KeyboardInterrupt):
+        phi = unit(_gradient(band, phi, U, r)[1])
+        for _ in track(range(iterations), "iterations", status=lambda: f"objective {history[-1]:.4g}"):
+            changes, grads = _gradient(band, phi, U, r)
+            score = float((changes * U).sum(-1).mean())
+            moved = repel(unit(grads), grads.flatten(1).norm(dim=-1), repel_steps, temperature)
+            phi, U, done = moved, unit(changes), True
+            history.append(score)
+    if not done:
+        raise KeyboardInterrupt("stopped before the first iteration was whole")
+    return CPE(band, phi, band.delta(phi, r), r, history, seed)
+
+
+def _gradient(band: Band, phi: Tensor, U: Tensor, r: float) -> tuple[Tensor, Tensor]:
+    changes, grads = band.gradient(phi, U, r)
+    if not bool(grads.isfinite().all() and changes.isfinite().all()):
+        raise ValueError(
+            f"radius={r}: the change or its gradient is not finite; lower the radius, or load the model in float32"
+        )
+    return changes, grads
+
+
+def _positive(name: str, value: object) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < float("inf"):  # type: ignore[operator]
+        raise ValueError(
+            f"{name}={value!r}: give a positive finite number" + (" or 'auto'" if name == "radius" else "")
+        )
+
+
+@dataclass
+class CPE:
+    """Factors of a band, by falling norm of what they change.
+
+    Attributes:
+        band: the :class:`kit.search.rank_one_map.Band` that they were fitted on.
+        phi: their blocks, ``[m, 2 * layers, width]``.
+        changes: the mean change after the target block, ``[m, d_model]``.
+        radius: R; history: the objective at each iteration, the mean of ``<u_j, delta(phi_j)>``.
+    """
+
+    band: Band = field(repr=False)
+    phi: Tensor = field(repr=False)
+    changes: Tensor = field(repr=False)
+    radius: float
+    history: list[float] = field(default_factory=list, repr=False)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        order = self.changes.norm(dim=-1).argsort(descending=True, stable=True)
+        self.phi, self.changes = self.phi[order], self.changes[order]
+        band, mark = self.band, fingerprint(self.band.model)
+        reads, writes = band.split(self.phi)
+        self.factors = [
+            Factor(
+                a,
+                b,
+                band.layers,
+                self.radius,
+                f"cpe {i}",
+                mark,
+                {
+                    "method": "cpe",
+                    "factor": i,
+                    "target": band.target,
+                    "seed": self.seed,
+                    "change": float(change.norm()),
+                    "radius": self.radius,
+                    "coefficient": 1.0,
+                    "calibration": {"low": -1.0, "high": 1.0, "kind": "radius"},
+                },
+            )
+            for i, (a, b, change) in enumerate(zip(reads, writes, self.changes, strict=True))
+        ]
+
+    def __len__(self) -> int:
+        return len(self.phi)
+
+    @property
+    def U(self) -> Tensor:
+        """Unit directions of the changes, ``[m, d_model]``."""
+        return unit(self.changes)
+
+    def scores(self, by: str | Tensor = "change") -> Tensor:
+        """A score for each factor, ``[m]``.
+
+        Args:
+            by: ``"change"``, the norm of what it changes after the target block; ``"kl"``, nats
+                that it moves the next token's distribution on the training prompts; a tensor
+                ``[d_model]``, the change's product with it; a tensor ``[d_vocab]``, the logit
+                change's product with it.
+
+        Raises:
+            ValueError: another name or shape.
+        """
+        if isinstance(by, Tensor):
+            if by.shape == self.changes.shape[1:]:
+                return self.changes @ by.to(self.changes)
+            moved = self.band.logits(self.phi, self.radius) - self.band.piece.logits(None)
+            if by.shape != moved.shape[-1:]:
+                raise ValueError(
+                    f"by has shape {list(by.shape)}: give [{self.changes.shape[1]}] or {list(moved.shape[-1:])}"
+                )
+            return (moved @ by.to(moved)).mean(-1)
+        if by == "change":
+            return self.changes.norm(dim=-1)
+        if by == "kl":
+            return self.band.kl(self.phi, self.radius)
+        raise ValueError(f"by={by!r}: use 'change', 'kl' or a target tensor")
+
+    def ranking(self, by: str | Tensor = "change") -> list[int]:
+        """Factor indices, highest of :meth:`scores` first."""
+        return self.scores(by).argsort(descending=True, stable=True).tolist()
+
+    def controls(self, n: int = 32, seed: int = 0, *, same_reads: bool = False) -> Tensor:
+        """Blocks of n random factors, or of factors that read as these do and write at random."""
+        phi = self.band.random(n, seed)
+        if same_reads:
+            layers = len(self.band.layers)
+            phi[:, :layers] = self.phi[torch.arange(n) % len(self), :layers]
+        return phi
+
+    def table(self, n_random: int = 32, seed: int = 0) -> pd.DataFrame:
+        """Every factor beside random factors of the same radius.
+
+        Returns:
+            Columns ``change`` (norm after the target block), ``times_random`` (over the median
+            random factor), ``times_same_reads`` (over the median factor that reads what trained
+            ones read and writes at random: the sharper control), ``p`` (share of the sharper
+            controls that change as much or more, counting the factor itself), ``kl``, ``kl_p``,
+            and ``nearest``, the highest cosine with another factor.
+        """
+        import pandas as pd
+
+        size, kl = self.scores("change"), self.scores("kl")
+        plain, sharp = (self.controls(n_random, seed, same_reads=same) for same in (False, True))
+        base, other = (self.band.delta(c, self.radius).norm(dim=-1) for c in (plain, sharp))
+        flat = unit(self.phi.flatten(1))
+        cosines = flat @ flat.T - 2 * torch.eye(len(self)).to(flat)
+        columns = {
+            "change": size,
+            "times_random": size / base.median(),
+            "times_same_reads": size / other.median(),
+            "p": p_values(size, other),
+            "kl": kl,
+            "kl_p": p_values(kl, self.band.kl(sharp, self.radius)),
+            "nearest": cosines.max(-1).values,
+        }
+        table = pd.DataFrame({name: c.cpu().numpy() for name, c in columns.items()})
+        table.index.name = "factor"
+        return table
+
+    def export(
+        self,
+        path: str | Path,
+        factors: int | Sequence[int] = 0,
+        coefficients: float | Sequence[float] = 1.0,
+        **options: Any,
+    ) -> Path:
+        """Chosen factors as one PEFT adapter folder: see :func:`kit.steering.rank_one.export`.
+
+        Args:
+            factors: an index, or several.
+        """
+        chosen = [factors] if isinstance(factors, int) else factors
+        return export(path, self.band.model, [self.factors[i] for i in chosen], coefficients, **options)

@@ -1,0 +1,303 @@
+"""One fit on several processes: each computes a share of every pass, and all hold the result.
+
+``torchrun`` or ``accelerate launch`` start a script several times; inside :func:`group` the copies
+share what :mod:`kit.search.melbo` and :mod:`kit.search.dct` compute. Work that needs no sum at every step
+(harvests, sweeps, restarts) is shared through files instead: :mod:`kit.base.shards`.
+
+Messages are a few megabytes a pass and go through gloo, on GPUs too: two processes may then share a
+GPU, and a peer that dies is noticed at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from kit.base.directions import unit
+from kit.base.progress import processes
+from kit.search.maps import Map
+
+if TYPE_CHECKING:
+    from kit.search.layer_slice import LayerSlice, Objective
+
+
+Split = Literal["rows", "prompts"]
+_TEAMS: list[Team] = []  # the one that this process is in
+
+
+class PeerLost(RuntimeError):
+    """Another process died, did not answer in time, or went another way."""
+
+
+@dataclass
+class Team:
+    """The processes of one :func:`group`.
+
+    Attributes:
+        rank: which of them this is, from 0; size: how many there are.
+        split: what they share out, see :func:`group`.
+        timeout: seconds that one waits for the others.
+    """
+
+    rank: int
+    size: int
+    split: Split = "rows"
+    timeout: float = 300.0
+    _group: Any = field(default=None, repr=False)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that saves and prints."""
+        return self.rank == 0
+
+    def gather(self, rows: Tensor | None, counts: Sequence[int], what: str) -> Tensor:
+        """Rows of all processes, one after another: ``[sum(counts), width]`` on the CPU.
+
+        Args:
+            rows: this process's ``[counts[rank], width]``; None where it has none.
+            counts: how many rows each process brings, the same on all.
+            what: the name of the step; all must be at the same.
+
+        Raises:
+            PeerLost: a process died, is late, or is at another step.
+        """
+        if self.size == 1:
+            assert rows is not None
+            return rows
+        width = 0 if rows is None else rows.shape[1]
+        mine = torch.tensor([crc32(f"{what} {list(counts)}".encode()), width])
+        told = self._ask(mine)
+        widths = {int(t[1]) for t in told} - {0}
+        if len({int(t[0]) for t in told}) > 1 or len(widths) != 1:
+            raise PeerLost(
+                f"process {self.rank} of {self.size} is at {what!r} with "
+                f"{sum(counts)} rows and another one elsewhere: give all of them the "
+                "same script, arguments and data, and stop all or none"
+            )
+        padded = torch.zeros(max(counts), widths.pop())
+        if rows is not None:
+            padded[: len(rows)] = rows.detach().to("cpu", torch.float32)
+        return torch.cat([r[:n] for r, n in zip(self._ask(padded), counts, strict=True)])
+
+    def wait(self) -> None:
+        """Until all processes are here.
+
+        Raises:
+            PeerLost: as :meth:`gather`.
+        """
+        self.gather(torch.zeros(1, 1), [1] * self.size, "wait")
+
+    def _ask(self, mine: Tensor) -> list[Tensor]:
+        import torch.distributed as dist
+
+        told = [torch.empty_like(mine) for _ in range(self.size)]
+        try:
+            dist.all_gather(told, mine, group=self._group)
+        except RuntimeError as error:
+            raise PeerLost(
+                f"process {self.rank} of {self.size} lost another one, which died or did not "
+                f"answer within {self.timeout:g} s ({_short(error)}): look for its error above, "
+                "and start the job again"
+            ) from error
+        return told
+
+
+@contextmanager
+def group(split: Split = "rows", timeout: float = 300.0) -> Iterator[Team]:
+    """Within the block the fits of :mod:`kit.search.melbo` and :mod:`kit.search.dct` share their work among all
+    processes of the job; every process gets the whole result.
+
+    All must run the same script on the same data. With one process it changes nothing.
+
+    Args:
+        split: ``"rows"``, each process takes some of the vectors of a pass: results equal those of
+            one process bit by bit where a pass is whole batches for each of them, and else to the
+            precision of the model's dtype. ``"prompts"``, each takes some of the prompts and what
+            they say is added up: it takes a share of the memory of a pass; sums differ in their
+            last bits.
+        timeout: seconds that one waits for the others, loading the model included.
+
+    Raises:
+        PeerLost: the others did not come, or, within the block, one of them was lost.
+        ValueError: arguments that make no sense, or a group within a group.
+    """
+    if split not in ("rows", "prompts"):
+        raise ValueError(f"split={split!r}: use 'rows' or 'prompts'")
+    if not timeout > 0:
+        raise ValueError(f"timeout={timeout!r}: give a positive number of seconds")
+    if _TEAMS:
+        raise ValueError(f"split={split!r}: a group() within group(); leave the first one before")
+    rank, size = processes()
+    with _connected(rank, size, timeout) as link:
+        _TEAMS.append(Team(rank, size, split, timeout, link))
+        try:
+            yield _TEAMS[0]
+        finally:
+            _TEAMS.clear()
+
+
+@contextmanager
+def _connected(rank: int, size: int, timeout: float) -> Iterator[Any]:
+    """A gloo group of its own for each block.
+
+    What is under it, ours or another library's, stays until the process ends: one that is taken
+    down and made again finds the addresses of the first in the launcher's store.
+    """
+    import torch.distributed as dist
+
+    if size == 1:
+        yield None
+        return
+    wait = timedelta(seconds=timeout)
+    try:
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", timeout=wait)
+        link = dist.new_group(backend="gloo", timeout=wait)
+    except (RuntimeError, ValueError) as error:  # ValueError: no address in the environment
+        raise PeerLost(
+            f"process {rank} of {size} did not find the others within {timeout:g} s "
+            f"({_short(error)}): start all of them with one torchrun or accelerate "
+            "launch command"
+        ) from error
+    try:
+        yield link
+    finally:
+        with suppress(RuntimeError):  # of a group whose peers are gone
+            dist.destroy_process_group(link)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def device() -> str:
+    """The device of this process: ``"cpu"``, or one of the machine's GPUs, dealt out in turn."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+
+
+def shared(piece: Map) -> Map:
+    """A map whose passes are shared among the processes of the group; the map itself outside one.
+
+    Raises:
+        ValueError: prompts that cannot be shared.
+    """
+    if not _TEAMS or _TEAMS[0].size == 1:
+        return piece
+    return (_Rows if _TEAMS[0].split == "rows" else _Prompts)(piece, _TEAMS[0])
+
+
+def alone(piece: Map) -> Map:
+    """The map itself, of one that is shared."""
+    return piece.piece if isinstance(piece, _Shared) else piece
+
+
+class _Shared(Map):
+    """A map that answers like its own, with every process computing a share of the answer."""
+
+    def __init__(self, piece: Map, team: Team) -> None:
+        self.piece, self.team = piece, team
+        self.d_model, self.step, self.origin = piece.d_model, piece.step, piece.origin
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["piece"], name)
+
+    @property
+    def unit(self) -> float:  # type: ignore[override]
+        return self.piece.unit
+
+    def _answer(self, what: str, rows: Sequence[Tensor | None], call: Callable[..., Any]) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def change(self, thetas: Tensor) -> Tensor:
+        raise NotImplementedError("a shared map has no derivatives by autograd: use vjp")
+
+    def delta(self, thetas: Tensor) -> Tensor:
+        return self._answer("delta", [thetas], lambda p, t: p.delta(t))[0]
+
+    def vjp(self, thetas: Tensor, outputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        values, grads = self._answer("vjp", [thetas, outputs], lambda p, t, o: p.vjp(t, o))
+        return values, grads
+
+    def jvp(self, tangents: Tensor, theta: Tensor | None = None) -> Tensor:
+        return self._answer("jvp", [tangents], lambda p, t: p.jvp(t, theta))[0]
+
+    def second(self, v: Tensor, u: Tensor | None = None) -> Tensor:
+        return self._answer("second", [v, u], lambda p, v, u: p.second(v, u))[0]
+
+    def gradient(self, thetas: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+        scores, grads = self._answer("gradient", [thetas], lambda p, t: p.gradient(t, objective))
+        return scores[:, 0], grads
+
+
+class _Rows(_Shared):
+    """Each process takes some of the rows of every call, in whole batches where they suffice."""
+
+    def _answer(self, what: str, rows: Sequence[Tensor | None], call: Callable[..., Any]) -> tuple[Tensor, ...]:
+        first = rows[0]
+        assert first is not None
+        at = spans(len(first), self.team.size, self.step)
+        mine = at[self.team.rank]
+        found = None
+        if mine.start < mine.stop:
+            found = _side_by_side(call(self.piece, *(r if r is None else r[mine] for r in rows)))
+        whole = self.team.gather(found, [s.stop - s.start for s in at], what).to(first)
+        return _apart(whole, self.d_model)
+
+
+class _Prompts(_Shared):
+    """Each process takes some of the prompts; what they say is added up in their order."""
+
+    def __init__(self, piece: Map, team: Team) -> None:
+        super().__init__(piece, team)
+        if not hasattr(piece, "part"):
+            raise ValueError("split='prompts': this map has no prompts; use split='rows'")
+        n = piece.n_prompts  # type: ignore[attr-defined]
+        if n < team.size:
+            raise ValueError(
+                f"split='prompts': {n} prompts for {team.size} processes; use split='rows', or fewer processes"
+            )
+        part: LayerSlice = piece.part(spans(n, team.size)[team.rank])  # type: ignore[attr-defined]
+        self._part = part
+
+    def _answer(self, what: str, rows: Sequence[Tensor | None], call: Callable[..., Any]) -> tuple[Tensor, ...]:
+        first = rows[0]
+        assert first is not None
+        found = _side_by_side(call(self._part, *rows))
+        n = [len(first)] * self.team.size
+        every = self.team.gather(found, n, what).to(first).unflatten(0, (self.team.size, -1))
+        return _apart(every.sum(0), self.d_model)
+
+    def vjp(self, thetas: Tensor, outputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        # whose direction is that of the whole sum, which no process knows before
+        return super().vjp(thetas, unit(self.delta(thetas)) if outputs is None else outputs)
+
+
+def spans(n: int, size: int, step: int = 1) -> list[slice]:
+    """``n`` items in order for each of ``size`` processes: as even as whole batches of ``step``
+    allow, and of single items where there are fewer batches than processes."""
+    step = step if -(-n // step) >= size else 1
+    batches = -(-n // step)
+    ends = [min(n, step * (batches * i // size)) for i in range(size + 1)]
+    return [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def _side_by_side(found: Tensor | tuple[Tensor, ...]) -> Tensor:
+    parts = found if isinstance(found, tuple) else (found,)
+    return torch.cat([p.reshape(len(p), -1) for p in parts], 1)
+
+
+def _apart(rows: Tensor, width: int) -> tuple[Tensor, ...]:
+    """What :func:`_side_by_side` put together; of two parts the last is as wide as the input."""
+    if rows.shape[1] <= width:
+        return (rows,)
+    return rows[:, :-width].contiguous(), rows[:, -width:].contiguous()

@@ -1,0 +1,366 @@
+"""The one intervention path.
+
+An *intervention* is anything with ``name``, ``fingerprint`` and ``parts(model)``; a steering vector
+has one :class:`Part`, a set of attention heads has several. Everything that steers (the ``with``
+block here, the decode loop, the panel) goes through one :class:`Session`, which knows where in the
+whole sequence it stands, changes the activation, and writes down what it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from kit.models.bridge import check_layer, fingerprint, runtime
+from kit.models.hook_points import at_bridge, at_decoder
+from kit.models.positions import Positions, check_positions, select
+from kit.steering.receipt import Entry, Receipt
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+Op = Literal["add", "ablate", "clamp"]
+_OPS = ("add", "ablate", "clamp")
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A unit direction at one place.
+
+    Attributes:
+        site: ``"resid"`` (a block's output), ``"z"`` (heads, flat, before they are mixed),
+            ``"attn_out"`` (what mixing the heads gives) or ``"mlp"`` (what the output projection
+            of the MLP gives).
+        scale: turns a coefficient into activation units: coefficient 1 adds a step this long.
+        read: at the last two, ``[n_heads * d_head]`` or ``[d_mlp]``: the step is as long as what
+            the matrix gets reaches along it, which makes the part a rank-1 change of that matrix.
+    """
+
+    layer: int
+    site: Literal["resid", "z", "attn_out", "mlp"]
+    direction: Tensor
+    scale: float
+    read: Tensor | None = None
+
+    def change(self, activation: Tensor, coefficient: Tensor, op: Op, given: Tensor | None = None) -> Tensor:
+        """What to add to an activation ``[rows, pos, width]``, float32; coefficient
+        ``[rows, 1, 1]``, float32."""
+        # half precision keeps three digits of a product, and float16 ends at 65504
+        d = self.direction.to(activation.device, torch.float32)
+        if self.read is not None and given is not None:
+            reach = given.float() @ self.read.to(given.device, torch.float32)
+            return coefficient * self.scale * reach.unsqueeze(-1) * d
+        if op == "add":
+            return coefficient * self.scale * d
+        along = (activation.float() @ d).unsqueeze(-1)
+        if op == "ablate":
+            return -coefficient * along * d
+        return (coefficient * self.scale - along) * d
+
+
+class Intervention(Protocol):
+    """What the panel and the decode loop know of a thing that steers."""
+
+    name: str
+    fingerprint: str | None
+
+    def parts(self, model: TransformerBridge) -> Sequence[Part]:
+        """Where it acts on this model, in activation units; raises ValueError if it cannot."""
+
+
+@dataclass
+class _Edit:
+    part: Part
+    rows: Tensor
+    entry: Entry
+    counts: bool  # an intervention of several parts is counted at its first
+
+
+class Session:
+    """Interventions on a batch of rows: attach it, tell it where it stands, run the model."""
+
+    def __init__(
+        self, model: TransformerBridge, coefficients: Mapping[Intervention, Tensor], positions: Positions, op: Op
+    ) -> None:
+        """Validate everything before anything runs.
+
+        Args:
+            coefficients: for each intervention a float tensor ``[rows]`` (or ``[1]`` for all
+                rows); NaN switches a row off.
+
+        Raises:
+            ValueError: unknown ``positions`` or ``op``, an infinite coefficient, or an
+                intervention that does not fit the model.
+        """
+        check_positions(positions)
+        if op not in _OPS:
+            raise ValueError(f"op={op!r}: use {', '.join(map(repr, _OPS))}")
+        self.model, self.positions, self.op = model, positions, op
+        self.receipt = Receipt()
+        self._edits: list[_Edit] = []
+        for intervention, rows in coefficients.items():
+            if rows.isinf().any():
+                raise ValueError(f"coefficient={rows.tolist()} of {intervention.name!r}: infinite")
+            parts = _parts(model, intervention, op)
+            n = len(rows)
+            entry = Entry(
+                intervention.name, sorted({p.layer for p in parts}), op, [0] * n, [0] * n, [[] for _ in range(n)]
+            )
+            self.receipt.entries.append(entry)
+            self._edits += [_Edit(p, rows, entry, i == 0) for i, p in enumerate(parts)]
+
+    @property
+    def untouched_blocks(self) -> int:
+        """How many blocks, from the first on, compute the same in every row."""
+        blocks = (e.part.layer + (e.part.site == "resid") for e in self._edits)
+        return min(blocks, default=self.model.cfg.n_layers)
+
+    def begin(
+        self, index: Tensor, prompt: int | Tensor, rows: Sequence[int] | None = None, seen: int | Tensor = 0
+    ) -> None:
+        """Say what the next forward pass computes.
+
+        Args:
+            index: its absolute positions, ``[pos]`` or ``[rows, pos]``; -1 is padding.
+            prompt: where the prompt ends, a number or ``[rows, 1]``.
+            rows: which rows it computes, when not all of them.
+            seen: positions before this one (``[rows, 1]``: one a row) were counted by an earlier
+                pass.
+        """
+        self._rows = rows
+        self._mask = select(self._positions_of(rows), index, prompt)
+        self._in_prompt = index < prompt
+        self._fresh = index >= seen
+        first = self._fresh.reshape(-1, index.shape[-1])[0]
+        inside = self._in_prompt.reshape(-1, index.shape[-1])[0]
+        self.receipt.prompt_positions += int((first & inside).sum())
+        self.receipt.decode_steps += int((first & ~inside).sum())
+
+    def _positions_of(self, rows: Sequence[int] | None) -> Positions:
+        """The positions; a mask that tells rows apart is cut to those of this pass."""
+        mask = self.positions
+        if rows is None or not isinstance(mask, Tensor) or mask.dim() == 1 or len(mask) == 1:
+            return mask
+        return mask[list(rows)]
+
+    def steer(self, edits: list[_Edit], activation: Tensor, given: Tensor | None = None) -> Tensor:
+        """The only place where interventions change an activation; ``given`` is what it came from.
+
+        Many vectors added at one place, a gallery's 64 say, are one matrix product.
+        """
+        shape = activation.shape
+        h = activation.flatten(2)  # the bridge shows heads as [rows, pos, head, d_head]
+        given = None if given is None else given.flatten(2)
+        if self._mask.dim() == 2 and len(self._mask) not in (1, len(h)):
+            raise ValueError(f"positions is a mask of {len(self._mask)} rows for a batch of {len(h)}")
+        table = torch.stack([self._coefficients(e, len(h)) for e in edits], dim=1).to(h.device)
+        mask = self._mask.to(h.device).expand(len(h), h.shape[1])
+        if self.op == "add" and all(e.part.read is None for e in edits):
+            scales = table.new_tensor([e.part.scale for e in edits])
+            steps = table.nan_to_num() * scales
+            directions = torch.stack([e.part.direction for e in edits]).to(steps)
+            change = (steps @ directions).to(h.dtype)[:, None] * mask[..., None]
+            size = _sizes(h)
+            for i, edit in enumerate(edits):
+                self._count(edit, ~table[:, i].isnan(), mask, steps[:, i].abs()[:, None] / size)
+            return (h + change).reshape(shape)
+        for i, edit in enumerate(edits):
+            on = ~table[:, i].isnan()
+            c = table[:, i].nan_to_num()[:, None, None]
+            steered = (mask & on[:, None])[..., None]
+            change = torch.where(steered, edit.part.change(h, c, self.op, given).float(), 0)
+            self._count(edit, on, mask, change.detach().norm(dim=-1) / _sizes(h))
+            h = h + change.to(h.dtype)
+        return h.reshape(shape)
+
+    def _coefficients(self, edit: _Edit, n: int) -> Tensor:
+        rows = edit.rows if self._rows is None else edit.rows[self._rows]
+        if len(rows) not in (1, n):
+            raise ValueError(
+                f"coefficient has {len(rows)} rows, the batch has {n}: give one number, or one for each row"
+            )
+        return rows.expand(n)
+
+    def _count(self, edit: _Edit, on: Tensor, mask: Tensor, sizes: Tensor) -> None:
+        """Write down what was done: rows ``[rows]`` that are on, positions, |change| / |h|."""
+        entry = edit.entry
+        in_prompt = self._in_prompt.to(mask.device).expand(mask.shape)
+        mask = mask & self._fresh.to(mask.device)
+        rows = range(len(mask)) if self._rows is None else self._rows
+        for _ in range(len(entry.ratios), max(rows) + 1):  # one coefficient for a whole batch
+            entry.prompt_steered.append(0)
+            entry.decode_steered.append(0)
+            entry.ratios.append([])
+        for at in on.nonzero()[:, 0].tolist():
+            i = rows[at]
+            entry.ratios[i] += sizes[at][mask[at]].tolist()
+            if edit.counts:
+                entry.prompt_steered[i] += int((mask[at] & in_prompt[at]).sum())
+                entry.decode_steered[i] += int((mask[at] & ~in_prompt[at]).sum())
+
+    @contextmanager
+    def attached(self, to: Literal["decoder", "bridge"]) -> Iterator[None]:
+        """Hooks on for the duration of the block, and off whatever happens in it."""
+        attach = at_bridge if to == "bridge" else at_decoder
+        places: dict[tuple[int, str], list[_Edit]] = {}
+        for edit in self._edits:
+            places.setdefault((edit.part.layer, edit.part.site), []).append(edit)
+        with ExitStack() as stack:
+            for place, edits in places.items():
+                stack.callback(attach(self.model, *place, partial(self.steer, edits)))
+            yield
+
+
+def _sizes(h: Tensor) -> Tensor:
+    """Norms ``[rows, pos]`` of activations, float32: a float16 norm may be infinite or 0."""
+    return torch.linalg.vector_norm(h.detach(), dim=-1, dtype=torch.float32).clamp(min=1e-9)
+
+
+def _parts(model: TransformerBridge, intervention: Intervention, op: Op) -> Sequence[Part]:
+    name, mark = intervention.name, intervention.fingerprint
+    if mark is not None and mark != fingerprint(model):
+        raise ValueError(
+            f"vector {name!r} was made on model {mark}, this one is {fingerprint(model)}; fit it "
+            "again here, or drop the check with dataclasses.replace(vector, fingerprint=None)"
+        )
+    parts = intervention.parts(model)
+    cfg = model.cfg
+    heads = cfg.n_heads * cfg.d_head
+    widths = {"resid": cfg.d_model, "z": heads, "attn_out": cfg.d_model, "mlp": cfg.d_model}
+    inputs = {
+        "attn_out": (heads, f"{heads} outputs of this model's heads"),
+        "mlp": (cfg.d_mlp, f"{cfg.d_mlp} hidden units of its MLPs"),
+    }
+    for part in parts:
+        check_layer(model, part.layer)
+        if part.site not in widths:
+            raise ValueError(f"site={part.site!r} of {name!r}: use {', '.join(map(repr, widths))}")
+        if part.direction.numel() != widths[part.site]:
+            raise ValueError(
+                f"vector {name!r} has width {part.direction.numel()}; this model has "
+                f"{widths[part.site]} at {part.site!r}"
+            )
+        n, what = inputs.get(part.site, (0, "numbers that a matrix gets, at 'attn_out' or 'mlp'"))
+        if part.read is not None and part.read.numel() != n:
+            raise ValueError(
+                f"{name!r} reads {part.read.numel()} numbers at {part.site!r}; what is read must be the {what}"
+            )
+        if part.read is not None and op != "add":
+            raise ValueError(f"op={op!r}: {name!r} changes a weight matrix; it can only be added")
+    return parts
+
+
+def as_rows(coefficient: float | Sequence[float] | Tensor) -> Tensor:
+    """A coefficient as a float32 tensor ``[rows]``.
+
+    Raises:
+        ValueError: not a number or a flat sequence of numbers, or NaN.
+    """
+    try:
+        rows = torch.as_tensor(coefficient, dtype=torch.float32).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"coefficient={coefficient!r}: give a number, or one for each row") from error
+    if rows.dim() > 1 or rows.numel() == 0 or rows.isnan().any():
+        raise ValueError(f"coefficient={coefficient!r}: give a number, or one for each row")
+    return rows.reshape(-1)
+
+
+@contextmanager
+def steer(
+    model: TransformerBridge,
+    coefficients: Mapping[Intervention, float | Sequence[float]],
+    positions: Positions = "all",
+    op: Op = "add",
+    *,
+    prompt_length: int | None = None,
+) -> Iterator[Receipt]:
+    """Steer every forward pass of the model inside a ``with`` block, cached decoding included.
+
+    Args:
+        coefficients: vector -> coefficient in units of :func:`kit.residual_scale`, or one number
+            for each batch row.
+        positions: see :func:`kit.models.positions.select`. The prompt is the first sequence that is run;
+            one token more without a cache, or a pass with one, continues it; all else starts anew.
+        op: ``"add"`` c * v; ``"ablate"`` c times the component along v (1 removes it);
+            ``"clamp"`` sets the component along v to c.
+        prompt_length: where the prompt ends, if not at the end of the first sequence that is run.
+
+    Yields:
+        The :class:`Receipt`, which fills while the block runs.
+
+    Raises:
+        ValueError: before anything runs, for a vector, coefficient, position or op that does not
+            fit this model.
+
+    Holds the model's lock, so a panel's worker waits until the block ends.
+    """
+    rows = {v: as_rows(c) for v, c in coefficients.items()}
+    session = Session(model, rows, positions, op)
+    state = runtime(model)
+    tracker = _Tracker(session, prompt_length)
+    with state.lock, session.attached("bridge"):
+        handle = model.original_model.register_forward_pre_hook(tracker, with_kwargs=True)
+        try:
+            yield session.receipt
+        finally:
+            handle.remove()
+
+
+class _Tracker:
+    """Tells a session where each forward pass of a bridge stands in the whole sequence."""
+
+    def __init__(self, session: Session, prompt_length: int | None) -> None:
+        self.session, self.prompt_length = session, prompt_length
+        self.before: Tensor | None = None
+        self.prompt: int | Tensor | None = prompt_length
+
+    def __call__(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens = kwargs.get("input_ids", args[0] if args else None)
+        if tokens is None:
+            tokens = kwargs["inputs_embeds"][..., 0]
+        cache = kwargs.get("past_key_values")
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        width = past + tokens.shape[1]
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.dim() == 2 and not bool(mask.all()):
+            real = mask[:, :width].bool()
+            index = torch.where(real, real.long().cumsum(-1) - 1, -1)
+            lengths: int | Tensor = real.sum(-1, keepdim=True)
+        else:
+            if mask is None and past == 0:
+                self._refuse_hidden_padding(tokens)
+            index, lengths = torch.arange(width, device=tokens.device), width
+        seen: int | Tensor = 0
+        if past == 0 and self._continues(tokens):
+            seen = lengths - 1
+        elif past == 0 or self.prompt is None:
+            self.prompt = lengths if self.prompt_length is None else self.prompt_length
+        # only a pass without a cache can be passed again, one token longer
+        self.before = tokens if cache is None else None
+        self.session.begin(index[..., past:], self.prompt, seen=seen)
+
+    def _refuse_hidden_padding(self, tokens: Tensor) -> None:
+        """TransformerLens pads lists of strings on the right and then passes no mask."""
+        pad = getattr(self.session.model.tokenizer, "pad_token_id", None)
+        if len(tokens) < 2 or pad is None or self.session.positions in ("all", "prompt"):
+            return
+        ends = tokens[:, -1] == pad
+        if bool(ends.any()) and not bool(ends.all()):
+            raise ValueError(
+                f"positions={self.session.positions!r}: some rows end in padding and no "
+                "attention_mask says where; pass one, or padding_side='left', or tokens row by row"
+            )
+
+    def _continues(self, tokens: Tensor) -> bool:
+        """Whether an uncached decode step passes the last sequence again, one token longer."""
+        last = self.before
+        if last is None or last.shape != (tokens.shape[0], tokens.shape[1] - 1):
+            return False
+        return bool(torch.equal(last, tokens[:, :-1]))

@@ -1,0 +1,1 @@
+"""The gallery: a card for every feature that a search found."""

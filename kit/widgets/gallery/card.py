@@ -1,0 +1,82 @@
+"""One card of a gallery; it is bound to one feature after the other as pages turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets as w
+
+from kit.widgets.gallery.features import Feature
+
+
+class FeatureCard(w.VBox):
+    """Rank, name to edit, star, hide, "to panel"; below them what the gallery draws in ``body``."""
+
+    def __init__(self, on_act: Callable[[Feature, str, Any], None], panel: bool) -> None:
+        """Args:
+        on_act: called with the feature, what changed ("name", "starred", "hidden", "panel") and
+            the new value, when a hand did it.
+        panel: whether there is a panel to add to.
+        """
+        self.feature: Feature | None = None
+        self._act, self._quiet = on_act, False
+        self._drag = "; drag it to the panel's field" if panel else ""
+        small = {"flex": "0 0 auto"}
+        self.rank = w.HTML(layout=w.Layout(**small))
+        self.rank.add_class("kit-rank")
+        self.name = w.Text(
+            continuous_update=False,
+            tooltip="click to rename",
+            layout=w.Layout(flex="1 1 60px", min_width="40px", width="auto"),
+        )
+        self.star = w.ToggleButton(description="☆", tooltip="star", layout=w.Layout(width="32px", **small))
+        self.hide = w.ToggleButton(
+            description="Hide",
+            layout=w.Layout(width="52px", **small),
+            tooltip="hide this feature; the filter shows it again",
+        )
+        self.add = w.Button(description="→ panel", layout=w.Layout(width="68px", **small))
+        self.add.layout.display = "" if panel else "none"
+        head = w.HBox([self.rank, self.name, self.star, self.hide, self.add])
+        head.add_class("kit-card-head")
+        self.body = w.HTML()
+        self.body.add_class("kit-card-body")
+        super().__init__([head, self.body])
+        self.add_class("kit-card")
+        for what, widget in (("name", self.name), ("starred", self.star), ("hidden", self.hide)):
+            widget.observe(lambda change, what=what: self._changed(what, change["new"]), "value")
+        self.add.on_click(lambda _button: self._changed("panel", True))
+
+    def bind(self, feature: Feature) -> None:
+        """Show another feature, or the same one after it changed."""
+        self.feature, self._quiet = feature, True
+        try:
+            # a link drops its address into a text field, without a script; this one leads nowhere
+            self.rank.value = (
+                f'<a href="data:,{drag_mark(feature)}" draggable="true" title="rank '
+                f'{feature.rank}{self._drag}">{feature.rank}</a>'
+            )
+            self.name.value = feature.name
+            self.star.value, self.hide.value = feature.starred, feature.hidden
+            self.star.tooltip = f"star {feature.name}"
+            self.star.description = "★" if feature.starred else "☆"
+            self.hide.description = "Show" if feature.hidden else "Hide"
+            self.add.tooltip = f"add to the panel at {feature.coefficient:+.3g}"
+        finally:
+            self._quiet = False
+
+    def _changed(self, what: str, value: Any) -> None:
+        if not self._quiet and self.feature is not None:
+            self._act(self.feature, what, value)
+
+
+def drag_mark(feature: Feature) -> str:
+    """What a dropped rank says: found again by :func:`dropped`."""
+    return f"kit-feature-{feature.rank}"
+
+
+def dropped(text: str) -> int | None:
+    """The rank in what was dropped into a field; None when it is something else."""
+    _, mark, rest = text.rpartition("kit-feature-")
+    return int(rest) if mark and rest.strip().isdecimal() else None

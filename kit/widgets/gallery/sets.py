@@ -1,0 +1,152 @@
+"""A gallery's features as a folder of files, each of which loads alone too."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kit.base.files import JUNK
+from kit.steering.rank_one import Factor
+from kit.steering.vectors import SteeringVector
+from kit.widgets.gallery.features import Feature, Result, calibrated
+from kit.widgets.panel import files
+
+_KEY = "gallery"  # of a saved vector's metadata
+
+
+def save(all_of_them: Sequence[Feature], folder: str | Path) -> Path:
+    """Write a set as a folder of vectors; each file also loads alone, as any vector.
+
+    Names, marks, scores, coefficients and texts stand in each file's metadata under "gallery". A
+    folder that exists is never written into: the set then goes to one with a number. All or
+    nothing: the folder appears when it is whole.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: nothing to save; TypeError: something that is neither vector nor factor.
+    """
+    if not str(folder).strip():
+        raise ValueError("folder is empty: give the name of a folder for the set")
+    if not all_of_them:
+        raise ValueError("there is no feature to save: run the gallery, or show more of it, first")
+    for f in all_of_them:
+        if not isinstance(f.vector, SteeringVector | Factor):
+            raise TypeError(f"{f.name!r} is a {type(f.vector).__name__}: only vectors and factors are saved")
+    wanted = Path(str(folder).strip()).expanduser()
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=wanted.parent, prefix=".saving-") as scratch:
+        whole = Path(scratch) / "set"
+        whole.mkdir()
+        for f in sorted(all_of_them, key=lambda f: f.rank):
+            files.save(_marked(f), whole)
+        target, n = wanted, 1
+        while target.exists():
+            n += 1
+            target = wanted.with_name(f"{wanted.name}-{n}")
+        os.rename(whole, target)
+    return target
+
+
+def _marked(f: Feature) -> SteeringVector | Factor:
+    r = f.result
+    text = None if r is None else {"prompt": r.prompt, "coefficient": r.coefficient, "text": r.text, "kl": r.kl}
+    about = {
+        "rank": f.rank,
+        "starred": f.starred,
+        "hidden": f.hidden,
+        "result": text,
+        "coefficient": f.coefficient,
+        "scores": f.scores,
+        "first_name": f.vector.name,
+    }
+    assert isinstance(f.vector, SteeringVector | Factor)
+    metadata = {**f.vector.metadata, _KEY: json.loads(json.dumps(about))}
+    return replace(f.vector, name=f.name, metadata=metadata)
+
+
+def load(path: str | Path) -> list[Feature]:
+    """Features of a folder that :func:`save` wrote, or of a folder or file of plain vectors.
+
+    Raises:
+        ValueError: no path, or a file that is no vector of this kit; FileNotFoundError: nothing
+            there.
+    """
+    if not str(path).strip():
+        raise ValueError("path is empty: give the folder of a saved set, or one vector's file")
+    place = Path(str(path).strip()).expanduser()
+    found = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
+    if not found:
+        raise FileNotFoundError(f"path={str(path)!r}: the folder holds no .safetensors file")
+    read = [_read(files.read(file), i) for i, file in enumerate(found)]
+    return sorted(read, key=lambda f: f.rank)
+
+
+def _read(vector: SteeringVector | Factor, index: int) -> Feature:
+    about = dict(vector.metadata)
+    marks = about.pop(_KEY, None)
+    if not isinstance(marks, dict):
+        return Feature(vector, index + 1, calibrated(vector))
+    try:
+        name = vector.name
+        vector = replace(vector, name=str(marks["first_name"]), metadata=about)
+        r = marks["result"]
+        result = (
+            None if r is None else Result(str(r["prompt"]), _number(r["coefficient"]), str(r["text"]), _number(r["kl"]))
+        )
+        coefficient = float(marks["coefficient"])
+        if not abs(coefficient) < float("inf"):
+            raise ValueError(f"coefficient={coefficient}")
+        return Feature(
+            vector,
+            int(marks["rank"]),
+            coefficient,
+            {str(k): float(v) for k, v in marks["scores"].items()},
+            name,
+            bool(marks["starred"]),
+            bool(marks["hidden"]),
+            result,
+        )
+    except (ValueError, *JUNK) as error:
+        raise ValueError(f"{vector.name!r} has marks of a gallery that are damaged: {error}") from error
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def merge(ours: Sequence[Feature], read: Sequence[Feature]) -> tuple[list[Feature], int]:
+    """Put a set that was read to what is there; returns all, and how many are new.
+
+    A vector that is there already (same layer, length and direction) or factor takes the name, the marks,
+    the coefficient and, if it has none, the scores and the text of the file. Nothing is dropped.
+    """
+    known = {_identity(f.vector): f for f in ours}
+    everything, last = list(ours), max((f.rank for f in ours), default=0)
+    new = 0
+    for f in read:
+        mine = known.get(_identity(f.vector))
+        if mine is None:
+            new += 1
+            everything.append(replace(f, rank=last + new))
+            continue
+        mine.name, mine.starred, mine.hidden = f.name, f.starred, f.hidden
+        mine.coefficient = f.coefficient
+        mine.scores = mine.scores or f.scores
+        mine.result = mine.result or f.result
+    return everything, new
+
+
+def _identity(vector: Any) -> Any:
+    if isinstance(vector, Factor):
+        rows = (vector.reads, vector.writes)
+        return vector.layers, round(vector.radius, 6), *(r.numpy().tobytes() for r in rows)
+    if not isinstance(vector, SteeringVector):
+        return id(vector)
+    return vector.layer, round(vector.norm, 6), vector.direction.numpy().tobytes()

@@ -1,0 +1,1 @@
+"""Views of dictionaries: browse latents, follow links, read a prompt, match two dictionaries."""

@@ -1,0 +1,183 @@
+"""Which texts a panel asks for: pure functions from its settings to the arms of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kit.steering import render
+from kit.steering.intervention import Intervention
+from kit.widgets.panel.controller import Arm, Frame, Request
+
+Setting = Sequence[tuple[Intervention, float]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Vectors of a run, its arms, and a subtitle for each of them."""
+
+    vectors: tuple[Intervention, ...]
+    arms: tuple[Arm, ...]
+    subtitles: tuple[str, ...]
+
+
+def side_by_side(
+    setting: Setting, *, controls: Sequence[Intervention] = (), negated: bool = False, instruction: str | None = None
+) -> Plan:
+    """The unsteered text beside the steered one, and control arms.
+
+    Args:
+        setting: the vectors that are on, with their coefficients.
+        controls: one for each of them, put in their place with the same coefficients.
+        negated: add an arm with the opposite coefficients.
+        instruction: add an unsteered arm that is asked in words.
+    """
+    numbers = tuple(c for _, c in setting)
+    off: tuple[None, ...] = (None,) * len(controls)
+    arms = [(Arm("Unsteered"), "")]
+    if setting:
+        arms.append((Arm("Steered", numbers + off), describe(setting)))
+        if negated:
+            opposite = [(v, -c) for v, c in setting]
+            arms.append((Arm("Negated", tuple(-c for c in numbers) + off), describe(opposite)))
+        if controls:
+            arms.append((Arm("Random direction", (None,) * len(setting) + numbers), "same layer, norm and coefficient"))
+    else:
+        arms.append((Arm("Steered"), "no vector is on"))
+    if instruction and instruction.strip():
+        words = instruction.strip()
+        arms.append((Arm("Words only", instruction=words), f"“{words}” before the prompt"))
+    vectors = (*(v for v, _ in setting), *controls)
+    return Plan(vectors if setting else (), *_columns(arms))
+
+
+def setting_ladder(setting: Setting, rungs: int) -> Plan:
+    """The whole setting times a multiplier; 1 is what the sliders show.
+
+    Raises:
+        ValueError: no vector is on.
+    """
+    if not setting:
+        raise ValueError("no vector is on: switch one on to see its ladder")
+    arms = []
+    for m in multipliers(rungs):
+        scaled = [(v, m * c) for v, c in setting]
+        arms.append((Arm(f"× {m:g}".replace("-", "−"), tuple(c for _, c in scaled)), describe(scaled)))
+    return Plan(tuple(v for v, _ in setting), *_columns(arms))
+
+
+def vector_ladder(setting: Setting, chosen: Intervention, ends: tuple[float, float], rungs: int) -> Plan:
+    """One vector in equal steps over a range; the others stay as they are set."""
+    others = [(v, c) for v, c in setting if v is not chosen]
+    low, high = ends
+    arms = []
+    for i in range(rungs):
+        c = round(low + (high - low) * i / (rungs - 1), 3) + 0.0  # no "-0.00"
+        title = f"{chosen.name} {signed(c)}"
+        note = f"with {describe(others)}" if others else ""
+        arms.append((Arm(title, (c, *(c for _, c in others))), note))
+    return Plan((chosen, *(v for v, _ in others)), *_columns(arms))
+
+
+def multipliers(rungs: int) -> list[float]:
+    """0 to 2 for five rungs, then further to the negative side, in steps of one half.
+
+    >>> multipliers(5)
+    [0.0, 0.5, 1.0, 1.5, 2.0]
+    >>> multipliers(7)[0], multipliers(9)[0]
+    (-1.0, -2.0)
+    """
+    return [2.0 - 0.5 * i for i in range(rungs)][::-1]
+
+
+def describe(setting: Setting) -> str:
+    """``happy-sad +0.20, formal-casual −0.10``; zeros only where there is nothing else."""
+    shown = [(v, c) for v, c in setting if c]
+    if not shown and len(setting) > 1:
+        return f"all {signed(0)}"
+    shown = shown or list(setting)
+    return ", ".join(f"{v.name} {signed(c)}" for v, c in shown)
+
+
+def signed(c: float) -> str:
+    """A coefficient as it is shown everywhere: sign, two decimals, a real minus."""
+    shown = f"{round(c, 2) + 0.0:+.2f}" if abs(c) < 1e4 else f"{c:+.0e}"  # + 0.0: no "-0.00"
+    return shown.replace("-", "−")
+
+
+def combination(setting: Setting) -> Any:
+    """The setting as one vector: at coefficient 1 it does what the setting does.
+
+    Raises:
+        ValueError: nothing is on, the vectors are at several layers, or not vectors.
+    """
+    parts = [(v, c) for v, c in setting if c]
+    if not parts:
+        raise ValueError("every coefficient is 0, so there is no combination to save: move a slider first")
+    layers = {getattr(v, "layer", None) for v, _ in parts}
+    if None in layers or len(layers) > 1:
+        raise ValueError(
+            f"{describe(parts)} act at several places: only vectors of one layer make one vector; "
+            "choose one of them to save"
+        )
+    total = parts[0][1] * parts[0][0]  # type: ignore[operator]
+    for v, c in parts[1:]:
+        total = total + c * v  # type: ignore[operator]
+    if len(parts) == 1:
+        return total
+    name = " ".join(f"{v.name} {c:+.2f}" for v, c in parts)
+    return replace(total, name=name)
+
+
+def unique(name: str, taken: Sequence[str]) -> str:
+    """A name that is not taken: ``name``, ``name (2)``, ..."""
+    found, n = name, 1
+    while found in taken:
+        n += 1
+        found = f"{name} ({n})"
+    return found
+
+
+def _columns(arms: Sequence[tuple[Arm, str]]) -> tuple[tuple[Arm, ...], tuple[str, ...]]:
+    return tuple(arm for arm, _ in arms), tuple(note for _, note in arms)
+
+
+def settings(model: str, request: Request) -> list[tuple[str, str]]:
+    """Name and value of whatever the texts of a run depend on."""
+    system = [("system", request.system)] if request.system else []
+    return [
+        ("model", model),
+        ("input", "chat" if request.chat else "raw text"),
+        *system,
+        ("positions", str(request.positions)),
+        ("op", request.op),
+        ("tokens", str(request.max_new_tokens)),
+        ("temperature", f"{request.temperature:g}"),
+        ("seed", str(request.seed)),
+    ]
+
+
+def frozen(model: str, frame: Frame, subtitles: Sequence[str], hooks: Sequence[str]) -> str:
+    """A frame as HTML that needs no kernel."""
+    titles = [arm.title for arm in frame.request.arms]
+    return render.frozen(
+        "Steering panel",
+        frame.request.prompt,
+        settings(model, frame.request),
+        list(zip(titles, subtitles, frame.rows, strict=False)),
+        frame.receipt,
+        hooks,
+    )
+
+
+def status(word: str, frame: Frame | None = None) -> str:
+    """``done · 40 tokens · 31/s · first after 0.12 s``"""
+    numbers = ""
+    if frame is not None and frame.steps:
+        first = "" if frame.first_token is None else f" · first after {frame.first_token:.2f} s"
+        numbers = f" · {frame.steps} tokens · {frame.tokens_per_second:.0f}/s{first}"
+    return (
+        f'<span role="status" style="font-size:12px;opacity:.8;font-variant-numeric:'
+        f'tabular-nums;white-space:nowrap">{word}{numbers}</span>'
+    )

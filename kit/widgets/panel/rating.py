@@ -1,0 +1,249 @@
+"""A blind test of texts: order, answers, summary and the CSV they live in. Knows no widget."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as w
+
+from kit.base.files import MOST_JSON, size_at_most, whole
+from kit.base.html import message, number
+from kit.steering import generation
+from kit.steering.generation import Generation
+from kit.steering.results import label
+
+_FIELDS = ("item", "prompt", "text", "label", "steered", "score", "guess")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A text to rate; ``label`` (its coefficient) stays hidden until the end."""
+
+    text: str
+    label: str
+    steered: bool
+    prompt: str = ""
+
+    @property
+    def id(self) -> str:
+        """Ten hex digits of everything the item is."""
+        parts = "\x1f".join([self.prompt, self.text, self.label, str(self.steered)])
+        return hashlib.sha256(parts.encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A score from 1 (poor) to 5 (good), and whether the rater thinks the text was steered."""
+
+    score: int
+    guess: bool
+
+
+class Ratings:
+    """The texts in a seeded order, and what was said of them so far."""
+
+    def __init__(self, items: Sequence[Item], path: str | Path | None = None, seed: int = 0):
+        """Go on where the CSV at ``path`` ends, if there is one.
+
+        Raises:
+            ValueError: no items, or a CSV that holds ratings of other texts.
+        """
+        self.items = list({item.id: item for item in items}.values())
+        if not self.items:
+            raise ValueError("items=[]: there is no text to rate")
+        random.Random(seed).shuffle(self.items)
+        self.path = None if path is None else Path(path)
+        self.answers: dict[str, Answer] = {}
+        if self.path is not None and self.path.exists():
+            self._resume(self.path)
+
+    @property
+    def current(self) -> Item | None:
+        """The next text without an answer; None when all have one."""
+        return next((item for item in self.items if item.id not in self.answers), None)
+
+    def rate(self, score: int, guess: bool) -> None:
+        """Answer for the current text, and write the CSV.
+
+        Raises:
+            ValueError: all are rated, or a score outside 1 to 5.
+        """
+        if self.current is None:
+            raise ValueError("every text is rated: make a new rating to go on")
+        if score not in (1, 2, 3, 4, 5):
+            raise ValueError(f"score={score!r}: give a whole number from 1 to 5")
+        self.answers[self.current.id] = Answer(score, bool(guess))
+        if self.path is not None:
+            self.save(self.path)
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Hits among the guesses, and mean scores of steered and unsteered texts."""
+        rated = [(item, self.answers[item.id]) for item in self.items if item.id in self.answers]
+
+        def mean(steered: bool) -> float | None:
+            scores = [a.score for item, a in rated if item.steered == steered]
+            return sum(scores) / len(scores) if scores else None
+
+        return {
+            "rated": len(rated),
+            "hits": sum(a.guess == item.steered for item, a in rated),
+            "mean score steered": mean(True),
+            "mean score unsteered": mean(False),
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the CSV whole or not at all."""
+        with whole(path) as part, part.open("w", newline="", encoding="utf-8") as out:
+            writer = csv.DictWriter(out, _FIELDS)
+            writer.writeheader()
+            for item in self.items:
+                if answer := self.answers.get(item.id):
+                    writer.writerow(
+                        {
+                            "item": item.id,
+                            "prompt": item.prompt,
+                            "text": item.text,
+                            "label": item.label,
+                            "steered": int(item.steered),
+                            "score": answer.score,
+                            "guess": int(answer.guess),
+                        }
+                    )
+
+    def _resume(self, path: Path) -> None:
+        known = {item.id for item in self.items}
+        size_at_most(path, MOST_JSON)
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            found = {row["item"]: Answer(int(row["score"]), row["guess"] == "1") for row in rows}
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise ValueError(f"{path} is no CSV of ratings: {error!r:.200}") from error
+        if any(answer.score not in (1, 2, 3, 4, 5) for answer in found.values()):
+            raise ValueError(f"{path} is no CSV of ratings: a score is outside 1 to 5")
+        if not set(found) <= known:
+            raise ValueError(f"{path} holds ratings of other texts; give another path")
+        self.answers = found
+
+
+_BOX = "border:1px solid rgba(128,128,128,.4);border-radius:6px;padding:10px 14px"
+_TD = 'style="padding:3px 10px"'
+
+
+class BlindRating(w.VBox):
+    """``BlindRating(generations)`` or ``BlindRating(model, vector, prompts, [None, 0.2])``.
+
+    Attributes:
+        ratings: order, answers, summary and CSV.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        vectors: Any = (),
+        prompts: Sequence[str] = (),
+        coefficients: Sequence[float | None] = (None, 0.2),
+        *,
+        path: str | Path | None = "ratings.csv",
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        """Texts come from finished generations, or from a model that writes them now.
+
+        Args:
+            source: a :class:`kit.Generation`, several, or a model.
+            vectors, coefficients, options: for a model, as in :func:`kit.generate`.
+            prompts: for a model: each is answered once for every coefficient.
+            path: the CSV; rating goes on where it ends. None keeps nothing.
+            seed: of the order.
+
+        Raises:
+            ValueError: no text, or a CSV with ratings of other texts.
+        """
+        if hasattr(source, "hook_dict"):
+            if isinstance(prompts, str) or not prompts:
+                raise ValueError(f"prompts={prompts!r}: give a list with at least one prompt")
+            written = [
+                (prompt, generation.generate(source, prompt, vectors, list(coefficients), **options))
+                for prompt in prompts
+            ]
+        else:
+            many = [source] if isinstance(source, Generation) else list(source)
+            written = [("", one) for one in many]
+        self.ratings = Ratings([i for prompt, g in written for i in items(prompt, g)], path, seed)
+        self._text = w.HTML()
+        self.score = w.ToggleButtons(
+            options=[1, 2, 3, 4, 5], value=3, description="how good?", style={"button_width": "44px"}
+        )
+        self.guess = w.ToggleButtons(
+            options=[("not steered", False), ("steered", True)], description="I think", style={"button_width": "110px"}
+        )
+        self.next = w.Button(description="Next", button_style="primary")
+        self.reveal = w.Button(description="Reveal")
+        super().__init__([self._text, self.score, self.guess, w.HBox([self.next, self.reveal])])
+        self.next.on_click(lambda _button: self.rate(self.score.value, self.guess.value))
+        self.reveal.on_click(lambda _button: self._reveal())
+        self._show()
+
+    def rate(self, score: int, guess: bool) -> None:
+        """Answer for the text on the screen and go on."""
+        try:
+            self.ratings.rate(score, guess)
+        except OSError as error:  # the answer is kept; only the file is not
+            self._text.value = message(f"not saved: {error}", error=True)
+            return
+        self._show()
+
+    def _show(self) -> None:
+        item = self.ratings.current
+        if item is None:
+            self._reveal()
+            return
+        done, n = len(self.ratings.answers), len(self.ratings.items)
+        prompt = f'<div style="opacity:.75;margin-bottom:6px">{escape(item.prompt)}</div>'
+        self._text.value = (
+            f'<div style="font-size:12px;opacity:.75">text {done + 1} of {n}</div><div dir="auto" '
+            f'role="status" style="{_BOX};min-height:6em;font-size:15px;line-height:1.5;'
+            f'white-space:pre-wrap">{prompt * bool(item.prompt)}{escape(item.text)}</div>'
+        )
+
+    def _reveal(self) -> None:
+        for widget in (self.next, self.reveal, self.score, self.guess):
+            widget.disabled = True
+        self._text.value = self.revealed_html
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
+        bundle = super()._repr_mimebundle_(**options) or {}
+        return {**bundle, "text/html": self._text.value}
+
+    @property
+    def revealed_html(self) -> str:
+        """The summary and every rated text with what it was."""
+        s = self.ratings.summary()
+        rows = "".join(
+            f"<tr><td {_TD}>{escape(item.label)}</td><td {_TD}>{answer.score}</td>"
+            f"<td {_TD}>{'✓' if answer.guess == item.steered else '✗'}</td>"
+            f'<td dir="auto" style="padding:3px 10px;text-align:left;white-space:pre-wrap">'
+            f"{escape(item.text)}</td></tr>"
+            for item in self.ratings.items
+            if (answer := self.ratings.answers.get(item.id))
+        )
+        return (
+            f'<div style="{_BOX}"><b>{s["hits"]} of {s["rated"]} guesses are right.</b> '
+            f"Mean score: steered {number(s['mean score steered'], 1)}, "
+            f"unsteered {number(s['mean score unsteered'], 1)}."
+            f'<table style="margin-top:8px"><tr><th>coefficient</th><th>score</th><th>guess</th>'
+            f'<th style="text-align:left">text</th></tr>{rows}</table></div>'
+        )
+
+
+def items(prompt: str, written: Generation) -> list[Item]:
+    """A generation's rows as things to rate; a coefficient of 0 counts as unsteered."""
+    return [Item(row.text, label(row.coefficients), any(row.coefficients or ()), prompt) for row in written.rows]

@@ -1,0 +1,105 @@
+"""What lies in data/saes and data/texts: it loads, it fits, and the card tells the truth."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import kit
+from kit.sae import Site, evaluate, pack
+
+HERE = Path(__file__).parents[2] / "data" / "saes"
+NAMES = ("resid-14-x1", "resid-14-x2", "resid-14-x4", "resid-14-x8", "mlp_out-15-x4")
+FIGURES = json.loads((HERE / "figures.json").read_text(encoding="utf-8"))
+
+
+def test_all_of_them_are_there_and_small() -> None:
+    names = kit.data.dictionary_names()
+    assert set(NAMES) == set(names)
+    size = sum(p.stat().st_size for p in HERE.rglob("*") if p.is_file())
+    assert size < 40e6, f"{size / 1e6:.1f} MB"
+    with pytest.raises(ValueError, match=r"name='resid-14-x3': the shipped dictionaries are mlp_"):
+        kit.data.dictionary("resid-14-x3")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_loads_and_fits_its_model(name: str, smol: Any) -> None:
+    found = kit.data.dictionary(name, smol)
+    kind, layer, width = name.split("-")
+    assert found.site == Site(int(layer), kind)  # type: ignore[arg-type]
+    assert len(found) == int(width[1:]) * smol.cfg.d_model
+    assert found.sae.W_dec.dtype == torch.float32 and found.fingerprint is not None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_hold_the_floors(name: str) -> None:
+    told = FIGURES[name.replace("-", " ").replace(" x", " x")]
+    assert told["ce_clean"] < told["ce_sae"] < told["ce_zero"]
+    if name == "resid-14-x4":  # what was asked of it
+        assert told["ce_recovered"] >= 0.97 and told["ce_sae"] - told["ce_clean"] <= 0.25
+    assert told["dead"] <= 0.02 or not name.endswith("x4")
+    assert told["l0"] == pytest.approx(32, rel=0.2) and told["l0_training"] == pytest.approx(32, abs=0.1)
+
+
+def test_the_card_has_every_figure() -> None:
+    card = (HERE / "README.md").read_text(encoding="utf-8")
+    for name, told in FIGURES.items():
+        row = next(line for line in card.splitlines() if line.startswith(f"| {name.replace(' ', '-')} "))
+        for figure in (f"{told['latents']:,}", f"{told['explained_variance']:.3f}", f"{told['l0']:.1f}"):
+            assert figure in row, (name, figure)
+
+
+def test_the_texts_are_many_and_plain() -> None:
+    texts = kit.data.texts()
+    assert len(texts) > 300 and all(isinstance(t, str) and t for t in texts)
+    assert sum(map(len, texts)) > 150_000
+
+
+def test_a_dictionary_does_as_well_on_our_own_texts(smol: Any) -> None:
+    """The machinery end to end on the real model: a few hundred tokens, wide bounds."""
+    rows = pack(smol, kit.data.texts()[:12], 128)[:6]
+    found = evaluate(kit.data.dictionary("resid-14-x4", smol), smol, rows)
+    assert found.ce_recovered > 0.9 and found.explained_variance > 0.6 and 15 < found.l0 < 60
+
+
+# --- texts of one's own --------------------------------------------------------------------------
+
+
+def test_a_corpus_is_read_from_lines_and_json(tmp_path: Any) -> None:
+    plain, packed = tmp_path / "a.txt", tmp_path / "b.jsonl.gz"
+    plain.write_text("first line\n\n  second: \u00fcber  \n", encoding="utf-8")
+    assert kit.data.corpora(plain) == ["first line", "second: \u00fcber"]
+    with gzip.open(packed, "wt", encoding="utf-8") as file:
+        file.write('{"text": "one\\ntwo"}\n{"text": "three"}\n')
+    assert kit.data.corpora(str(packed)) == ["one\ntwo", "three"]
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(ValueError, match="it holds no text"):
+        kit.data.corpora(tmp_path / "empty.txt")
+    with pytest.raises(FileNotFoundError, match="a file of texts, or 'nltk'"):
+        kit.data.corpora(tmp_path / "nothing.txt")
+
+
+def test_nltk_s_corpora_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    nltk = pytest.importorskip("nltk")
+    asked: list[str] = []
+
+    class Corpus:
+        def fileids(self) -> list[str]:
+            return ["x"]
+
+        def words(self, _i: str) -> list[str]:
+            return ["a", "word"]
+
+        def raw(self, _i: str) -> str:
+            return "a text"
+
+    monkeypatch.setattr(nltk, "download", lambda name, quiet: asked.append(name) or True)
+    monkeypatch.setattr(nltk.data, "path", [])  # none is here
+    monkeypatch.setattr(nltk, "corpus", type("C", (), {n: Corpus() for n in kit.data.NLTK}))
+    found = kit.data.corpora("nltk")
+    assert asked == list(kit.data.NLTK) and found[0] == "a word" and found[1:] == ["a text"] * 5

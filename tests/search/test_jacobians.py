@@ -1,0 +1,349 @@
+"""Jacobians, how far descriptions hold, candidate directions: on maps known on paper, and exact."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("pandas")
+
+import kit
+from kit.base.directions import orthogonal, random_units
+from kit.search import dct, locality, rank
+from kit.search.features import DCT
+from kit.search.jacobians import jacobians, overlap
+from kit.search.layer_slice import LayerSlice
+from kit.search.locality import TRAINING, hold
+from kit.search.maps import Map
+from kit.search.radius import Radius
+from kit.search.rank import rank_directions
+from kit.search.statistics import spectrum_rank
+
+EYE = torch.eye(12)
+PROMPT = torch.arange(7)
+
+
+# --- spans ------------------------------------------------------------------------------------
+
+
+def test_overlap_is_of_spans_not_of_rows() -> None:
+    plane = torch.stack([EYE[0] + EYE[1], EYE[0] - 0.3 * EYE[1], 2 * EYE[0]])  # three rows, a plane
+    assert overlap(plane, EYE[:2]) == pytest.approx(1)
+    assert overlap(plane, EYE[:6]) == pytest.approx(1)  # contained
+    assert overlap(EYE[:6], plane) == pytest.approx(1)
+    assert overlap(plane, EYE[2:5]) == pytest.approx(0)
+    assert overlap(plane, EYE[1:3]) == pytest.approx(0.5)
+
+
+def test_overlap_by_chance() -> None:
+    found = [overlap(random_units(8, 64, 2 * i), random_units(16, 64, 2 * i + 1)) for i in range(30)]
+    assert sum(found) / 30 == pytest.approx(16 / 64, abs=0.02)
+
+
+# --- Jacobians --------------------------------------------------------------------------------
+
+
+def test_next_layer_spectra_are_those_of_the_exact_jacobian(llama: Any) -> None:
+    family = jacobians(llama, PROMPT, [0, 1])
+    assert family.exact
+    for layer in (0, 1):
+        J = LayerSlice(llama, PROMPT, layer, layer + 1).jacobian()
+        s = torch.linalg.svdvals(J)
+        torch.testing.assert_close(family.spectrum(layer), s, rtol=1e-4, atol=1e-4)
+        assert family.random[layer] == pytest.approx(float(J.norm()) / math.sqrt(len(J)), rel=1e-4)
+        right = family.leading(layer, 5)
+        torch.testing.assert_close((right @ J.T).norm(dim=-1), s[:5], rtol=1e-3, atol=1e-4)
+        left = family.leading(layer, 5, "output")
+        torch.testing.assert_close((left @ J).norm(dim=-1), s[:5], rtol=1e-3, atol=1e-4)
+        row = family.table().loc[layer]
+        assert row["target"] == layer + 1
+        assert row["top"] == pytest.approx(float(s[0]), rel=1e-4)
+        assert row["energy"] == pytest.approx(1, abs=1e-4)
+        assert row["effective_rank"] == pytest.approx(spectrum_rank(s), rel=1e-3)
+
+
+def test_random_projections_find_the_head_of_the_spectrum(llama: Any) -> None:
+    last = llama.cfg.n_layers - 1
+    head = jacobians(llama, PROMPT, [0], "last", n=8)
+    assert not head.exact
+    whole = jacobians(llama, PROMPT, [0], "last", exact=True)
+    assert head.table().loc[0, "target"] == last
+    torch.testing.assert_close(head.spectrum(0), whole.spectrum(0)[:8], rtol=0.05, atol=0.01)
+    assert overlap(head.leading(0, 4), whole.leading(0, 4)) > 0.9
+    assert head.random[0] == pytest.approx(whole.random[0], rel=0.25)  # 32 random directions
+    share = float(whole.spectrum(0)[:8].square().sum() / whole.spectrum(0).square().sum())
+    assert head.table().loc[0, "energy"] == pytest.approx(share, rel=0.5)
+    assert 0 < head.table().loc[0, "energy"] < 1
+
+
+def test_overlaps_among_layers_and_with_other_directions(llama: Any) -> None:
+    family = jacobians(llama, PROMPT, [0, 1])
+    inside = family.overlaps(4)
+    assert inside.index.tolist() == inside.columns.tolist() == [0, 1]
+    assert inside.loc[0, 0] == pytest.approx(1)
+    assert inside.loc[0, 1] == pytest.approx(inside.loc[1, 0])
+    on = family.overlaps(4, "output", "input").loc[0, 1]
+    assert on == pytest.approx(overlap(family.leading(0, 4, "output"), family.leading(1, 4)))
+    mine = family.leading(1, 4)
+    assert family.overlaps(4, other=mine).loc[1, "directions"] == pytest.approx(1)
+    assert family.overlaps(4, other=family).equals(inside)
+
+
+def test_singular_vectors_steer_at_their_layer(llama: Any) -> None:
+    vectors = jacobians(llama, PROMPT, [1], coefficient=0.3).parts[1].vectors(2)
+    assert [v.layer for v in vectors] == [1, 1]
+    assert vectors[0].metadata["coefficient"] == pytest.approx(0.3)
+    with kit.steer(llama, {vectors[0]: 0.3}) as receipt:
+        llama(PROMPT[None])
+    assert "layer 1" in str(receipt)
+
+
+def test_the_spectra_as_a_picture(llama: Any) -> None:
+    pytest.importorskip("matplotlib")
+    family = jacobians(llama, PROMPT, [0, 1])
+    lines = family.plot().axes[0].get_lines()
+    assert [line.get_label() for line in lines] == ["0 to 1", "1 to 2"]
+    assert lines[0].get_ydata()[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"to": "first"}, "to='first': use 'next', 'last' or a layer"),
+        ({"layers": []}, "layers is empty"),
+        ({"layers": [1], "to": 1}, "the source layer must lie below"),
+        ({"layers": [99]}, "99"),
+    ],
+)
+def test_jacobians_of_nothing(llama: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        jacobians(llama, PROMPT, **{"layers": [0], **options})
+
+
+def test_questions_that_a_family_cannot_answer(llama: Any) -> None:
+    family = jacobians(llama, PROMPT, [0])
+    for ask, message in (
+        (lambda: family.spectrum(1), r"layer=1: these Jacobians start after \[0\]"),
+        (lambda: family.leading(0, 1), "k=1: there are"),
+        (lambda: family.leading(0, 999), "k=999: there are"),
+        (lambda: family.leading(0, 3, "left"), "side='left'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ask()
+
+
+# --- local or global --------------------------------------------------------------------------
+
+
+def known(method: str, piece: Map, V: Tensor, U: Tensor, alpha: Tensor, radius: float = 1.0) -> DCT:
+    norm = Radius(radius, radius, math.nan, [])
+    return DCT(piece, method, V, U, alpha, piece.delta(radius * V), norm)
+
+
+def planted() -> tuple[Map, Map, DCT, DCT]:
+    """A map with exponential factors, itself at half strength, its description and its tangent."""
+    V, U = orthogonal(random_units(6, 12, 0)), orthogonal(random_units(6, 12, 1))
+    alpha = torch.linspace(2, 1, 6)
+    piece, other = (Map(lambda theta, c=c: c * ((theta @ V.T).expm1() * alpha) @ U, 12) for c in (1.0, 0.5))
+    return (piece, other, known("exponential", piece, V, U, alpha), known("linear", piece, V, U, alpha))
+
+
+@pytest.mark.parametrize("along", ["features", "mixtures", "random"])
+def test_a_true_description_holds_everywhere_and_a_tangent_only_nearby(along: Any) -> None:
+    _, _, exact, tangent = planted()
+    if along == "mixtures":  # that they stay within the span is all that they are for
+        inside = locality._directions(exact, along, 9, 0)
+        assert inside.norm(dim=-1).tolist() == pytest.approx([1] * 9, rel=1e-4)
+        assert overlap(inside, exact.V) == pytest.approx(1)
+        skewed = known("linear", exact.piece, exact.V + exact.V[0], exact.U, exact.alpha)
+        inside = locality._directions(skewed, along, 9, 0)
+        assert inside.norm(dim=-1).tolist() == pytest.approx([1] * 9, rel=1e-4)
+    table = hold({"exponential": exact, "linear": tangent}, [0.01, 0.5, 2.0], along=along)
+    by = table.set_index(["description", "radius"])["error"]
+    assert by["exponential"].max() < 1e-4
+    assert by["linear"].is_monotonic_increasing
+    assert by["linear", 0.01] < 0.01
+    assert by["linear", 2.0] > 0.3
+    if along == "features":
+        assert by["linear", 2.0] == pytest.approx(1 - 2 / math.expm1(2), rel=1e-4)
+    assert set(table["prompts"]) == {TRAINING}
+    assert (table["coefficient"] == table["radius"]).all()  # a plain map has no other unit
+
+
+def test_predicting_nothing_has_the_error_one() -> None:
+    piece, _, exact, _ = planted()
+    nothing = known("linear", piece, exact.V, exact.U, torch.zeros(6))
+    assert hold(nothing, [0.5, 1.0])["error"].tolist() == pytest.approx([1, 1])
+
+
+def test_off_the_prompt_the_best_possible_stands_beside() -> None:
+    piece, other, exact, _ = planted()
+    table = hold(exact, [1.0], {"half": other}).set_index(["description", "prompts"])
+    assert table.loc[("exponential", TRAINING), "error"] == pytest.approx(0, abs=1e-4)
+    off = table.loc[("exponential", "half")]
+    assert off["error"] == pytest.approx(1, rel=1e-4)  # |2x - x| / |x|
+    assert off["best_scale"] == pytest.approx(0, abs=2e-3)
+    assert off["cosine"] == pytest.approx(1)
+    best = table.loc[("true change on training prompts (exponential)", "half")]
+    assert best["error"] == pytest.approx(1, rel=1e-4)
+    assert best["size"] == pytest.approx(off["size"])
+    assert TRAINING not in table.loc["true change on training prompts (exponential)"].index
+    assert piece.d_model == 12
+
+
+def test_the_best_scale_leaves_the_sine_of_the_angle() -> None:
+    piece, _, exact, _ = planted()
+    side = known("exponential", piece, exact.V, (exact.U + exact.U.roll(1, 0)) / 2**0.5, exact.alpha)
+    row = hold(side, [1.0]).iloc[0]
+    assert row["cosine"] == pytest.approx(0.5**0.5, rel=1e-4)  # 45 degrees
+    assert row["best_scale"] == pytest.approx(0.5**0.5, rel=1e-4)
+
+
+def test_given_directions_are_taken_at_the_radius() -> None:
+    piece, _, exact, _ = planted()
+    W = 7 * random_units(3, 12, 8)
+    size = hold(exact, [2.0], along=W)["size"].iloc[0]
+    assert size == pytest.approx(float(piece.delta(2 * W / 7).norm(dim=-1).median()))
+
+
+def test_the_tangent_of_a_model_holds_nearby(llama: Any) -> None:
+    piece = LayerSlice(llama, PROMPT, 0, 2)
+    whole = dct.fit_map(piece, method="linear", n_features=piece.d_model, radius=1.0)
+    others = {"other": LayerSlice(llama, torch.arange(20, 29), 0, 2)}
+    small, large = 0.01 * piece.unit, 3 * piece.unit
+    table = hold(whole, [small, large], others, along="random", n=6)
+    by = table.set_index(["description", "prompts", "radius"])["error"]
+    assert by["linear", TRAINING, small] < 0.05
+    assert by["linear", TRAINING, large] > 3 * by["linear", TRAINING, small]
+    assert by["linear", "other", small] > 3 * by["linear", TRAINING, small]
+    assert table["coefficient"].max() == pytest.approx(3)
+    pytest.importorskip("matplotlib")
+    axis = locality.plot(table, "other").axes[0]
+    assert len(axis.get_lines()) == 3  # the dashed line and two descriptions
+    with pytest.raises(ValueError, match="prompts='none': the table has"):
+        locality.plot(table, "none")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"radii": [1.0, -1.0]}, "radii=.*give positive norms"),
+        ({"radii": []}, "radii="),
+        ({"along": "V"}, "along='V': use 'features'"),
+        ({"n": 0}, "n=0"),
+        ({"fits": {}}, "give one or more descriptions"),
+        ({"fits": {"a": planted()[2], "b": planted()[2]}}, "of one and the same map"),
+    ],
+)
+def test_hold_says_what_it_lacks(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        hold(**{"fits": planted()[2], "radii": [1.0], **options})
+
+
+# --- candidates -------------------------------------------------------------------------------
+
+
+def stretch(values: Tensor) -> Map:
+    return Map(lambda theta: theta * values, len(values))
+
+
+def test_candidates_of_a_linear_map_rank_by_what_they_grow() -> None:
+    piece = stretch(torch.tensor([1.0, 5.0, 2.0, 3.0]))
+    found = rank_directions(piece, 3 * torch.eye(4), 2.0)
+    assert found.table.index.tolist() == [1, 3, 2, 0]
+    assert found.table["linear"].tolist() == pytest.approx([10, 6, 4, 2])
+    assert found.table["change"].tolist() == pytest.approx([10, 6, 4, 2])
+    assert found.rank_correlation == pytest.approx(1)
+    torch.testing.assert_close(found.top(2), torch.eye(4)[[1, 3]])
+    median = found.random["linear"].median()
+    assert found.table["times_random"].iloc[0] == pytest.approx(10 / median)
+    assert len(found.random) == 64
+    control = 2 * random_units(64, 4, 0) * torch.tensor([1.0, 5.0, 2.0, 3.0])
+    for name in ("linear", "change"):
+        assert found.random[name].tolist() == pytest.approx(control.norm(dim=-1).tolist(), rel=1e-5)
+
+
+def test_many_candidates_cost_the_jacobian_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank, "_CHUNK", 7)
+    piece = stretch(torch.linspace(0.5, 3, 12))
+    W = random_units(50, 12, 5)
+    found = rank_directions(piece, W, 1.5, verify=10)
+    exact = 1.5 * (W * torch.linspace(0.5, 3, 12)).norm(dim=-1)
+    assert found.table["linear"].sort_index().tolist() == pytest.approx(exact.tolist(), rel=1e-5)
+    measured = found.table["change"].notna()
+    assert measured.iloc[:10].all()  # the best
+    assert 10 < measured.sum() <= 20  # and some drawn
+    assert measured.iloc[10:].any()
+
+
+def curved() -> Map:
+    """Axes 0 and 1 start steep and saturate, the others start flat and take off."""
+    grow = torch.tensor([9.0, 8.0, 0.3, 0.2])
+    return Map(
+        lambda theta: torch.cat([torch.tanh(theta[:, :2] * grow[:2]), (5 * theta[:, 2:]).sinh() * grow[2:]], dim=-1), 4
+    )
+
+
+def test_where_the_map_bends_the_linear_rank_misleads() -> None:
+    linear, true = (rank_directions(curved(), torch.eye(4), 1.0, by) for by in ("linear", "change"))
+    assert linear.table.index.tolist() == [0, 1, 2, 3]
+    assert true.table.index.tolist()[:2] == [2, 3]
+    assert linear.rank_correlation < 0
+    assert true.rank_correlation == pytest.approx(linear.rank_correlation)
+    assert true.table["change"].notna().all()
+    assert true.table["times_random"].iloc[0] == pytest.approx(
+        true.table["change"].iloc[0] / true.random["change"].median()
+    )
+
+
+def test_the_rank_correlation_is_of_rows_drawn_not_of_the_best() -> None:
+    steep = torch.linspace(0.5, 3, 12)
+    piece = stretch(steep)
+    W = random_units(400, 12, 5)
+    assert rank_directions(piece, W, 1.0, verify=50).rank_correlation == pytest.approx(1)
+    linear = rank_directions(piece, W, 1.0, verify=50).table["linear"]
+    edge = float(linear.iloc[49])  # the best agree with the linear rank, all others contradict it
+    two = Map(
+        lambda theta: torch.where(
+            (slope := (theta * steep).norm(dim=-1, keepdim=True)) > edge - 1e-6, theta * slope, theta / (9 * slope)
+        ),
+        12,
+    )
+    two.jvp = piece.jvp  # type: ignore[method-assign]
+    assert rank_directions(two, W, 1.0, verify=50).rank_correlation < 0
+
+
+def test_unembedding_rows_become_vectors(llama: Any) -> None:
+    piece = LayerSlice(llama, PROMPT, 0, 2)
+    W = random_units(60, piece.d_model, 4)
+    found = rank_directions(piece, W, 0.2 * piece.unit, verify=5)
+    J = piece.jacobian()
+    assert found.table.index[0] == int((W @ J.T).norm(dim=-1).argmax())
+    names = [f"token {i}" for i in range(60)]
+    vectors = found.vectors(2, names)
+    assert [v.name for v in vectors] == [names[i] for i in found.table.index[:2]]
+    assert vectors[0].layer == 0
+    assert vectors[0].metadata["coefficient"] == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="have a model to steer"):
+        rank_directions(curved(), torch.eye(4), 1.0).vectors(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"W": torch.ones(3, 5)}, r"W has shape \[3, 5\]: give \[n, 4\]"),
+        ({"W": torch.ones(1, 4)}, "n of 2 or more"),
+        ({"W": torch.diag(torch.tensor([1.0, 0, 1, 0]))}, r"rows \[1, 3\] of W \(2 in all\)"),
+        ({"W": torch.full((2, 4), torch.nan)}, "zero or not finite"),
+        ({"by": "delta"}, "by='delta': use 'linear' or 'change'"),
+        ({"verify": 1}, "verify=1"),
+        ({"radius": -1.0}, "radius=-1.0"),
+    ],
+)
+def test_candidates_that_cannot_be_ranked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rank_directions(curved(), **{"W": torch.eye(4), "radius": 1.0, **options})

@@ -1,1 +1,0 @@
-"""One JupyterHub on one host for a room of thirty: what ``jupyterhub_config.py`` is made of."""
