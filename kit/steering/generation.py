@@ -26,14 +26,13 @@ from kit.models.tokens import prompt_tokens
 from kit.steering.decoder import Decoder
 from kit.steering.intervention import Intervention, Op, Session
 from kit.steering.receipt import Receipt
-from kit.steering.results import label
+from kit.steering.results import Row, label
 from kit.steering.sampling import Pieces, Sampler, TokenMeasure, end_tokens, measure_tokens
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from kit.steering.receipt import Receipt
-    from kit.steering.results import Row
 
 
 Coefficients = Sequence[float | Sequence[float | None] | None]
