@@ -197,7 +197,7 @@ def test_an_interrupt_in_the_middle(llama: Any, how: str, at: int) -> None:
     """The kernel's stop button raises wherever Python happens to be: here, inside a block."""
     v, tokens = tiny.vector(llama, 1), tiny.prompt(llama)
     before = well(llama)
-    runtime(llama).cache.pop("prompt", None)
+    runtime(llama).forget("prompt")
     tree = runtime(llama).decoder if how == "decoder" else llama.original_model
     block = tree.get_submodule("model.layers.2")
     block = getattr(block, "_original_component", block)  # what a bridge wraps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,7 @@ from kit.base.shipped import neutral_texts
 from kit.models.bridge import check_layer, runtime
 from kit.models.hook_points import output_of
 from kit.models.positions import select
+from kit.models.sites import SITES
 from kit.models.tokens import text_tokens
 
 if TYPE_CHECKING:
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
 Read = str | int | slice
 Place = tuple[int, str]  # a layer and a site
-SITES = ("resid", "z", "mlp_in", "neurons", "mlp_out")
 _READS = "'last', 'mean', an int or a slice of token positions"
 
 
@@ -45,9 +46,7 @@ def residuals(
         read: ``"last"`` token, ``"mean"`` over all tokens but the first (the attention sink), or
             an int or slice of token positions in the kit's position language (negative numbers
             count from a text's end); a slice gives a row for each token.
-        site: ``"resid"``, the residual stream after the block; ``"z"``, the heads' outputs before
-            they are mixed, flat as ``n_heads * d_head``; ``"mlp_in"`` and ``"mlp_out"``, what the
-            block's MLP gets and gives; ``"neurons"``, what its output projection gets.
+        site: where in the block, of :mod:`kit.models.sites`.
         batch_size: texts a forward pass.
 
     Returns:
@@ -115,23 +114,15 @@ def capture(model: TransformerBridge, tokens: Tensor, places: Iterable[Place]) -
         if len(kept) == len(places):
             raise Enough
 
-    handles = []
-    with state.lock:
-        try:
-            for place in places:
-                module, enters = state.port(*place)
-                if enters:
-                    handles.append(module.register_forward_pre_hook(lambda _m, args, place=place: keep(place, args[0])))
-                else:
-                    handles.append(
-                        module.register_forward_hook(lambda _m, _i, out, place=place: keep(place, output_of(out)))
-                    )
-            state.decoder(input_ids=tokens.to(model.cfg.device), use_cache=False)
-        except Enough:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
+    with state.lock, ExitStack() as hooks, suppress(Enough):
+        for place in places:
+            module, enters = state.port(*place)
+            if enters:
+                hook = module.register_forward_pre_hook(lambda _m, args, place=place: keep(place, args[0]))
+            else:
+                hook = module.register_forward_hook(lambda _m, _i, out, place=place: keep(place, output_of(out)))
+            hooks.enter_context(hook)
+        state.decoder(input_ids=tokens.to(model.cfg.device), use_cache=False)
     return kept
 
 
@@ -152,14 +143,13 @@ def residual_scale(model: TransformerBridge, layer: int) -> float:
     Raises:
         ValueError: ``layer`` is not a layer of this model.
     """
-
     check_layer(model, layer)
-    state = runtime(model)
-    if "scales" not in state.cache:
-        texts = neutral_texts()[:6]
-        stream = residuals(model, texts, range(model.cfg.n_layers), read=slice(1, None))
-        state.cache["scales"] = stream.norm(dim=-1).median(dim=0).values.tolist()
-    scale = state.cache["scales"][layer]
+
+    def make() -> list[float]:
+        stream = residuals(model, neutral_texts()[:6], range(model.cfg.n_layers), read=slice(1, None))
+        return stream.norm(dim=-1).median(dim=0).values.tolist()
+
+    scale = runtime(model).kept("scales", make)[layer]
     if not scale > 0 or scale == float("inf"):
         raise ValueError(f"the residual stream after layer {layer} has median norm {scale}")
     return scale

@@ -11,9 +11,9 @@ import hashlib
 import re
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,21 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+Kept = TypeVar("Kept")
+# what is found out about a model once, and kept
+Fact = Literal["fingerprint", "hook points", "lens norms", "lens root", "prompt", "scales"]
+
 
 @dataclass
 class Runtime:
-    """What the kit keeps beside a bridge: one per model, found by :func:`runtime`."""
+    """What the kit keeps beside a bridge: one per model, found by :func:`runtime`.
+
+    Attributes:
+        decoder: the plain module tree; ``shares_weights``: whether it is another than the bridge's.
+        blocks, o_proj, mlp_path, up_proj, down_proj, mlp_norm: paths of its parts, those within a
+            block relative to it; None where the architecture has no such part of its own.
+        lock: held while hooks are on the model.
+    """
 
     decoder: nn.Module
     blocks: str
@@ -35,7 +46,31 @@ class Runtime:
     down_proj: str | None = None
     mlp_norm: str | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
-    cache: dict[Any, Any] = field(default_factory=dict)
+    _facts: dict[Fact, Any] = field(default_factory=dict, repr=False)
+    _edits: int = -1
+
+    def known(self, fact: Fact) -> Any:
+        """What is kept, None where there is nothing. Every fact may rest on the weights: a change of
+        one in place (not through ``.data``) drops them all."""
+        edits = sum(weight._version for weight in self.decoder.parameters())
+        if edits != self._edits:
+            self._facts.clear()
+            self._edits = edits
+        return self._facts.get(fact)
+
+    def keep(self, fact: Fact, value: Kept) -> Kept:
+        """Keep a value until a weight changes; returns it."""
+        self._facts[fact] = value
+        return value
+
+    def kept(self, fact: Fact, make: Callable[[], Kept]) -> Kept:
+        """What is kept, made where there is nothing."""
+        found = self.known(fact)
+        return self.keep(fact, make()) if found is None else found
+
+    def forget(self, fact: Fact) -> None:
+        """Drop what is kept, so that it is made anew."""
+        self._facts.pop(fact, None)
 
     def block(self, layer: int) -> nn.Module:
         """The block with this index, counted from 0."""
@@ -47,23 +82,25 @@ class Runtime:
 
     def projection_path(self, site: str) -> str:
         """Where in a block the matrix is that makes a site: ``"attn_out"`` from the heads' outputs,
-        ``"mlp"`` from the MLP's hidden units."""
-        path = {"attn_out": self.o_proj, "mlp": self.down_proj}[site]
+        ``"mlp_out"`` from the MLP's hidden units."""
+        path = {"attn_out": self.o_proj, "mlp_out": self.down_proj}[site]
         if path is None:
             what = "attention" if site == "attn_out" else "MLP"
             raise ValueError(f"this architecture has no separate {what} output projection")
         return path
 
+    def has_projection(self, site: str) -> bool:
+        """Whether :meth:`projection_path` has an answer."""
+        return (self.o_proj if site == "attn_out" else self.down_proj) is not None
+
     def projection(self, layer: int, site: str) -> nn.Module:
         """The matrix of :meth:`projection_path` in a layer."""
         return self.decoder.get_submodule(f"{self.blocks}.{layer}.{self.projection_path(site)}")
 
-    def writer(self, layer: int, site: str) -> nn.Module:
-        """The module whose output is a site: the layer's block, or its MLP for ``"mlp_out"``."""
-        if site != "mlp_out":
-            return self.block(layer)
+    def mlp(self, layer: int) -> nn.Module:
+        """The MLP of a layer."""
         if self.mlp_path is None:
-            raise ValueError(f"site={site!r}: this architecture has no separate MLP")
+            raise ValueError(f"layer={layer}: this architecture has no separate MLP")
         return self.decoder.get_submodule(f"{self.blocks}.{layer}.{self.mlp_path}")
 
     def mlp_matrices(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,14 +114,25 @@ class Runtime:
         return matrix(up), matrix(down), norm_gain(norm)
 
     def port(self, layer: int, site: str) -> tuple[nn.Module, bool]:
-        """The module at which a site is, and whether it is what goes in (else what comes out)."""
-        if site == "z":
-            return self.head_mixer(layer), True
-        if site == "mlp_in":
-            return self.writer(layer, "mlp_out"), True
-        if site == "neurons":
-            return self.projection(layer, "mlp"), True
-        return self.writer(layer, site), False
+        """The module at which a site is, and whether it is what goes in (else what comes out).
+
+        Args:
+            site: a kind of :class:`kit.models.sites.Site`.
+        """
+        match site:
+            case "resid":
+                return self.block(layer), False
+            case "z":
+                return self.head_mixer(layer), True
+            case "attn_out":
+                return self.head_mixer(layer), False
+            case "neurons":
+                return self.projection(layer, "mlp_out"), True
+            case "mlp_in":
+                return self.mlp(layer), True
+            case "mlp_out":
+                return self.mlp(layer), False
+        raise ValueError(f"site={site!r}: no such place in a block")
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -125,18 +173,22 @@ def runtime(model: TransformerBridge) -> Runtime:
         return _RUNTIMES[model]
     if not (hasattr(model, "original_model") and hasattr(model, "hook_dict")):
         raise TypeError(f"model is a {type(model).__name__}; pass the TransformerBridge that kit.load_model returns")
-    _RUNTIMES[model] = _make_runtime(model, None)
-    return _RUNTIMES[model]
+    return register(model, None)
 
 
-def _make_runtime(bridge: TransformerBridge, decoder: nn.Module | None) -> Runtime:
+def register(bridge: TransformerBridge, decoder: nn.Module | None) -> Runtime:
+    """Make the :class:`Runtime` of a bridge.
+
+    Args:
+        decoder: the plain module tree over the same weights; None to run the bridge's own.
+    """
     blocks = bridge.adapter.component_mapping["blocks"]
     attention = blocks.submodules.get("attn")
     mixer = attention and attention.submodules.get("o")
     path = f"{attention.name}.{mixer.name}" if mixer else None
     mlp, norm = blocks.submodules.get("mlp"), blocks.submodules.get("ln2")
     up, down = (mlp and mlp.submodules.get(name) for name in ("in", "out"))
-    return Runtime(
+    _RUNTIMES[bridge] = Runtime(
         decoder or bridge.original_model,
         blocks.name,
         path,
@@ -146,6 +198,7 @@ def _make_runtime(bridge: TransformerBridge, decoder: nn.Module | None) -> Runti
         f"{mlp.name}.{down.name}" if down else None,
         norm.name if norm else None,
     )
+    return _RUNTIMES[bridge]
 
 
 def fingerprint(model: TransformerBridge) -> str:
@@ -155,15 +208,17 @@ def fingerprint(model: TransformerBridge) -> str:
     file carries it, so that a vector is never applied to a model whose space it does not know.
     """
     state = runtime(model)
-    if "fingerprint" not in state.cache:
+
+    def make() -> str:
         cfg = model.cfg
         digest = hashlib.sha256(f"{cfg.n_layers} {cfg.d_model} {cfg.d_vocab}".encode())
         for weight in _own_weights(state.decoder):
             sample = weight.detach().flatten()[:: max(1, weight.numel() // 16)][:16]
             rounded = sample.to("cpu", torch.bfloat16).contiguous()
             digest.update(rounded.view(torch.uint8).numpy().tobytes())
-        state.cache["fingerprint"] = digest.hexdigest()[:16]
-    return state.cache["fingerprint"]
+        return digest.hexdigest()[:16]
+
+    return state.kept("fingerprint", make)
 
 
 def _own_weights(module: nn.Module) -> Iterator[Tensor]:

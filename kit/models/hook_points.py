@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from kit.models.bridge import runtime
-from kit.models.sites import Site
+from kit.models.sites import MATRICES, SITES, Site
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-Change = Callable[..., Tensor]
-SITES = {
-    "resid": "blocks.{}.hook_out",
-    "z": "blocks.{}.attn.hook_z",
-    "attn_out": "blocks.{}.attn.o.hook_out",
-    "mlp": "blocks.{}.mlp.out.hook_out",
-}
-# what goes into the output projections, which parts there may read
-_MADE_FROM = {"attn_out": "blocks.{}.attn.o.hook_in", "mlp": "blocks.{}.mlp.out.hook_in"}
+# activation, and at an output matrix what it was made from -> activation
+Change = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def output_of(out: Any) -> Tensor:
@@ -35,41 +28,41 @@ def at_decoder(model: TransformerBridge, layer: int, site: str, change: Change) 
     """Put a change on a module of the decoder; returns what takes it off.
 
     Args:
-        change: gets the activation, and at ``"attn_out"`` and ``"mlp"`` (what the output
-            projection of the MLP gives) also what it was made from.
+        site: of :mod:`kit.models.sites`.
+        change: gets the activation, and at ``"attn_out"`` and ``"mlp_out"`` also what it was made
+            from; None elsewhere, and where the architecture has no one matrix that makes it.
     """
     state = runtime(model)
-    if site in _MADE_FROM:
+    if site in MATRICES and state.has_projection(site):
         module = state.projection(layer, site)
         return module.register_forward_hook(lambda _m, args, out: change(out, args[0])).remove
 
     def after(_module: Any, _args: Any, out: Any) -> Any:
-        return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
+        return (change(out[0], None), *out[1:]) if isinstance(out, tuple) else change(out, None)
 
     module, enters = state.port(layer, site)
     if enters:
-        return module.register_forward_pre_hook(lambda _m, args: (change(args[0]), *args[1:])).remove
+        return module.register_forward_pre_hook(lambda _m, args: (change(args[0], None), *args[1:])).remove
     return module.register_forward_hook(after).remove
 
 
 def at_bridge(model: TransformerBridge, layer: int, site: str, change: Change) -> Callable[[], None]:
     """The same on the bridge's hook points."""
-    if site not in _MADE_FROM:
-        return _hook(model, SITES[site].format(layer), change)
-    read: list[Tensor] = []  # what the projection got in the pass that is running
-    off = [
-        _hook(model, _MADE_FROM[site].format(layer), lambda z: read.__setitem__(slice(None), [z])),
-        _hook(model, SITES[site].format(layer), lambda out: change(out, read[0])),
-    ]
+    if site not in MATRICES:
+        return _hook(model, SITES[site].format(layer), lambda out: change(out, None))
+    given: Tensor | None = None  # what the matrix got in the pass that is running
 
-    def remove() -> None:
-        for undo in off:
-            undo()
+    def read(z: Tensor) -> None:
+        nonlocal given
+        given = z
 
-    return remove
+    stack = ExitStack()
+    stack.callback(_hook(model, MATRICES[site].format(layer), read))
+    stack.callback(_hook(model, SITES[site].format(layer), lambda out: change(out, given)))
+    return stack.close
 
 
-def _hook(model: TransformerBridge, name: str, change: Change) -> Callable[[], None]:
+def _hook(model: TransformerBridge, name: str, change: Callable[[Tensor], Tensor | None]) -> Callable[[], None]:
     point = hook_points(model)[name]
     # permanent: reset_hooks() in the middle of a with block must not unsteer it silently
     point.add_hook(lambda tensor, hook: change(tensor), is_permanent=True)
@@ -85,10 +78,7 @@ def _hook(model: TransformerBridge, name: str, change: Change) -> Callable[[], N
 
 def hook_points(model: TransformerBridge) -> dict[str, Any]:
     """The bridge's hook points by name; kept, since ``hook_dict`` walks the model at each use."""
-    cache = runtime(model).cache
-    if "hook points" not in cache:
-        cache["hook points"] = dict(model.hook_dict)
-    return cache["hook points"]
+    return runtime(model).kept("hook points", lambda: dict(model.hook_dict))
 
 
 def hooks_left(model: TransformerBridge) -> list[str]:
@@ -114,7 +104,7 @@ def assert_clean(model: TransformerBridge) -> None:
 @contextmanager
 def replaced(model: TransformerBridge, site: Site, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Within the block, what leaves a site is ``change`` of what would have."""
-    remove = at_decoder(model, *site.place, change)
+    remove = at_decoder(model, *site.place, lambda out, _given: change(out))
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ import torch
 
 from kit.models import lora, weights
 from kit.models.activations import residual_scale
-from kit.models.bridge import _RUNTIMES, _make_runtime
+from kit.models.bridge import register
 from kit.models.fast_linear import same_weights
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def load_model(
     boot_device = None if device_map else where
     bridge = TransformerBridge.boot_transformers(name, hf_model=hf, tokenizer=tokenizer, device=boot_device, dtype=kind)
     bridge.original_model.requires_grad_(False)  # also what the bridge splits or adds
-    _RUNTIMES[bridge] = _make_runtime(bridge, decoder)
+    register(bridge, decoder)
     return bridge
 
 

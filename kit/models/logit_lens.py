@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,7 +63,7 @@ def long_tokens(model: TransformerBridge, mads: float = 5.0) -> Tensor:
     if not mads > 0:
         raise ValueError(f"mads={mads!r}: give a positive number; inf keeps every token")
     # a hundred milliseconds, and every page asks
-    norm = _kept(model, "norms", lambda: (_unembedding(model) * _gain(model)).norm(dim=-1))
+    norm = runtime(model).kept("lens norms", lambda: (_unembedding(model) * _gain(model)).norm(dim=-1))
     middle = norm.median()
     spread = 1.4826 * (norm - middle).abs().median()
     return (norm > middle + mads * spread).nonzero()[:, 0]
@@ -104,17 +104,7 @@ def said_by(model: TransformerBridge) -> Tensor:
         size, axes = torch.linalg.eigh(rows.T @ rows)
         return (axes * size.clamp(min=0).sqrt()).float()
 
-    return _kept(model, "root", root)
-
-
-def _kept(model: TransformerBridge, name: str, make: Callable[[], Tensor]) -> Tensor:
-    """Made once for a model, and again when its unembedding was edited."""
-    state = runtime(model)
-    version = state.decoder.get_output_embeddings().weight._version
-    kept = state.cache.get(("lens", name))
-    if kept is None or kept[0] != version:
-        kept = state.cache["lens", name] = version, make()
-    return kept[1]
+    return runtime(model).kept("lens root", root)
 
 
 def _unembedding(model: TransformerBridge) -> Tensor:

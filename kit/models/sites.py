@@ -1,4 +1,18 @@
-"""Where a dictionary reads: a layer and a site, under the names that other libraries use."""
+"""The one vocabulary of sites: the places in a block at which a model is read or changed.
+
+=============  ====================================================================
+``"resid"``    the residual stream after the block
+``"z"``        the heads' outputs before they are mixed, flat: ``n_heads * d_head``
+``"attn_out"`` what mixing the heads gives, before it is added to the stream
+``"mlp_in"``   what the MLP gets, after the norm
+``"neurons"``  the MLP's hidden layer, which its output matrix gets
+``"mlp_out"``  what the MLP gives
+=============  ====================================================================
+
+Vectors act at the first, heads at ``"z"``, rank-one changes of a matrix at ``"attn_out"`` and
+``"mlp_out"``; dictionaries read any but ``"z"`` and ``"attn_out"``, under the names that other
+libraries use (:class:`Site`).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +28,17 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-Kind = Literal["resid", "mlp_in", "neurons", "mlp_out"]
+SITES = {  # TransformerBridge's hook points
+    "resid": "blocks.{}.hook_out",
+    "z": "blocks.{}.attn.hook_z",
+    "attn_out": "blocks.{}.attn.o.hook_out",
+    "mlp_in": "blocks.{}.mlp.hook_in",
+    "neurons": "blocks.{}.mlp.out.hook_in",
+    "mlp_out": "blocks.{}.mlp.out.hook_out",
+}
+# the output matrices, and what goes into them
+MATRICES = {"attn_out": "blocks.{}.attn.o.hook_in", "mlp_out": "blocks.{}.mlp.out.hook_in"}
+Kind = Literal["resid", "mlp_in", "neurons", "mlp_out"]  # that a dictionary reads
 # both vocabularies of TransformerLens: HookedTransformer's and TransformerBridge's
 _NAMES = {
     r"blocks\.(\d+)\.(?:hook_resid_post|hook_out)": ("resid", 0),
@@ -28,8 +52,7 @@ _OWN = {"resid": "hook_resid_post", "mlp_in": "mlp.hook_in", "neurons": "mlp.hoo
 
 @dataclass(frozen=True)
 class Site:
-    """A place in block ``layer``: ``"resid"``, the residual stream after it; ``"mlp_in"``, what its
-    MLP gets (after the norm); ``"neurons"``, the MLP's hidden layer; ``"mlp_out"``, what it adds."""
+    """Where a dictionary reads: a layer, and ``"resid"``, ``"mlp_in"``, ``"neurons"`` or ``"mlp_out"``."""
 
     layer: int
     kind: Kind = "resid"

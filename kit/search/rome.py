@@ -177,7 +177,7 @@ def rank_one_edit(
         name or f"{fact.subject}: {fact.other.strip()} @{layer}",
         fingerprint(model),
         about,
-        "mlp",
+        "mlp_out",
     )
 
 
@@ -214,12 +214,12 @@ def _value(
     end = text_tokens(model, fact.subject).shape[1] - 1
 
     def log_p(tokens: Tensor, at: int, delta: Tensor | None) -> Tensor:
-        def change(x: Tensor, _given: Tensor) -> Tensor:
+        def change(x: Tensor, _given: Tensor | None) -> Tensor:
             if delta is None:
                 return x
             return torch.cat([x[:, :at], x[:, at : at + 1] + delta.to(x), x[:, at + 1 :]], 1)
 
-        remove = at_decoder(model, layer, "mlp", change)
+        remove = at_decoder(model, layer, "mlp_out", change)
         try:
             logits = state.decoder(input_ids=tokens, use_cache=False, logits_to_keep=1).logits
         finally:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from kit.base.divergence import kl
 from kit.base.html import CELL, SANS, SOFT
 from kit.models.hook_points import hooks_left
 from kit.models.tokens import prompt_tokens, text_tokens
@@ -161,7 +162,7 @@ def _random(
         what, unit = "moves in the claimed direction", f"nats on {len(claim)} probes"
     else:
         log_p = logits(model, tokens, arms, rungs, keep=1).float().log_softmax(-1)
-        effects = (log_p[1:].exp() * (log_p[1:] - log_p[0])).sum(-1).tolist()
+        effects = kl(log_p[1:], log_p[0]).tolist()
         what, unit = "moves the output", "nats of KL"
     own, others = effects[0], effects[1:]
     return CheckRow(

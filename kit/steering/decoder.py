@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,26 +18,30 @@ from torch import Tensor
 from kit.models.bridge import runtime
 from kit.models.hook_points import hooks_left
 from kit.models.positions import select
-from kit.steering.intervention import Session
+from kit.steering.intervention import Session, Table
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
 _KEEP_PROMPT = 512  # tokens: the longest prompt whose unsteered cache is kept for the next run
-KeyValues = list[tuple[Tensor, Tensor]]
+KeyValues = list[tuple[Tensor, Tensor]]  # of each layer, [rows, heads, pos, d_head]
+
+
+@dataclass(frozen=True, eq=False)
+class Plain:
+    """An unsteered prompt, one row: tokens ``[1, n]``, its cache, logits ``[1, 1, d_vocab]``."""
+
+    tokens: Tensor
+    pairs: KeyValues
+    logits: Tensor
 
 
 class Decoder:
     """``step()`` gives logits for what was fed, the prompt at first; ``feed(tokens)`` goes on."""
 
     def __init__(
-        self,
-        model: TransformerBridge,
-        session: Session,
-        tokens: Tensor,
-        table: Sequence[tuple[float | None, ...] | None],
-        prompt_length: int | None = None,
+        self, model: TransformerBridge, session: Session, tokens: Tensor, table: Table, prompt_length: int | None = None
     ) -> None:
         """Prepare a run; computes nothing.
 
@@ -99,29 +104,30 @@ class Decoder:
     def _prompt(self) -> Tensor:
         """The prompt, for all rows: unsteered once, steered from where they differ."""
         start = self._first_steered()
-        kept = self.state.cache.get("prompt")
-        known = kept is not None and torch.equal(kept[0], self.tokens) and kept[3] == self._edits_of_weights()
-        if not known and (start or len(self.steered) < self.rows):
-            kept, known = self._plain(), True
+        plain: Plain | None = self.state.known("prompt")
+        if plain is not None and not torch.equal(plain.tokens, self.tokens):
+            plain = None
+        if plain is None and (start or len(self.steered) < self.rows):
+            plain = self._plain()
         if not self.steered or start == self.tokens.shape[1]:
-            assert kept is not None
+            assert plain is not None
             self.session.receipt.prompt_positions += start
-            self._fill(kept[1], self.rows)
-            return kept[2].expand(self.rows, -1, -1)
+            self._fill(plain.pairs, self.rows)
+            return plain.logits.expand(self.rows, -1, -1)  # [rows, 1, d_vocab]
         start = min(start, self.tokens.shape[1] - 1)
         self.session.receipt.prompt_positions += start
-        logits = self._fork(start, 1, self.steered, kept[1] if known else None)
-        if len(self.steered) == self.rows:
+        logits = self._fork(start, 1, self.steered, plain and plain.pairs)
+        if plain is None or len(self.steered) == self.rows:
             return logits
         # row 0 of the joined batch is the unsteered one
         source = torch.zeros(self.rows, dtype=torch.long, device=logits.device)
         source[self.steered] = torch.arange(1, len(self.steered) + 1, device=logits.device)
-        joined = [
-            tuple(torch.cat([a, b])[source] for a, b in zip(plain, steered, strict=True))
-            for plain, steered in zip(kept[1], _pairs(self.cache), strict=True)
+        joined = [  # [1 + steered, heads, pos, d_head] -> [rows, heads, pos, d_head]
+            (torch.cat([k, new_k])[source], torch.cat([v, new_v])[source])
+            for (k, v), (new_k, new_v) in zip(plain.pairs, _pairs(self.cache), strict=True)
         ]
         self._fill(joined, self.rows)
-        return torch.cat([kept[2], logits])[source]
+        return torch.cat([plain.logits, logits])[source]  # [1 + steered, 1, d_vocab] -> [rows, 1, d_vocab]
 
     def _first_steered(self) -> int:
         width = self.tokens.shape[1]
@@ -129,18 +135,12 @@ class Decoder:
         chosen = select(self.session.positions, index, self.prompt).reshape(-1, width).any(0)
         return int(chosen.long().argmax()) if self.steered and bool(chosen.any()) else width
 
-    def _edits_of_weights(self) -> int:
-        """A number that changes when a weight is changed in place (not through ``.data``)."""
-        return sum(weight._version for weight in self.module.parameters())
-
-    def _plain(self) -> tuple[Tensor, KeyValues, Tensor, int]:
+    def _plain(self) -> Plain:
         """The unsteered prompt, one row; kept for the next run with the same prompt."""
         cache = self._empty()
         logits = self._forward(self.tokens, cache, 1)
-        kept = (self.tokens, _pairs(cache), logits, self._edits_of_weights())
-        if self.tokens.shape[1] <= _KEEP_PROMPT:
-            self.state.cache["prompt"] = kept
-        return kept
+        plain = Plain(self.tokens, _pairs(cache), logits)
+        return self.state.keep("prompt", plain) if self.tokens.shape[1] <= _KEEP_PROMPT else plain
 
     def _fork(self, start: int, keep: int, rows: Sequence[int], plain: KeyValues | None) -> Tensor:
         """One row up to the first steered block, ``rows`` from there on; fills the cache."""

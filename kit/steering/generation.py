@@ -19,21 +19,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kit.base.checks import check_counts
 from kit.models.bridge import runtime
 from kit.models.hook_points import hooks_left
 from kit.models.positions import Positions
 from kit.models.tokens import prompt_tokens
 from kit.steering.decoder import Decoder
-from kit.steering.intervention import Intervention, Op, Session
+from kit.steering.intervention import Intervention, Op, Rung, Session, Table
 from kit.steering.receipt import Receipt
 from kit.steering.results import Row, label
 from kit.steering.sampling import Pieces, Sampler, TokenMeasure, end_tokens, measure_tokens
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-    from kit.steering.receipt import Receipt
-
 
 Coefficients = Sequence[float | Sequence[float | None] | None]
 
@@ -72,9 +70,35 @@ class Generation:
         return render.ladder(self.rows, self.names, self.receipt)
 
 
-def generate(*args: Any, **options: Any) -> Generation:
-    """Run :func:`stream` to its end; same arguments, same errors."""
-    return collect(stream(*args, **options))
+def generate(
+    model: TransformerBridge,
+    prompt: str | Tensor,
+    vectors: Intervention | Sequence[Intervention] = (),
+    coefficients: Coefficients | float | None = None,
+    *,
+    positions: Positions = "all",
+    op: Op = "add",
+    max_new_tokens: int = 40,
+    temperature: float = 0.0,
+    seed: int = 0,
+    measure: bool = False,
+    stop_event: threading.Event | None = None,
+) -> Generation:
+    """Run :func:`stream` to its end: the same arguments, the same errors."""
+    run = stream(
+        model,
+        prompt,
+        vectors,
+        coefficients,
+        positions=positions,
+        op=op,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        measure=measure,
+        stop_event=stop_event,
+    )
+    return collect(run)
 
 
 @dataclass
@@ -145,8 +169,7 @@ def stream(
     runtime(model)  # refuses what is no bridge
     tokens = prompt_tokens(model, prompt)
     room = model.cfg.n_ctx - tokens.shape[1]
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens!r}: give a whole number from 1 on")
+    check_counts(max_new_tokens=max_new_tokens)
     if max_new_tokens > room:
         raise ValueError(
             f"prompt of {tokens.shape[1]} tokens and max_new_tokens={max_new_tokens} exceed this "
@@ -157,8 +180,9 @@ def stream(
     vectors = list(vectors) if isinstance(vectors, Sequence) else [vectors]
     table = rows_of(vectors, coefficients)
     shadow_of = [i for i, row in enumerate(table) if row is not None] if measure else []
+    with_shadows = [*table, *[None] * len(shadow_of)]
     positions = _with_shadows(positions, len(table), len(shadow_of))
-    session = session_of(model, vectors, [*table, *[None] * len(shadow_of)], positions, op)
+    session = session_of(model, vectors, with_shadows, positions, op)
     session.receipt.other_hooks = hooks_left(model)
     rows = [Row(row, session.receipt.row(i)) for i, row in enumerate(table)]
 
@@ -167,7 +191,7 @@ def stream(
         text = [Pieces(model.tokenizer) for _ in table]
         ends = end_tokens(model)
         done = [False] * len(table)
-        decoder = Decoder(model, session, tokens, [*table, *[None] * len(shadow_of)])
+        decoder = Decoder(model, session, tokens, with_shadows)
         for index in range(max_new_tokens):
             if stop_event is not None and stop_event.is_set():
                 return
@@ -233,9 +257,7 @@ def logits(
     return Decoder(model, session, tokens, table, prompt_length).step(keep=keep)
 
 
-def rows_of(
-    vectors: Sequence[Intervention], coefficients: Coefficients | float | None
-) -> list[tuple[float | None, ...] | None]:
+def rows_of(vectors: Sequence[Intervention], coefficients: Coefficients | float | None) -> list[Rung]:
     """Coefficients as a table: for each row None, or one number or None for each vector.
 
     Raises:
@@ -246,7 +268,7 @@ def rows_of(
     coefficients = _plain(coefficients)
     if isinstance(coefficients, int | float):
         coefficients = [coefficients]
-    table: list[tuple[float | None, ...] | None] = []
+    table: list[Rung] = []
     for row in map(_plain, coefficients):
         if row is None:
             table.append(None)
@@ -280,22 +302,19 @@ def _with_shadows(positions: Positions, rows: int, shadows: int) -> Positions:
 
 
 def session_of(
-    model: TransformerBridge,
-    vectors: Sequence[Intervention],
-    table: Sequence[tuple[float | None, ...] | None],
-    positions: Positions,
-    op: Op,
+    model: TransformerBridge, vectors: Sequence[Intervention], table: Table, positions: Positions, op: Op
 ) -> Session:
-    """One :class:`kit.steering.intervention.Session` for a table of coefficients; what is None is switched off."""
+    """One :class:`kit.steering.intervention.Session` for a table of coefficients.
+
+    Raises:
+        ValueError: what is no intervention, one vector twice, or as for the session.
+    """
     for vector in vectors:
         if not hasattr(vector, "parts"):
             raise ValueError(
-                f"vectors holds a {type(vector).__name__}: give interventions (a "
-                "SteeringVector, say), and their coefficients as coefficient(s)"
+                f"vectors holds a {type(vector).__name__}: give interventions (a SteeringVector, say), and "
+                "their coefficients as coefficient(s)"
             )
     if len(set(map(id, vectors))) < len(vectors):
         raise ValueError("vectors holds one vector twice: give it once, with the sum")
-    columns = torch.tensor(
-        [[math.nan if row is None or c is None else c for c in (row or [None] * len(vectors))] for row in table]
-    )
-    return Session(model, {v: columns[:, i] for i, v in enumerate(vectors)}, positions, op)
+    return Session(model, vectors, table, positions, op)

@@ -4,6 +4,9 @@ An *intervention* is anything with ``name``, ``fingerprint`` and ``parts(model)`
 has one :class:`Part`, a set of attention heads has several. Everything that steers (the ``with``
 block here, the decode loop, the panel) goes through one :class:`Session`, which knows where in the
 whole sequence it stands, changes the activation, and writes down what it did.
+
+Coefficients are a *table*: for each row None (unsteered), or for each intervention a number or None
+(off, which a number 0 is not when clamping).
 """
 
 from __future__ import annotations
@@ -27,7 +30,10 @@ if TYPE_CHECKING:
 
 
 Op = Literal["add", "ablate", "clamp"]
-_OPS = ("add", "ablate", "clamp")
+OPS = ("add", "ablate", "clamp")
+PartSite = Literal["resid", "z", "attn_out", "mlp_out"]
+Rung = tuple[float | None, ...] | None
+Table = Sequence[Rung]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,16 +41,14 @@ class Part:
     """A unit direction at one place.
 
     Attributes:
-        site: ``"resid"`` (a block's output), ``"z"`` (heads, flat, before they are mixed),
-            ``"attn_out"`` (what mixing the heads gives) or ``"mlp"`` (what the output projection
-            of the MLP gives).
+        site: ``"resid"``, ``"z"``, ``"attn_out"`` or ``"mlp_out"``; see :mod:`kit.models.sites`.
         scale: turns a coefficient into activation units: coefficient 1 adds a step this long.
         read: at the last two, ``[n_heads * d_head]`` or ``[d_mlp]``: the step is as long as what
             the matrix gets reaches along it, which makes the part a rank-1 change of that matrix.
     """
 
     layer: int
-    site: Literal["resid", "z", "attn_out", "mlp"]
+    site: PartSite
     direction: Tensor
     scale: float
     read: Tensor | None = None
@@ -68,8 +72,11 @@ class Part:
 class Intervention(Protocol):
     """What the panel and the decode loop know of a thing that steers."""
 
-    name: str
-    fingerprint: str | None
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str | None: ...
 
     def parts(self, model: TransformerBridge) -> Sequence[Part]:
         """Where it acts on this model, in activation units; raises ValueError if it cannot."""
@@ -78,7 +85,7 @@ class Intervention(Protocol):
 @dataclass
 class _Edit:
     part: Part
-    rows: Tensor
+    column: int  # of the table
     entry: Entry
     counts: bool  # an intervention of several parts is counted at its first
 
@@ -87,34 +94,40 @@ class Session:
     """Interventions on a batch of rows: attach it, tell it where it stands, run the model."""
 
     def __init__(
-        self, model: TransformerBridge, coefficients: Mapping[Intervention, Tensor], positions: Positions, op: Op
+        self,
+        model: TransformerBridge,
+        interventions: Sequence[Intervention],
+        table: Table,
+        positions: Positions,
+        op: Op,
     ) -> None:
         """Validate everything before anything runs.
 
         Args:
-            coefficients: for each intervention a float tensor ``[rows]`` (or ``[1]`` for all
-                rows); NaN switches a row off.
+            table: a row of coefficients for each row of the batch, or one for all of them.
 
         Raises:
             ValueError: unknown ``positions`` or ``op``, an infinite coefficient, or an
                 intervention that does not fit the model.
         """
         check_positions(positions)
-        if op not in _OPS:
-            raise ValueError(f"op={op!r}: use {', '.join(map(repr, _OPS))}")
         self.model, self.positions, self.op = model, positions, op
         self.receipt = Receipt()
         self._edits: list[_Edit] = []
-        for intervention, rows in coefficients.items():
-            if rows.isinf().any():
-                raise ValueError(f"coefficient={rows.tolist()} of {intervention.name!r}: infinite")
-            parts = _parts(model, intervention, op)
-            n = len(rows)
-            entry = Entry(
-                intervention.name, sorted({p.layer for p in parts}), op, [0] * n, [0] * n, [[] for _ in range(n)]
-            )
+        numbers = [row or (None,) * len(interventions) for row in table]
+        # [rows, interventions]: which are on, and their coefficients, 0 where they are off
+        self._on = torch.tensor([[c is not None for c in row] for row in numbers])
+        self._coefficients = torch.tensor([[c or 0.0 for c in row] for row in numbers])
+        for column, intervention in enumerate(interventions):
+            parts = check_fits(model, intervention, op)
+            if self._coefficients[:, column].isinf().any():
+                given = [row[column] for row in numbers]
+                raise ValueError(f"coefficient={given} of {intervention.name!r}: infinite")
+            n = len(table)
+            layers = sorted({p.layer for p in parts})
+            entry = Entry(intervention.name, layers, op, [0] * n, [0] * n, [[] for _ in range(n)])
             self.receipt.entries.append(entry)
-            self._edits += [_Edit(p, rows, entry, i == 0) for i, p in enumerate(parts)]
+            self._edits += [_Edit(p, column, entry, i == 0) for i, p in enumerate(parts)]
 
     @property
     def untouched_blocks(self) -> int:
@@ -151,42 +164,49 @@ class Session:
         return mask[list(rows)]
 
     def steer(self, edits: list[_Edit], activation: Tensor, given: Tensor | None = None) -> Tensor:
-        """The only place where interventions change an activation; ``given`` is what it came from.
-
-        Many vectors added at one place, a gallery's 64 say, are one matrix product.
-        """
-        shape = activation.shape
+        """The only place where interventions change an activation; ``given`` is what it came from."""
         h = activation.flatten(2)  # the bridge shows heads as [rows, pos, head, d_head]
-        given = None if given is None else given.flatten(2)
         if self._mask.dim() == 2 and len(self._mask) not in (1, len(h)):
             raise ValueError(f"positions is a mask of {len(self._mask)} rows for a batch of {len(h)}")
-        table = torch.stack([self._coefficients(e, len(h)) for e in edits], dim=1).to(h.device)
-        mask = self._mask.to(h.device).expand(len(h), h.shape[1])
-        if self.op == "add" and all(e.part.read is None for e in edits):
-            scales = table.new_tensor([e.part.scale for e in edits])
-            steps = table.nan_to_num() * scales
-            directions = torch.stack([e.part.direction for e in edits]).to(steps)
-            change = (steps @ directions).to(h.dtype)[:, None] * mask[..., None]
-            size = _sizes(h)
-            for i, edit in enumerate(edits):
-                self._count(edit, ~table[:, i].isnan(), mask, steps[:, i].abs()[:, None] / size)
-            return (h + change).reshape(shape)
-        for i, edit in enumerate(edits):
-            on = ~table[:, i].isnan()
-            c = table[:, i].nan_to_num()[:, None, None]
-            steered = (mask & on[:, None])[..., None]
-            change = torch.where(steered, edit.part.change(h, c, self.op, given).float(), 0)
-            self._count(edit, on, mask, change.detach().norm(dim=-1) / _sizes(h))
-            h = h + change.to(h.dtype)
-        return h.reshape(shape)
+        mask = self._mask.to(h.device).expand(len(h), h.shape[1])  # [rows, pos]
+        columns = [edit.column for edit in edits]
+        on = self._of_pass(self._on, len(h))[:, columns].to(h.device)  # [rows, edits]
+        c = self._of_pass(self._coefficients, len(h))[:, columns].to(h.device)
+        if self.op == "add" and all(edit.part.read is None for edit in edits):
+            return self._added(edits, h, mask, on, c).reshape(activation.shape)
+        given = None if given is None else given.flatten(2)
+        return self._changed(edits, h, mask, on, c, given).reshape(activation.shape)
 
-    def _coefficients(self, edit: _Edit, n: int) -> Tensor:
-        rows = edit.rows if self._rows is None else edit.rows[self._rows]
+    def _added(self, edits: list[_Edit], h: Tensor, mask: Tensor, on: Tensor, c: Tensor) -> Tensor:
+        """Many vectors added at one place, a gallery's 64 say, are one matrix product."""
+        steps = c * c.new_tensor([edit.part.scale for edit in edits])  # [rows, edits]
+        directions = torch.stack([edit.part.direction for edit in edits]).to(steps)  # [edits, width]
+        change = (steps @ directions).to(h.dtype)[:, None] * mask[..., None]  # [rows, pos, width]
+        size = _sizes(h)  # [rows, pos]
+        for i, edit in enumerate(edits):
+            self._count(edit, on[:, i], mask, steps[:, i].abs()[:, None] / size)
+        return h + change
+
+    def _changed(
+        self, edits: list[_Edit], h: Tensor, mask: Tensor, on: Tensor, c: Tensor, given: Tensor | None
+    ) -> Tensor:
+        """One after the other: what one takes away the next does not find."""
+        for i, edit in enumerate(edits):
+            steered = (mask & on[:, i, None])[..., None]  # [rows, pos, 1]
+            change = edit.part.change(h, c[:, i, None, None], self.op, given).float()  # [rows, pos, width]
+            change = torch.where(steered, change, 0)
+            self._count(edit, on[:, i], mask, change.detach().norm(dim=-1) / _sizes(h))
+            h = h + change.to(h.dtype)
+        return h
+
+    def _of_pass(self, table: Tensor, n: int) -> Tensor:
+        """The rows ``[n, interventions]`` of a table that this pass computes."""
+        rows = table if self._rows is None else table[self._rows]
         if len(rows) not in (1, n):
             raise ValueError(
                 f"coefficient has {len(rows)} rows, the batch has {n}: give one number, or one for each row"
             )
-        return rows.expand(n)
+        return rows.expand(n, -1)
 
     def _count(self, edit: _Edit, on: Tensor, mask: Tensor, sizes: Tensor) -> None:
         """Write down what was done: rows ``[rows]`` that are on, positions, |change| / |h|."""
@@ -223,7 +243,15 @@ def _sizes(h: Tensor) -> Tensor:
     return torch.linalg.vector_norm(h.detach(), dim=-1, dtype=torch.float32).clamp(min=1e-9)
 
 
-def _parts(model: TransformerBridge, intervention: Intervention, op: Op) -> Sequence[Part]:
+def check_fits(model: TransformerBridge, intervention: Intervention, op: Op = "add") -> Sequence[Part]:
+    """The parts of an intervention on a model, if it fits.
+
+    Raises:
+        ValueError: an unknown ``op`` or one that it cannot do, another model's fingerprint, or a
+            layer, site or width that this model lacks.
+    """
+    if op not in OPS:
+        raise ValueError(f"op={op!r}: use {', '.join(map(repr, OPS))}")
     name, mark = intervention.name, intervention.fingerprint
     if mark is not None and mark != fingerprint(model):
         raise ValueError(
@@ -233,10 +261,10 @@ def _parts(model: TransformerBridge, intervention: Intervention, op: Op) -> Sequ
     parts = intervention.parts(model)
     cfg = model.cfg
     heads = cfg.n_heads * cfg.d_head
-    widths = {"resid": cfg.d_model, "z": heads, "attn_out": cfg.d_model, "mlp": cfg.d_model}
+    widths = {"resid": cfg.d_model, "z": heads, "attn_out": cfg.d_model, "mlp_out": cfg.d_model}
     inputs = {
         "attn_out": (heads, f"{heads} outputs of this model's heads"),
-        "mlp": (cfg.d_mlp, f"{cfg.d_mlp} hidden units of its MLPs"),
+        "mlp_out": (cfg.d_mlp, f"{cfg.d_mlp} hidden units of its MLPs"),
     }
     for part in parts:
         check_layer(model, part.layer)
@@ -247,11 +275,13 @@ def _parts(model: TransformerBridge, intervention: Intervention, op: Op) -> Sequ
                 f"vector {name!r} has width {part.direction.numel()}; this model has "
                 f"{widths[part.site]} at {part.site!r}"
             )
-        n, what = inputs.get(part.site, (0, "numbers that a matrix gets, at 'attn_out' or 'mlp'"))
+        n, what = inputs.get(part.site, (0, "numbers that a matrix gets, at 'attn_out' or 'mlp_out'"))
         if part.read is not None and part.read.numel() != n:
             raise ValueError(
                 f"{name!r} reads {part.read.numel()} numbers at {part.site!r}; what is read must be the {what}"
             )
+        if part.read is not None:
+            runtime(model).projection_path(part.site)  # refuses an architecture without that matrix
         if part.read is not None and op != "add":
             raise ValueError(f"op={op!r}: {name!r} changes a weight matrix; it can only be added")
     return parts
@@ -301,8 +331,13 @@ def steer(
 
     Holds the model's lock, so a panel's worker waits until the block ends.
     """
-    rows = {v: as_rows(c) for v, c in coefficients.items()}
-    session = Session(model, rows, positions, op)
+    columns = [as_rows(c) for c in coefficients.values()]
+    long = max(map(len, columns), default=1)
+    short = [len(column) for column in columns if len(column) not in (1, long)]
+    if short:
+        raise ValueError(f"coefficients have {short[0]} rows and {long} rows: give one number, or one for each row")
+    table = list(zip(*(column.expand(long).tolist() for column in columns), strict=True)) or [()]
+    session = Session(model, list(coefficients), table, positions, op)
     state = runtime(model)
     tracker = _Tracker(session, prompt_length)
     with state.lock, session.attached("bridge"):

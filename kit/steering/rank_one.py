@@ -24,7 +24,7 @@ _FORMAT = "steering-kit-factor/1"
 _CONVENTIONS = {
     "attn_out": "block `layers[i]`, counted from 0: the matrix [d_model, heads] that mixes the heads' "
     "outputs gains coefficient * radius * outer(writes[i], reads[i])",
-    "mlp": "block `layers[i]`, counted from 0: the matrix [d_model, d_mlp] that makes the MLP's output "
+    "mlp_out": "block `layers[i]`, counted from 0: the matrix [d_model, d_mlp] that makes the MLP's output "
     "gains coefficient * radius * outer(writes[i], reads[i])",
 }
 
@@ -44,7 +44,7 @@ class Factor:
         layers: block indices, rising.
         radius: what coefficient 1 stands for; a norm (spectral and Frobenius) of the change of
             each matrix, not a length in the residual stream.
-        site: ``"attn_out"``, attention's output matrix, or ``"mlp"``, the MLP's.
+        site: ``"attn_out"``, attention's output matrix, or ``"mlp_out"``, the MLP's.
         name, fingerprint, metadata: as of a :class:`kit.SteeringVector`.
 
     Raises:
@@ -59,7 +59,7 @@ class Factor:
     name: str
     fingerprint: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    site: Literal["attn_out", "mlp"] = "attn_out"
+    site: Literal["attn_out", "mlp_out"] = "attn_out"
 
     def __post_init__(self) -> None:
         if self.site not in _CONVENTIONS:
@@ -137,6 +137,7 @@ class Factor:
         """
         with opened(path, _FORMAT, "factor") as (file, about):
             shapes_at_most(path, {"reads": 2, "writes": 2})
+            site = about.get("site", "attn_out")
             return cls(
                 file.get_tensor("reads"),
                 file.get_tensor("writes"),
@@ -145,7 +146,7 @@ class Factor:
                 about["name"],
                 about["fingerprint"] or None,
                 parse_object(about["metadata"], f"{path}: metadata"),
-                about.get("site", "attn_out"),  # type: ignore[arg-type]
+                "mlp_out" if site == "mlp" else site,  # type: ignore[arg-type]  # as older files say
             )
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kit.base.divergence import kl
+
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -72,10 +74,10 @@ def measure_tokens(
     baseline[list(shadow_of)] = torch.arange(n, len(logits))
     before = log_p[baseline]
     after = log_p[:n]
-    kl = (after.exp() * (after - before)).sum(-1).clamp(min=0).tolist()
+    nats = kl(after, before).clamp(min=0).tolist()
     nll = (-before.gather(-1, chosen[:, None])[:, 0]).tolist()
     tops = [_top(model, before), _top(model, after)]
-    return {i: TokenMeasure(kl[i], nll[i], tops[0][i], tops[1][i]) for i in range(n)}
+    return {i: TokenMeasure(nats[i], nll[i], tops[0][i], tops[1][i]) for i in range(n)}
 
 
 def _top(model: TransformerBridge, log_p: Tensor) -> list[list[tuple[str, float]]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kit.base import shards as files
+from kit.base.divergence import kl
 from kit.base.progress import track
 from kit.models.bridge import check_layer, fingerprint
 from kit.models.positions import Positions
@@ -283,8 +284,8 @@ def calibrate(
                 keep=keep,
             )
             log_p = out.reshape(len(out), keep, -1).float().log_softmax(-1)
-            kl = (log_p[1:].exp() * (log_p[1:] - log_p[:1])).sum(-1).mean(-1)
-            total += kl.nan_to_num(nan=math.inf, posinf=math.inf).cpu()
+            nats = kl(log_p[1:], log_p[:1]).mean(-1)
+            total += nats.nan_to_num(nan=math.inf, posinf=math.inf).cpu()
         curve.update(zip(coefficients, (total / len(texts)).tolist(), strict=True))
 
     first = [max_coefficient / 2**i for i in range(5, -1, -1)]
@@ -292,12 +293,12 @@ def calibrate(
     ends = {}
     for sign in (-1, 1):
         for _ in range(8):
-            points = sorted((abs(c), kl) for c, kl in curve.items() if c * sign > 0)
-            good = [c for c, kl in points if abs(kl - target_kl) <= tolerance * target_kl]
+            points = sorted((abs(c), nats) for c, nats in curve.items() if c * sign > 0)
+            good = [c for c, nats in points if abs(nats - target_kl) <= tolerance * target_kl]
             if good:
                 ends[sign] = sign * good[0]
                 break
-            over = next((i for i, (_, kl) in enumerate(points) if kl > target_kl), None)
+            over = next((i for i, (_, nats) in enumerate(points) if nats > target_kl), None)
             if over is None:
                 raise ValueError(
                     f"target_kl={target_kl}: at coefficient {sign * max_coefficient} the KL is "

@@ -36,7 +36,7 @@ def test_an_mlp_factor_is_a_change_of_the_matrix(model: Any) -> None:
     rng = torch.Generator().manual_seed(0)
     width = model.cfg.d_mlp
     factor = Factor(
-        torch.randn(2, width, generator=rng), torch.randn(2, 48, generator=rng), (1, 2), 0.7, "f", site="mlp"
+        torch.randn(2, width, generator=rng), torch.randn(2, 48, generator=rng), (1, 2), 0.7, "f", site="mlp_out"
     )
     ids = tiny.prompt(model, 12)
     with kit.steer(model, {factor: 0.6}) as receipt:
@@ -46,7 +46,7 @@ def test_an_mlp_factor_is_a_change_of_the_matrix(model: Any) -> None:
     kept = []
     with torch.no_grad():
         for layer, a, b in zip((1, 2), factor.reads, factor.writes, strict=True):
-            module = runtime(model).projection(layer, "mlp")
+            module = runtime(model).projection(layer, "mlp_out")
             change = 0.6 * 0.7 * torch.outer(b, a)
             kept.append((module, module.weight.clone()))
             module.weight += change.T if type(module).__name__ == "Conv1D" else change
@@ -70,9 +70,9 @@ def test_mlp_factors_are_saved_and_exported(llama: Any, tmp_path: Path) -> None:
         kit.fingerprint(llama),
         site=site,
     )
-    both = [make("mlp", llama.cfg.d_mlp), make("attn_out", 48)]
+    both = [make("mlp_out", llama.cfg.d_mlp), make("attn_out", 48)]
     again = Factor.load(both[0].save(tmp_path / "f.safetensors"))
-    assert again.site == "mlp" and torch.equal(again.reads, both[0].reads)
+    assert again.site == "mlp_out" and torch.equal(again.reads, both[0].reads)
     ids = tiny.prompt(llama, 12)
     folder = export(tmp_path / "lora", llama, both, [0.5, -0.3])
     with kit.steer(llama, {both[0]: 0.5, both[1]: -0.3}):
@@ -86,7 +86,7 @@ def test_sites_and_widths_that_do_not_fit(llama: Any) -> None:
     with pytest.raises(ValueError, match=r"site='mlp_in': use 'attn_out', 'mlp'"):
         Factor(row, row, (1,), 1.0, "f", site="mlp_in")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"reads 48 numbers at 'mlp'; .* the 96 hidden units"):
-        with kit.steer(llama, {Factor(row, row, (1,), 1.0, "f", site="mlp"): 1.0}):
+        with kit.steer(llama, {Factor(row, row, (1,), 1.0, "f", site="mlp_out"): 1.0}):
             raise AssertionError("the block ran")
 
 
@@ -104,7 +104,7 @@ def test_the_subject_s_last_token(llama: Any) -> None:
 def test_the_key_is_what_the_matrix_gets(llama: Any) -> None:
     tokens, at = subject_end(llama, FACT)
     got: list[torch.Tensor] = []
-    hook = runtime(llama).projection(1, "mlp").register_forward_pre_hook(lambda _m, args: got.append(args[0]))
+    hook = runtime(llama).projection(1, "mlp_out").register_forward_pre_hook(lambda _m, args: got.append(args[0]))
     try:
         runtime(llama).decoder(input_ids=tokens)
     finally:
@@ -120,7 +120,7 @@ def test_the_second_moment_by_hand(llama: Any, corpus: list[str], moment: torch.
 
 def test_an_edit_maps_the_key_to_the_value(llama: Any, moment: torch.Tensor) -> None:
     edit = rank_one_edit(llama, 1, FACT, moment, steps=80, lr=2.0, limit=60.0)
-    assert edit.site == "mlp" and edit.layers == (1,)
+    assert edit.site == "mlp_out" and edit.layers == (1,)
     before, after = edit.metadata["p_before"], edit.metadata["p_value"]
     assert after > 5 * before, (before, after)
     k = key(llama, 1, FACT)
@@ -159,7 +159,7 @@ def test_contributions_add_up_to_the_logit_difference(model: Any, edited: bool) 
             (2,),
             2.0,
             "f",
-            site="mlp",
+            site="mlp_out",
         )
     table = contributions(model, FACT.text, (FACT.answer, FACT.other), edit)
     assert len(table) == 1 + 2 * model.cfg.n_layers

@@ -168,7 +168,7 @@ def test_a_second_run_with_the_same_prompt_is_the_first(any_model: Any) -> None:
             (tokens, v, "last_prompt"),
         ):
             if not reuse:
-                runtime(any_model).cache.pop("prompt", None)
+                runtime(any_model).forget("prompt")
             run = kit.generate(any_model, t, u, RUNGS, positions=p, max_new_tokens=N)
             found.append(tokens_of(run))
         return found
@@ -207,10 +207,10 @@ def fed(model: Any) -> Iterator[list[int]]:
 def test_the_kept_prompt_is_never_written_to(llama: Any) -> None:
     tokens = tiny.prompt(llama)
     kit.generate(llama, tokens, max_new_tokens=2)
-    kept = runtime(llama).cache["prompt"]
-    before = [(k.clone(), v.clone()) for k, v in kept[1]]
+    kept = runtime(llama).known("prompt")
+    before = [(k.clone(), v.clone()) for k, v in kept.pairs]
     kit.generate(llama, tokens, tiny.vector(llama, 0), RUNGS, positions=-2, max_new_tokens=N)
-    for (k, v), (k0, v0) in zip(kept[1], before, strict=True):
+    for (k, v), (k0, v0) in zip(kept.pairs, before, strict=True):
         assert torch.equal(k, k0) and torch.equal(v, v0) and k.shape[2] == 12
 
 
@@ -247,7 +247,7 @@ def watched(model: Any, layer: int) -> Iterator[list[Tensor]]:
 @pytest.mark.parametrize("positions", POSITIONS, ids=str)
 def test_the_receipt_is_true(any_model: Any, positions: Any) -> None:
     v, tokens = tiny.vector(any_model, 1), tiny.prompt(any_model)
-    runtime(any_model).cache.pop("prompt", None)
+    runtime(any_model).forget("prompt")
     with watched(any_model, 1) as moved:
         run = kit.generate(any_model, tokens, v, [0.7, -1.1], positions=positions, max_new_tokens=N)
     kit.assert_clean(any_model)

@@ -623,7 +623,6 @@ def test_bfloat16_adds_in_its_own_precision(llama: Any) -> None:
 
 
 def test_a_session_shares_blocks_below_the_first_it_touches(llama: Any) -> None:
-    one = torch.ones(1)
     for things, expected in (
         ([tiny.vector(llama, 0)], 1),
         ([tiny.vector(llama, 3)], 4),
@@ -632,5 +631,5 @@ def test_a_session_shares_blocks_below_the_first_it_touches(llama: Any) -> None:
         ([tiny.vector(llama, 2), tiny.vector(llama, 1)], 2),
         ([], 4),
     ):
-        session = Session(llama, dict.fromkeys(things, one), "all", "add")
+        session = Session(llama, things, [(1.0,) * len(things)], "all", "add")
         assert session.untouched_blocks == expected

@@ -26,7 +26,7 @@ C = 1.1
 
 
 def ladder(model: Any, v: Any, where: Any = "all", rungs: Any = (C,), **how: Any) -> Any:
-    runtime(model).cache.pop("prompt", None)
+    runtime(model).forget("prompt")
     return kit.generate(model, tiny.prompt(model), v, list(rungs), positions=where, max_new_tokens=N, **how)
 
 

@@ -73,9 +73,7 @@ class TrainingView(Careful):
                 :meth:`kit.sae.Training.restore`.
         """
         if not isinstance(training, Training):
-            raise ValueError(
-                f"training={training!r:.60}: give a kit.sae.Training"
-            )
+            raise ValueError(f"training={training!r:.60}: give a kit.sae.Training")
         for name, n in (("every", every), ("rows", rows), ("ce_rows", ce_rows)):
             if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
                 raise ValueError(f"{name}={n!r}: give a whole number from 1 on")
