@@ -22,7 +22,7 @@ _NAMES = {  # functions and classes, and the modules that define them
     "assert_clean": "kit.models.hook_points",
     "SteeringVector": "kit.steering.vectors",
     "steer": "kit.steering.intervention",
-    "Receipt": "kit.steering.receipt",
+    "Receipt": "kit.steering.results",
     "generate": "kit.steering.generation",
     "stream": "kit.steering.generation",
     "Generation": "kit.steering.generation",

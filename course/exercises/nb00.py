@@ -10,7 +10,7 @@ from course.exercises.specs import Wrong, call, compare, describe
 if TYPE_CHECKING:
     import torch
 
-    from kit.steering.receipt import Receipt
+    from kit.steering.results import Receipt
 
 
 # --- 00.1 read the receipt -----------------------------------------------------------------------
@@ -52,7 +52,7 @@ def _pushed_spec(answer: Any, *, receipt: Receipt) -> None:
 
 
 def _receipt() -> dict[str, Any]:
-    from kit.steering.receipt import Entry, Receipt
+    from kit.steering.results import Entry, Receipt
 
     entry = Entry("happy-sad", [18], "add", [1], [11], [[0.3] * 12])
     return {"receipt": Receipt([entry], prompt_positions=39, decode_steps=11)}

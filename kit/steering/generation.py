@@ -26,9 +26,8 @@ from kit.models.positions import Positions
 from kit.models.tokens import prompt_tokens
 from kit.steering.decoder import Decoder
 from kit.steering.intervention import Intervention, Op, Rung, Session, Table
-from kit.steering.receipt import Receipt
-from kit.steering.results import Row, label
-from kit.steering.sampling import Pieces, Sampler, TokenMeasure, end_tokens, measure_tokens
+from kit.steering.results import Receipt, Row, TokenMeasure, label
+from kit.steering.sampling import Pieces, Sampler, end_tokens, measure_tokens
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

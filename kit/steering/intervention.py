@@ -23,7 +23,7 @@ from torch import Tensor
 from kit.models.bridge import check_layer, fingerprint, runtime
 from kit.models.hook_points import at_bridge, at_decoder
 from kit.models.positions import Positions, check_positions, select
-from kit.steering.receipt import Entry, Receipt
+from kit.steering.results import Entry, Receipt
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

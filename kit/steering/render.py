@@ -18,8 +18,7 @@ from kit.base.html import CELL, INK, LINE, MONO, SAFE, SANS, SOFT, WRAP, number
 from kit.steering.results import Row, label
 
 if TYPE_CHECKING:
-    from kit.steering.receipt import Receipt
-    from kit.steering.sampling import TokenMeasure
+    from kit.steering.results import Receipt, TokenMeasure
 
 
 # Mean KL to the unsteered model in nats a token at which the words change. On the embedded model

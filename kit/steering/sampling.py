@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from kit.base.divergence import kl
+from kit.steering.results import TokenMeasure
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-
-@dataclass(frozen=True)
-class TokenMeasure:
-    """What one steered token cost, against the unsteered model on the same text so far.
-
-    Attributes:
-        kl: KL(steered || unsteered) of the next-token distributions, in nats.
-        nll: -log p of the token under the unsteered model, in nats.
-        before: the five likeliest tokens of the unsteered model, with probabilities.
-        after: the same of the steered model.
-    """
-
-    kl: float
-    nll: float
-    before: list[tuple[str, float]]
-    after: list[tuple[str, float]]
 
 
 class Sampler:

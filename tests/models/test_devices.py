@@ -22,6 +22,7 @@ import kit
 from kit import sae
 from kit.models.activations import residuals
 from kit.models.logit_lens import said_by
+from kit.models.tokens import counted
 from kit.sae import links
 from kit.sae.ablation import ablated_text
 from kit.sae.compare import importance
@@ -350,9 +351,7 @@ def test_a_stream_whose_norm_float16_cannot_hold(tmp_path: Path) -> None:
         runs = [kit.generate(m, tokens, tiny.vector(m, 1), [0.1], op=op, max_new_tokens=3) for m in (full, half)]
         told = [run.receipt.entries[0].ratios[0] for run in runs]
         assert told[1] == pytest.approx(told[0], rel=3e-2) and min(told[1]) > 0
-    counts = [
-        sae.source.counted(torch.full((1, 4, 48), 6e4, dtype=kind)).tolist() for kind in (torch.float32, torch.float16)
-    ]
+    counts = [counted(torch.full((1, 4, 48), 6e4, dtype=kind)).tolist() for kind in (torch.float32, torch.float16)]
     assert counts[0] == counts[1] == [[False, True, True, True]]
 
 

@@ -14,8 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kit
 from kit.base.shipped import neutral_texts
-from kit.models import bridge as models
-from kit.models import fast_linear
+from kit.models import fast_linear, load, weights
 from kit.models.bridge import runtime
 from kit.models.load import choose_dtype
 from tests import tiny
@@ -105,7 +104,7 @@ def test_a_preloaded_model_is_taken_once_and_only_where_it_is_what_was_asked_for
     llama: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ready: Any = SimpleNamespace(cfg=SimpleNamespace(dtype=torch.float32))
-    monkeypatch.setattr(models, "_PRELOADED", kept := [ready])
+    monkeypatch.setattr(load, "_PRELOADED", kept := [ready])
     for other in ({"dtype": "bfloat16"}, {"device": "cpu"}, {"name": llama.cfg.kit_folder}):
         assert kit.load_model(**other) is not ready
     assert kept == [ready]
@@ -152,7 +151,7 @@ def test_a_bridge_booted_elsewhere_works_too(model: Any) -> None:
 
 
 def test_a_hub_id_that_is_not_here_names_what_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kit.models.weights._hub_models", lambda: ["somebody/cached-model"])
+    monkeypatch.setattr("kit.weights._hub_models", lambda: ["somebody/cached-model"])
     with pytest.raises(OSError, match="not on this machine") as caught:
         kit.load_model("nobody/no-such-model")
     text = str(caught.value)
@@ -330,5 +329,5 @@ def test_the_embedded_model(smol: Any) -> None:
     with torch.no_grad():
         bridge, fast_linear = smol(tokens), runtime(smol).decoder(input_ids=tokens).logits
     assert torch.equal(bridge[0, -1].argmax(), fast_linear[0, -1].argmax())
-    record = json.loads((models.weights.cached("bfloat16") / "kit.json").read_text())
-    assert record["gguf_sha256"] == models.weights.GGUF_SHA256
+    record = json.loads((weights.cached("bfloat16") / "kit.json").read_text())
+    assert record["gguf_sha256"] == weights.GGUF_SHA256

@@ -83,9 +83,9 @@ def test_mlp_factors_are_saved_and_exported(llama: Any, tmp_path: Path) -> None:
 
 def test_sites_and_widths_that_do_not_fit(llama: Any) -> None:
     row = torch.ones(1, 48)
-    with pytest.raises(ValueError, match=r"site='mlp_in': use 'attn_out', 'mlp'"):
+    with pytest.raises(ValueError, match=r"site='mlp_in': use 'attn_out', 'mlp_out'"):
         Factor(row, row, (1,), 1.0, "f", site="mlp_in")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"reads 48 numbers at 'mlp'; .* the 96 hidden units"):
+    with pytest.raises(ValueError, match=r"reads 48 numbers at 'mlp_out'; .* the 96 hidden units"):
         with kit.steer(llama, {Factor(row, row, (1,), 1.0, "f", site="mlp_out"): 1.0}):
             raise AssertionError("the block ran")
 

@@ -27,7 +27,7 @@ def test_machinery_is_sound_on_every_architecture(model: Any) -> None:
 
 def test_names_a_coefficient_zero_that_does_something(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     steer = Session.steer
-    monkeypatch.setattr(Session, "steer", lambda s, e, a: steer(s, e, a) + 1e-3)
+    monkeypatch.setattr(Session, "steer", lambda s, e, a, g: steer(s, e, a, g) + 1e-3)
     assert "coefficient 0 equals no steering, exactly" in failed(run(llama))
 
 
@@ -35,8 +35,8 @@ def test_names_decode_steps_that_are_not_steered(llama: Any, monkeypatch: pytest
     """The defect of a mask built on the cache's slice: the prompt is steered, the rest is not."""
     steer = Session.steer
 
-    def prompt_only(session: Any, edit: Any, activation: Any) -> Any:
-        return activation if activation.shape[1] == 1 else steer(session, edit, activation)
+    def prompt_only(session: Any, edit: Any, activation: Any, given: Any) -> Any:
+        return activation if activation.shape[1] == 1 else steer(session, edit, activation, given)
 
     monkeypatch.setattr(Session, "steer", prompt_only)
     assert "cached decoding equals uncached" in failed(run(llama))
@@ -45,8 +45,8 @@ def test_names_decode_steps_that_are_not_steered(llama: Any, monkeypatch: pytest
 def test_names_rows_that_are_not_steered(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     steer = Session.steer
 
-    def first_row_only(session: Any, edit: Any, activation: Any) -> Any:
-        changed = steer(session, edit, activation)
+    def first_row_only(session: Any, edit: Any, activation: Any, given: Any) -> Any:
+        changed = steer(session, edit, activation, given)
         return torch.cat([changed[:1], activation[1:]]) if len(activation) > 1 else changed
 
     monkeypatch.setattr(Session, "steer", first_row_only)
@@ -70,7 +70,7 @@ def test_names_a_hook_that_is_left(llama: Any, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_names_a_vector_that_does_nothing(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Session, "steer", lambda session, edit, activation: activation)
+    monkeypatch.setattr(Session, "steer", lambda session, edit, activation, given: activation)
     assert "the vector changes the output" in failed(run(llama))
 
 

@@ -578,7 +578,7 @@ def test_characters_of_several_tokens_come_whole(llama: Any, text: str) -> None:
 
 
 def test_distinct_2() -> None:
-    from kit.steering.receipt import Receipt
+    from kit.steering.results import Receipt
 
     for tokens, expected in (([5] * 11, 0.1), ([1, 2, 3, 4], 1.0), ([1, 2, 1, 2, 1], 0.5), ([], 1.0), ([3], 1.0)):
         assert Row(None, Receipt(), tokens=tokens).distinct_2 == expected

@@ -9,9 +9,7 @@ import pytest
 from kit.base.html import message
 from kit.steering import render
 from kit.steering.generation import Generation
-from kit.steering.receipt import Receipt
-from kit.steering.results import Row
-from kit.steering.sampling import TokenMeasure
+from kit.steering.results import Receipt, Row, TokenMeasure
 
 NASTY = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a & b < c", "🙂 مرحبا"]
 

@@ -151,8 +151,8 @@ def test_5_added_twice_changed_in_place_or_of_the_wrong_length(model: Any, monke
 
     real = intervention.Session.steer
 
-    def twice(self: Any, edit: Any, activation: Tensor) -> Tensor:
-        return real(self, edit, real(self, edit, activation))
+    def twice(self: Any, edit: Any, activation: Tensor, given: Tensor | None) -> Tensor:
+        return real(self, edit, real(self, edit, activation, given), given)
 
     monkeypatch.setattr(intervention.Session, "steer", twice)
     with kit.steer(model, {v: C}):
@@ -178,8 +178,8 @@ def test_6_only_row_0_of_the_batch_is_steered(model: Any, monkeypatch: pytest.Mo
 
     real = intervention.Session.steer
 
-    def first_row(self: Any, edit: Any, activation: Tensor) -> Tensor:
-        return torch.cat([real(self, edit, activation)[:1], activation[1:]])
+    def first_row(self: Any, edit: Any, activation: Tensor, given: Tensor | None) -> Tensor:
+        return torch.cat([real(self, edit, activation, given)[:1], activation[1:]])
 
     monkeypatch.setattr(intervention.Session, "steer", first_row)
     broken = ladder(model, thing, rungs=[C, C, None])

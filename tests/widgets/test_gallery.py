@@ -18,7 +18,7 @@ import torch
 
 import kit
 from kit.steering.rank_one import Factor
-from kit.steering.receipt import Entry, Receipt
+from kit.steering.results import Entry, Receipt
 from kit.steering.results import Row
 from kit.widgets import FeatureGallery, SteeringPanel
 from kit.widgets.gallery import markup, sets

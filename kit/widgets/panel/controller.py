@@ -20,7 +20,7 @@ from kit.models.positions import Positions
 from kit.models.tokens import chat_tokens, text_tokens
 from kit.steering import generation
 from kit.steering.intervention import Intervention, Op
-from kit.steering.receipt import Receipt
+from kit.steering.results import Receipt
 from kit.steering.results import Row
 
 if TYPE_CHECKING:
