@@ -32,6 +32,7 @@ _NAMES = {  # functions and classes, and the modules that define them
     "catch_up": "course.catch_up",
 }
 _FOLDERS = {  # modules, by the folder in which they are
+    "kit.base": "directions progress",
     "kit": "base data models plots sae search steering widgets",
     "kit.models": "activations hook_points logit_lens lora positions sites tokens weights",
     "kit.steering": "export generation intervention rank_one render sampling vectors",
