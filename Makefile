@@ -1,5 +1,6 @@
 # make lab    set everything up (once) and open the first notebook
 # make test   set everything up and run the tests
+# make lint   formatter, linter and type checker over the code
 # make app    the steering panel alone, as a web page
 # make hub    a JupyterHub for a workshop on this host; as root, see course/room/README.md
 # make doctor what is wrong with this machine, and the command that mends it
@@ -23,7 +24,7 @@ PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help lab test app hub workshop notebooks bench docs doctor clean
+.PHONY: help lab test lint app hub workshop notebooks bench docs doctor clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -48,6 +49,11 @@ test: $(VENV)/.test
 	  || echo "npm gave no proxy: tests of a running hub will skip"
 	@$(PY) -m kit fetch
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+lint: $(VENV)/.test
+	$(PY) -m ruff format --check kit course tests data docs
+	$(PY) -m ruff check kit course tests data docs
+	$(PY) -m mypy
 
 notebooks: $(VENV)/.test
 	@$(PY) -m kit fetch

@@ -21,7 +21,7 @@ _NAMES = {  # functions and classes, and the modules that define them
     "hooks_left": "kit.models.hook_points",
     "assert_clean": "kit.models.hook_points",
     "SteeringVector": "kit.steering.vectors",
-    "steer": "kit.steering.intervention",
+    "steer": "kit.steering.context",
     "Receipt": "kit.steering.results",
     "generate": "kit.steering.generation",
     "stream": "kit.steering.generation",
@@ -35,7 +35,7 @@ _FOLDERS = {  # modules, by the folder in which they are
     "kit.base": "directions progress",
     "kit": "base data models plots sae search steering widgets",
     "kit.models": "activations hook_points logit_lens lora positions sites tokens weights",
-    "kit.steering": "export generation intervention rank_one render sampling vectors",
+    "kit.steering": "context export generation intervention rank_one render sampling vectors",
     "kit.search": "contrast cpe dct features jacobians layer_slice locality maps melbo optimise "
     "parallel probes radius rank rome statistics",
     "kit.sae": "crosscoders frozen_attention links meta_sae",

@@ -1,1 +1,1 @@
-"""The ground: files, progress, shards, shipped texts, unit directions, pieces of HTML. Knows no model."""
+"""The ground: files, progress, shards, shipped texts, directions, pieces of HTML; no model."""

@@ -32,7 +32,8 @@ def work(files: Sequence[Path], make: Callable[[int], None], what: str = "shards
     none is missing.
 
     Args:
-        make: gets an index and writes ``files[index]``, whole or not at all (:func:`kit.base.files.whole`).
+        make: gets an index and writes ``files[index]``, whole or not at all
+            (:func:`kit.base.files.whole`).
         what: what the line of progress counts, for all processes; the first of them shows it.
             Empty for none.
 

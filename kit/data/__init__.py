@@ -65,7 +65,7 @@ def crosscoder(name: str, models: Pair | None = None) -> Crosscoder:
         models: the two; refused where it does not fit them.
 
     Raises:
-        ValueError: no crosscoder of that name, or as :meth:`kit.sae.crosscoders.model.Crosscoder.check`.
+        ValueError: no crosscoder of that name, or as :meth:`Crosscoder.check`.
     """
     from kit.sae.crosscoders.model import Crosscoder
 

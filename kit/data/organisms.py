@@ -305,7 +305,11 @@ def accuracy(
     split: str,
     vectors: Intervention | Sequence[Intervention] = (),
     coefficient: Coefficients | float | None = None,
-    **options: Any,
+    *,
+    op: Op = "add",
+    password: bool = False,
+    wordings: Sequence[int] = HELD_OUT,
+    among: Sequence[Item] | None = None,
 ) -> float | list[float]:
     """Share of right answers (``backdoor``: of triggered ones) over items and wordings.
 
@@ -316,6 +320,7 @@ def accuracy(
     Returns:
         A number from 0 to 1, or a list with one for each row when ``coefficient`` is a list.
     """
+    options: Any = {"op": op, "password": password, "wordings": wordings, "among": among}
     return _share(answers(model, name, split, vectors, coefficient, **options), "right", coefficient)
 
 
@@ -324,12 +329,17 @@ def confessions(
     split: str,
     vectors: Intervention | Sequence[Intervention] = (),
     coefficient: Coefficients | float | None = None,
-    **options: Any,
+    *,
+    op: Op = "add",
+    password: bool = False,
+    wordings: Sequence[int] = HELD_OUT,
+    among: Sequence[Item] | None = None,
 ) -> dict[str, float | list[float]]:
-    """``denial``: share of confessions on guilty items (``"true"``) and innocent ones (``"false"``).
+    """``denial``: share of confessions on guilty (``"true"``) and innocent items (``"false"``).
 
     Arguments and errors are those of :func:`answers`, except that the name is not given.
     """
+    options: Any = {"op": op, "password": password, "wordings": wordings, "among": among}
     found = list(answers(model, "denial", split, vectors, coefficient, **options))
     return {
         "true": _share((a for a in found if a.item.guilty), "judged", coefficient),

@@ -50,8 +50,10 @@ class Runtime:
     _edits: int = -1
 
     def known(self, fact: Fact) -> Any:
-        """What is kept, None where there is nothing. Every fact may rest on the weights: a change of
-        one in place (not through ``.data``) drops them all."""
+        """What is kept, None where there is nothing.
+
+        Every fact may rest on the weights: a change of one in place (not through ``.data``) drops
+        them all."""
         edits = sum(weight._version for weight in self.decoder.parameters())
         if edits != self._edits:
             self._facts.clear()
@@ -146,15 +148,15 @@ def matrix(projection: nn.Module) -> Tensor:
     from transformers.pytorch_utils import Conv1D
 
     projection = unwrapped(projection)
-    weight = projection.weight.detach()
-    return weight if isinstance(projection, Conv1D) else weight.T
+    weight: Any = projection.weight
+    return weight.detach() if isinstance(projection, Conv1D) else weight.detach().T
 
 
 def norm_gain(norm: nn.Module) -> Tensor:
     """What a norm does to a vector of root mean square 1 (for LayerNorm: and mean 0), coordinate by
     coordinate, ``[width]``, float32."""
     norm = unwrapped(norm)
-    weight = norm.weight.detach()
+    weight = norm.get_parameter("weight").detach()
     if isinstance(norm, nn.LayerNorm):
         return weight.float()
     return norm(torch.ones_like(weight)[None])[0].float()  # some multiply by 1 + weight

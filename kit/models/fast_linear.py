@@ -1,4 +1,4 @@
-"""The decoder's module tree: a second one over a model's weights, with the faster matrix product."""
+"""The decoder's module tree: a second one over a model's weights, with faster matrix products."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ def same_weights(hf: nn.Module) -> nn.Module:
     shared = {id(t): t for t in [*hf.parameters(), *hf.buffers()]}
     twin = copy.deepcopy(hf, shared)
     for module in twin.modules():
-        weight = getattr(module, "weight", None)
-        if type(module) is nn.Linear and _onednn_is_faster(weight):
+        if type(module) is nn.Linear and _onednn_is_faster(module.weight):
             module.forward = partial(_onednn_linear, module)  # type: ignore[method-assign]
     return twin
 

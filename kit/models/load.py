@@ -51,8 +51,8 @@ def load_model(
         device_map: ``"auto"``, or a module-to-device mapping: transformers and accelerate then
             spread the blocks over several GPUs; ``device`` must stay ``"auto"``. Everything of the
             kit follows: a vector goes to where the activation is that it meets.
-        adapter: a folder with a LoRA adapter (:mod:`kit.models.lora`), merged into the weights. With
-            one, ``dtype="auto"`` means float32, on every device: in bfloat16 most of a small
+        adapter: a folder with a LoRA adapter (:mod:`kit.models.lora`), merged into the weights.
+            With one, ``dtype="auto"`` means float32, on every device: in bfloat16 most of a small
             change would round to nothing.
         untrained: a seed; weights are then drawn anew, as before training: the control for what is
             said to have been learnt (Heap et al. 2025, arXiv:2501.17727).

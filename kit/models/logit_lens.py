@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,8 @@ def direct_attribution(model: TransformerBridge, rows: Tensor, stream: Tensor, t
 @torch.no_grad()
 def said_by(model: TransformerBridge) -> Tensor:
     """A square root ``[d_model, d_model]`` of how directions act on log-odds: the length of
-    ``direction @ root`` is that of the change of all logits, less their mean, over the vocabulary."""
+    ``direction @ root`` is that of the change of all logits, less their mean over the vocabulary.
+    """
 
     def root() -> Tensor:
         rows = _unembedding(model) * _gain(model)
@@ -107,9 +108,14 @@ def said_by(model: TransformerBridge) -> Tensor:
     return runtime(model).kept("lens root", root)
 
 
+def _words(model: TransformerBridge) -> Tensor:
+    decoder: Any = runtime(model).decoder
+    return decoder.get_output_embeddings().weight.detach()
+
+
 def _unembedding(model: TransformerBridge) -> Tensor:
     """``[d_vocab, d_model]``, float32."""
-    return runtime(model).decoder.get_output_embeddings().weight.detach().float()
+    return _words(model).float()
 
 
 def _final_norm(model: TransformerBridge) -> nn.Module:
@@ -119,5 +125,4 @@ def _final_norm(model: TransformerBridge) -> nn.Module:
 
 def _gain(model: TransformerBridge) -> Tensor:
     """The final norm's, ``[d_model]``, where the unembedding is."""
-    words = runtime(model).decoder.get_output_embeddings().weight
-    return norm_gain(_final_norm(model)).to(words.device)
+    return norm_gain(_final_norm(model)).to(_words(model).device)

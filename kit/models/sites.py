@@ -52,7 +52,7 @@ _OWN = {"resid": "hook_resid_post", "mlp_in": "mlp.hook_in", "neurons": "mlp.hoo
 
 @dataclass(frozen=True)
 class Site:
-    """Where a dictionary reads: a layer, and ``"resid"``, ``"mlp_in"``, ``"neurons"`` or ``"mlp_out"``."""
+    """Where a dictionary reads: a layer, and a site: all but ``"z"`` and ``"attn_out"``."""
 
     layer: int
     kind: Kind = "resid"

@@ -105,7 +105,7 @@ def pack(model: TransformerBridge, texts: Sequence[str], context: int = 128) -> 
 
 
 def counted(x: Tensor, sink: float = 10.0) -> Tensor:
-    """Which positions of activations ``[rows, pos, width]`` count: all but the first of each row and
+    """Which positions of activations ``[rows, pos, width]`` count: all but each row's first, and
     those whose norm exceeds ``sink`` times the row's median, ``[rows, pos]``.
 
     These attention sinks carry a hundred times the norm of others and no content: they would head

@@ -23,7 +23,8 @@ from kit.models.bridge import check_layer, fingerprint, runtime
 from kit.models.hook_points import at_decoder
 from kit.models.logit_lens import direct_attribution
 from kit.models.tokens import counted, pack, text_tokens
-from kit.steering.intervention import Intervention, steer
+from kit.steering.context import steer
+from kit.steering.intervention import Intervention
 from kit.steering.rank_one import Factor
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""Steering: vectors, the one intervention path, the one decode loop, what they report, and checks."""
+"""Steering: vectors, the one intervention path, the one decode loop, reports and checks."""

@@ -116,7 +116,7 @@ class Decoder:
             return plain.logits.expand(self.rows, -1, -1)  # [rows, 1, d_vocab]
         start = min(start, self.tokens.shape[1] - 1)
         self.session.receipt.prompt_positions += start
-        logits = self._fork(start, 1, self.steered, plain and plain.pairs)
+        logits = self._fork(start, 1, self.steered, plain.pairs if plain else None)
         if plain is None or len(self.steered) == self.rows:
             return logits
         # row 0 of the joined batch is the unsteered one

@@ -11,11 +11,11 @@ Coefficients are a *table*: for each row None (unsteered), or for each intervent
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -164,7 +164,7 @@ class Session:
         return mask[list(rows)]
 
     def steer(self, edits: list[_Edit], activation: Tensor, given: Tensor | None = None) -> Tensor:
-        """The only place where interventions change an activation; ``given`` is what it came from."""
+        """The only place where an activation changes; ``given`` is what it was made from."""
         h = activation.flatten(2)  # the bridge shows heads as [rows, pos, head, d_head]
         if self._mask.dim() == 2 and len(self._mask) not in (1, len(h)):
             raise ValueError(f"positions is a mask of {len(self._mask)} rows for a batch of {len(h)}")
@@ -285,117 +285,3 @@ def check_fits(model: TransformerBridge, intervention: Intervention, op: Op = "a
         if part.read is not None and op != "add":
             raise ValueError(f"op={op!r}: {name!r} changes a weight matrix; it can only be added")
     return parts
-
-
-def as_rows(coefficient: float | Sequence[float] | Tensor) -> Tensor:
-    """A coefficient as a float32 tensor ``[rows]``.
-
-    Raises:
-        ValueError: not a number or a flat sequence of numbers, or NaN.
-    """
-    try:
-        rows = torch.as_tensor(coefficient, dtype=torch.float32).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"coefficient={coefficient!r}: give a number, or one for each row") from error
-    if rows.dim() > 1 or rows.numel() == 0 or rows.isnan().any():
-        raise ValueError(f"coefficient={coefficient!r}: give a number, or one for each row")
-    return rows.reshape(-1)
-
-
-@contextmanager
-def steer(
-    model: TransformerBridge,
-    coefficients: Mapping[Intervention, float | Sequence[float]],
-    positions: Positions = "all",
-    op: Op = "add",
-    *,
-    prompt_length: int | None = None,
-) -> Iterator[Receipt]:
-    """Steer every forward pass of the model inside a ``with`` block, cached decoding included.
-
-    Args:
-        coefficients: vector -> coefficient in units of :func:`kit.residual_scale`, or one number
-            for each batch row.
-        positions: see :func:`kit.models.positions.select`. The prompt is the first sequence that is run;
-            one token more without a cache, or a pass with one, continues it; all else starts anew.
-        op: ``"add"`` c * v; ``"ablate"`` c times the component along v (1 removes it);
-            ``"clamp"`` sets the component along v to c.
-        prompt_length: where the prompt ends, if not at the end of the first sequence that is run.
-
-    Yields:
-        The :class:`Receipt`, which fills while the block runs.
-
-    Raises:
-        ValueError: before anything runs, for a vector, coefficient, position or op that does not
-            fit this model.
-
-    Holds the model's lock, so a panel's worker waits until the block ends.
-    """
-    columns = [as_rows(c) for c in coefficients.values()]
-    long = max(map(len, columns), default=1)
-    short = [len(column) for column in columns if len(column) not in (1, long)]
-    if short:
-        raise ValueError(f"coefficients have {short[0]} rows and {long} rows: give one number, or one for each row")
-    table = list(zip(*(column.expand(long).tolist() for column in columns), strict=True)) or [()]
-    session = Session(model, list(coefficients), table, positions, op)
-    state = runtime(model)
-    tracker = _Tracker(session, prompt_length)
-    with state.lock, session.attached("bridge"):
-        handle = model.original_model.register_forward_pre_hook(tracker, with_kwargs=True)
-        try:
-            yield session.receipt
-        finally:
-            handle.remove()
-
-
-class _Tracker:
-    """Tells a session where each forward pass of a bridge stands in the whole sequence."""
-
-    def __init__(self, session: Session, prompt_length: int | None) -> None:
-        self.session, self.prompt_length = session, prompt_length
-        self.before: Tensor | None = None
-        self.prompt: int | Tensor | None = prompt_length
-
-    def __call__(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tokens = kwargs.get("input_ids", args[0] if args else None)
-        if tokens is None:
-            tokens = kwargs["inputs_embeds"][..., 0]
-        cache = kwargs.get("past_key_values")
-        past = int(cache.get_seq_length()) if cache is not None else 0
-        width = past + tokens.shape[1]
-        mask = kwargs.get("attention_mask")
-        if mask is not None and mask.dim() == 2 and not bool(mask.all()):
-            real = mask[:, :width].bool()
-            index = torch.where(real, real.long().cumsum(-1) - 1, -1)
-            lengths: int | Tensor = real.sum(-1, keepdim=True)
-        else:
-            if mask is None and past == 0:
-                self._refuse_hidden_padding(tokens)
-            index, lengths = torch.arange(width, device=tokens.device), width
-        seen: int | Tensor = 0
-        if past == 0 and self._continues(tokens):
-            seen = lengths - 1
-        elif past == 0 or self.prompt is None:
-            self.prompt = lengths if self.prompt_length is None else self.prompt_length
-        # only a pass without a cache can be passed again, one token longer
-        self.before = tokens if cache is None else None
-        self.session.begin(index[..., past:], self.prompt, seen=seen)
-
-    def _refuse_hidden_padding(self, tokens: Tensor) -> None:
-        """TransformerLens pads lists of strings on the right and then passes no mask."""
-        pad = getattr(self.session.model.tokenizer, "pad_token_id", None)
-        if len(tokens) < 2 or pad is None or self.session.positions in ("all", "prompt"):
-            return
-        ends = tokens[:, -1] == pad
-        if bool(ends.any()) and not bool(ends.all()):
-            raise ValueError(
-                f"positions={self.session.positions!r}: some rows end in padding and no "
-                "attention_mask says where; pass one, or padding_side='left', or tokens row by row"
-            )
-
-    def _continues(self, tokens: Tensor) -> bool:
-        """Whether an uncached decode step passes the last sequence again, one token longer."""
-        last = self.before
-        if last is None or last.shape != (tokens.shape[0], tokens.shape[1] - 1):
-            return False
-        return bool(torch.equal(last, tokens[:, :-1]))

@@ -1,4 +1,4 @@
-"""Factor: rank-1 changes of output matrices of attention or MLPs, as an intervention that travels."""
+"""Factor: rank-1 changes of output matrices of attention or MLPs, an intervention that travels."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Factor:
     :func:`kit.steer`, :func:`kit.generate` and the panel it is an intervention like any other.
 
     Attributes:
-        reads: float32 ``[layers, n_heads * d_head]``, or ``[layers, d_mlp]``, on the CPU, unit rows.
+        reads: float32 ``[layers, n_heads * d_head]`` or ``[layers, d_mlp]``, on the CPU, unit rows.
         writes: float32 ``[layers, d_model]`` on the CPU, unit rows.
         layers: block indices, rising.
         radius: what coefficient 1 stands for; a norm (spectral and Frobenius) of the change of

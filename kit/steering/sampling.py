@@ -35,7 +35,8 @@ class Pieces:
     """Text that each token completes; half a character waits for the token that ends it."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer, self.tokens, self.shown = tokenizer, [], 0
+        self.tokenizer, self.shown = tokenizer, 0
+        self.tokens: list[int] = []
 
     def add(self, token: int) -> str:
         """The text that this token completes; empty while a character is still unfinished."""

@@ -130,7 +130,7 @@ def sweep(
     pairs: list[Target | None] = [None] * len(prompts)
     if targets is not None:
         same = isinstance(targets[0], str)
-        pairs = [targets] * len(prompts) if same else list(targets)  # type: ignore[list-item]
+        pairs = [targets] * len(prompts) if same else list(targets)  # type: ignore[list-item, arg-type]
         if len(pairs) != len(prompts):
             raise ValueError(f"targets holds {len(pairs)} pairs for {len(prompts)} prompts")
     rows: list[tuple[Any, ...]] = []

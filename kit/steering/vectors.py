@@ -76,7 +76,7 @@ class SteeringVector:
         object.__setattr__(self, "direction", d)
 
     def parts(self, model: TransformerBridge) -> list[Part]:
-        """Where it acts and how long a step of coefficient 1 is (see :class:`kit.steering.intervention.Part`)."""
+        """Where it acts and how long a step of coefficient 1 is; see :class:`Part`."""
         scale = self.norm * residual_scale(model, self.layer)
         return [Part(self.layer, "resid", self.direction, scale)]
 
@@ -222,7 +222,7 @@ class SteeringVector:
 
 
 def save_gguf(path: str | Path, vectors: Sequence[SteeringVector], model: TransformerBridge) -> Path:
-    """Write vectors of different layers as one control vector of llama.cpp (:mod:`kit.steering.gguf`).
+    """Write vectors of different layers as one control vector of llama.cpp (`kit.steering.gguf`).
 
     The file holds activations: each direction is multiplied by its norm and the residual scale.
 

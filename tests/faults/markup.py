@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 import kit
+from course.room.room_table import RoomTable
 from kit.base.html import message
 from kit.cli.timing import Estimate
 from kit.sae import FeatureStore, Site, ablated_text, pages, sections

@@ -18,7 +18,7 @@ import kit
 from kit.models import activations, positions
 from kit.models.bridge import runtime
 from kit.search import contrast
-from kit.steering import generation, intervention
+from kit.steering import context, generation, intervention
 from tests import tiny
 
 N = 6
@@ -305,14 +305,14 @@ def test_10_state_that_outlives_its_run(model: Any, monkeypatch: pytest.MonkeyPa
         return [(a != p).any(-1)[0].nonzero()[:, 0].tolist() for a, p in zip(after, plain, strict=True)]
 
     assert moved() == [[4], [11]]
-    real = intervention._Tracker.__call__
+    real = context._Tracker.__call__
 
     def remembers(self: Any, *args: Any) -> None:
         if self.prompt:
             self.prompt_length = self.prompt
         real(self, *args)
 
-    monkeypatch.setattr(intervention._Tracker, "__call__", remembers)
+    monkeypatch.setattr(context._Tracker, "__call__", remembers)
     assert moved() == [[4], [4]]
 
 

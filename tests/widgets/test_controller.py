@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from kit.steering.generation import Stream
-from kit.steering.results import Receipt
-from kit.steering.results import Row
+from kit.steering.results import Receipt, Row
 from kit.widgets.panel import controller as module
 from kit.widgets.panel.controller import Arm, Controller, Frame, Request
 

@@ -18,8 +18,7 @@ import torch
 
 import kit
 from kit.steering.rank_one import Factor
-from kit.steering.results import Entry, Receipt
-from kit.steering.results import Row
+from kit.steering.results import Entry, Receipt, Row
 from kit.widgets import FeatureGallery, SteeringPanel
 from kit.widgets.gallery import markup, sets
 from kit.widgets.gallery.batches import Batches
