@@ -16,8 +16,8 @@ class Dose:
     Attributes:
         coefficient: what to steer with (the length at which it was trained, say); None where no one
             number was found.
-        low, high: coefficients between which it was found to behave, ``low < 0 < high``; None where
-            no range was looked for.
+        low, high: coefficients between which it was found to behave; None where no range was
+            looked for.
         kind: what the range rests on: a bound on the mean KL (:func:`kit.calibrate`), the radius up
             to which a model's answer is linear, or a latent's largest activation.
         target: that bound, nats a token, or the ratio of non-linear to linear part at the radius.
@@ -44,10 +44,10 @@ class Dose:
         if not isinstance(told, dict) or not _number(told.get("low")) or not _number(told.get("high")):
             return known
         low, high = float(told["low"]), float(told["high"])
-        if not low < 0 < high:
+        if not low < high:
             return known
         kind: Any = told.get("kind", "kl")
-        target = told.get("ratio" if kind == "radius" else "target_kl")
+        target = told.get("ratio", 0.5) if kind == "radius" else told.get("target_kl")
         return cls(known.coefficient, low, high, kind, float(target) if _number(target) else None)
 
     def metadata(self) -> dict[str, Any]:
