@@ -96,18 +96,22 @@ def test_the_changelog_has_this_version_or_says_that_it_comes() -> None:
 def test_contributing_names_parts_of_the_suite_that_are_all_of_it() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 100  # under two screens
-    halves = re.findall(r"pytest tests/(test_\[.-.\]\*\.py)", text)
     tests = ROOT / "tests"
-    parts = [set(tests.glob(pattern)) for pattern in halves]
-    assert len(parts) == 2 and not parts[0] & parts[1]
-    assert parts[0] | parts[1] == set(tests.glob("test_*.py"))
-    assert runner.FOLDER.name == "notebooks" and "--ignore tests/test_notebooks.py" in text
+    named = re.findall(r"\btests/[a-z]+\b(?![/.])", "\n".join(re.findall(r"pytest -n 2 (.+)`", text)))
+    assert len(named) == len(set(named))
+    assert {ROOT / name for name in named} == {file.parent for file in tests.rglob("test_*.py")} - {tests}
+    assert "tests/test_*.py" in text and runner.FOLDER.name == "notebooks"
 
 
-def test_readme_fits_on_two_screens_and_leads_to_every_page() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 110
-    assert text.count("```python") == 1 and text.count("![") == 1
-    linked = {(ROOT / target).resolve() for target in re.findall(r"\]\(([^)#\s]+)\)", text)}
-    pages = {*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")} - {ROOT / "README.md"}
-    assert pages <= linked, f"README leads nowhere near {sorted(p.name for p in pages - linked)}"
+def test_the_map_shows_the_folders_that_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## A notebook")[0]
+    picture = re.search(r"```text\n(.+?)```", text, re.DOTALL)
+    assert picture is not None
+    drawn = {line.split()[0] for line in picture[1].splitlines()}
+    folders = {f"kit/{p.name}" for p in (ROOT / "kit").iterdir() if (p / "__init__.py").is_file()}
+    assert drawn == folders | {"course"}
+    inner = {f"{line.split()[0]}/{name}" for line in picture[1].splitlines() for name in re.findall(r"\b(\w+)/(?= |$)", line)}
+    assert inner and all((ROOT / name).is_dir() for name in inner)
+    homes = [ROOT / "kit", ROOT, *(ROOT / "kit" / "widgets").iterdir()]
+    files = re.findall(r"`([\w/]+\.py)`", text)
+    assert len(files) > 15 and [f for f in files if not any((home / f).is_file() for home in homes)] == []
