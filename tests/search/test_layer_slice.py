@@ -1,4 +1,4 @@
-"""kit.slices: a stretch of a model alone gives the numbers of the whole model, and its slopes."""
+"""kit.layer_slice: a stretch of a model alone gives the numbers of the whole model, and its slopes."""
 
 from __future__ import annotations
 
