@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 OFFLINE = Path(__file__).parent / "offline"
 
@@ -20,6 +21,19 @@ os.environ["KIT_PROGRESS"] = "off"  # no test reads or writes the record of who 
 os.environ.pop("KIT_TABLE", None)
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores
+
+
+class _ByFile(LoadFileScheduling):
+    """A file's tests share a process, but for runs of notebooks: each has a kernel of its own, and
+    in one file they would keep one process busy long after the other has nothing left to do."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid if "test_runs_from_top_to_bottom" in nodeid else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return _ByFile(config, log)
 
 
 # Models that load once: `model` is each tiny architecture in turn, `smol` the embedded model.
