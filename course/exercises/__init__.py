@@ -3,6 +3,10 @@
 One module per notebook (`nb01.py` belongs to notebook 01) holds a list `EXERCISES`. The checker of
 an exercise is its `spec`: a slow, readable statement of what a right answer does, which raises
 `Wrong(arrived, expected, likely)` and stores no tensors. An answer never makes `check` raise.
+
+The docstring of an exercise's solution is its task. `Exercise.of` makes from the solution the stub,
+which stands word for word in a cell of the notebook, and wrong answers, by which the checker knows
+common mistakes.
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ MEAN = Exercise.of(
         ),
         "every text was normalised before averaging: normalise the difference, once": (
             "difference = positive",
-            "positive, negative = (x / x.norm(dim=1)[:, None] for x in (positive, negative))\n    difference = positive",
+            "positive, negative = (x / x.norm(dim=1)[:, None] for x in (positive, negative))\n"
+            "    difference = positive",
         ),
         "sums instead of means: the side with more texts weighs more": (".mean(0)", ".sum(0)"),
         "average each side over its texts first": "(positive - negative).mean(0)",

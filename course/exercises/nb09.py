@@ -247,13 +247,17 @@ FOLD = Exercise.of(
         ("W_enc * norm, b_enc * norm, W_dec / norm[:, None]: for norm > 0, relu(norm * z) is norm * relu(z)."),
     ),
     wrong={
-        "the encoder was left as it was: what the decoder loses, the latents must gain": "W_enc, b_enc, W_dec / norm[:, None]",
+        "the encoder was left as it was: what the decoder loses, the latents must gain": (
+            "W_enc, b_enc, W_dec / norm[:, None]"
+        ),
         "the bias was left as it was: it is part of what a latent reads": ("b_enc * norm", "b_enc"),
         "the encoder was divided, too: latents must grow where rows shrink": (
             "W_enc * norm, b_enc * norm",
             "W_enc / norm, b_enc / norm",
         ),
-        "columns were normalised: a latent's direction is a row of W_dec": "W_enc * norm, b_enc * norm, W_dec / W_dec.norm(dim=0)",
+        "columns were normalised: a latent's direction is a row of W_dec": (
+            "W_enc * norm, b_enc * norm, W_dec / W_dec.norm(dim=0)"
+        ),
     },
     moral="Now activations are lengths, in the stream's own units, and latents can be compared.",
 )

@@ -237,7 +237,9 @@ TWINS = Exercise.of(
         "_, size, axes = svd(rows - mean, full_matrices=False); noise * (size / n ** 0.5) @ axes.",
     ),
     wrong={
-        "each coordinate has its own spread, but they do not vary together: use the covariance": "mean + noise * rows.std(0, correction=0)",
+        "each coordinate has its own spread, but they do not vary together: use the covariance": (
+            "mean + noise * rows.std(0, correction=0)"
+        ),
         "the mean is missing: add rows.mean(0)": ("return mean + ", "return "),
         "the mean was added twice": ("return mean", "return 2 * mean"),
         "the singular values are of the sum over rows: divide them by the root of their number": (

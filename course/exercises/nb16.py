@@ -46,7 +46,6 @@ def _judged_spec(answer: Any) -> None:
         some = [float(s) for s, t in zip(test, truth, strict=True) if bool(t) is kind]
         shares[kind] = sum((s > (high + low) / 2) is kind for s in some) / len(some)
     want = torch.tensor((shares[True] + shares[False]) / 2)
-
     JUDGED.expect(answer, train, labels, test, truth, want=want)
 
 
