@@ -182,9 +182,10 @@ def _parts(function: Callable[..., Any]) -> tuple[str, str, str]:
     """Signature, docstring (as it is written) and body of a function, from its source."""
     text = textwrap.dedent(inspect.getsource(function))
     node = ast.parse(text).body[0]
+    assert isinstance(node, ast.FunctionDef), f"{function} is not written with def"
     first = node.body[0]
     lines = text.splitlines(keepends=True)
     head = "".join(lines[: first.lineno - 1])
     if ast.get_docstring(node) is None:
         return head, "", "".join(lines[first.lineno - 1 :])
-    return head, ast.get_source_segment(text, first), "".join(lines[first.end_lineno :])
+    return head, ast.get_source_segment(text, first) or "", "".join(lines[first.end_lineno :])
