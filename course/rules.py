@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 
+ROOT = Path(__file__).resolve().parents[1]  # of the clone
 CELLS = (20, 60)
 LINES = 30  # of a code cell
 OVERRUN = 1.5  # a notebook may take this many times its budget
@@ -162,7 +163,7 @@ def _output_problems(notebook: NotebookNode, stored: int) -> list[str]:
 
 
 def _machine_path(text: str) -> str | None:
-    here = [str(Path(__file__).resolve().parents[1])]
+    here = [str(ROOT)]
     if sys.prefix != sys.base_prefix:  # a virtual environment
         here.append(sys.prefix)
     known = next((path for path in here if path in text), None)

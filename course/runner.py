@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from course.rules import TIME, problems, read, source_hash
+from course.rules import ROOT, TIME, problems, read, source_hash
 from kit.base.files import whole
 from kit.base.progress import cores
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 
-FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+FOLDER = ROOT / "notebooks"
 _LANGUAGE = {"name": "python", "file_extension": ".py", "mimetype": "text/x-python", "pygments_lexer": "ipython3"}
 
 
@@ -68,11 +68,11 @@ def execute(
 
     notebook = read(path)
     cells = notebook.cells
-    for cell in cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    for cell in code:
+        cell.outputs, cell.execution_count = [], None
     notebook.metadata.pop("widgets", None)
-    before, after = ([new_code_cell(code) for code in codes] for codes in (prelude, epilogue))
+    before, after = ([new_code_cell(source) for source in extra] for extra in (prelude, epilogue))
     notebook.cells = [*before, *cells, *after]
     budget = notebook.metadata.get("kit", {}).get("budget_seconds") or 60
     manager = kernel_manager()
@@ -80,7 +80,7 @@ def execute(
         notebook, km=manager, timeout=max(60, int(4 * budget)), resources={"metadata": {"path": str(path.parent)}}
     )
     # The kit must be importable from notebooks/ too where it runs from a clone, not installed.
-    search = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    search = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, search)),
@@ -110,9 +110,8 @@ def execute(
                     text = f"wrote to stderr, which readers would see:\n{output.text}"
                     raise NotebookError(path.name, index - first, cell.source, text)
         client.set_widgets_metadata()
-    for cell in cells:
-        if cell.cell_type == "code":  # a progress line that wiped itself leaves an empty output
-            cell.outputs = [o for o in cell.outputs if o.get("data") != {"text/plain": ""}]
+    for cell in code:  # a progress line that wiped itself leaves an empty output
+        cell.outputs = [o for o in cell.outputs if o.get("data") != {"text/plain": ""}]
     notebook.cells = cells
     return notebook, seconds
 

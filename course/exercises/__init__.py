@@ -3,6 +3,10 @@
 One module per notebook (`nb01.py` belongs to notebook 01) holds a list `EXERCISES`. The checker of
 an exercise is its `spec`: a slow, readable statement of what a right answer does, which raises
 `Wrong(arrived, expected, likely)` and stores no tensors. An answer never makes `check` raise.
+
+The docstring of an exercise's solution is its task. `Exercise.of` makes from the solution the stub,
+which stands word for word in a cell of the notebook, and wrong answers, by which the checker knows
+common mistakes.
 """
 
 from __future__ import annotations
@@ -12,8 +16,6 @@ import importlib
 import inspect
 import pkgutil
 import re
-import textwrap
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any
 
 from course.exercises import record
 from course.exercises.events import TRIES, Progress
+from course.exercises.exercise import Exercise, source
 from course.exercises.specs import Wrong, describe, describe_error, is_stub
 
 
@@ -29,32 +32,6 @@ class UnknownExercise(KeyError):
 
     def __str__(self) -> str:  # KeyError would show the text in quotation marks
         return str(self.args[0])
-
-
-@dataclass(frozen=True)
-class Exercise:
-    """One exercise. `solution` is shown by its source, so write it with `def`.
-
-    `kind="function"`: the answer is a function, and so is `solution`. `kind="value"`: the answer is
-    a value; `solution(**context)` computes it, and so does each wrong answer that is callable.
-    `spec(answer, **context)` gets the keywords given to `check`; `example()` returns small
-    stand-ins for them, used by tests. `wrong` pairs a label with an answer that must be refused.
-    """
-
-    id: str
-    title: str
-    stub: str
-    solution: Callable[..., Any]
-    spec: Callable[..., None]
-    hints: tuple[str, str]
-    wrong: list[tuple[str, Any]]
-    moral: str = ""
-    kind: str = "function"
-    example: Callable[[], dict[str, Any]] = dict
-
-    def answer(self, candidate: Any, context: Mapping[str, Any]) -> Any:
-        """The answer that `candidate` (the solution or a wrong answer) stands for."""
-        return candidate(**context) if self.kind == "value" and callable(candidate) else candidate
 
 
 # One a kernel, begun with what earlier kernels kept in this machine's record.
@@ -195,8 +172,3 @@ def solution(id: str, *, force: bool = False) -> Card:
     left = TRIES - mine.failed
     tries = f"{left} more {'try' if left == 1 else 'tries'}"
     return Card(f"Not open yet: {id} {exercise.title}", f"It opens after {tries}, or a pass.")
-
-
-def source(exercise: Exercise) -> str:
-    """The source text of the solution."""
-    return textwrap.dedent(inspect.getsource(exercise.solution)).strip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from course.exercises import Exercise
-from course.exercises.specs import Wrong, call, compare, describe
+from course.exercises.specs import Wrong, describe
 
 if TYPE_CHECKING:
     import torch
@@ -34,20 +34,13 @@ def _pushed_spec(answer: Any, *, receipt: Receipt) -> None:
     entry = receipt.entries[0]
     in_prompt = sum(1 for _ in range(entry.prompt_steered[0]))
     decoded = sum(1 for _ in range(entry.decode_steered[0]))
-    want = in_prompt + decoded
-    if got == want:
+    if got == in_prompt + decoded:
         return
-    causes = {
-        decoded: "the prompt's steered positions are missing: add the number before the first /",
-        in_prompt: "these are the prompt's positions alone: decoding goes on pushing",
-        receipt.prompt_positions
-        + receipt.decode_steps: "these are all positions there were: a receipt says steered/all, take the left numbers",
-        want + 1: "n new tokens need n - 1 decode steps: the prompt's own pass gives the first",
-    }
+    otherwise = "add the two numbers that stand left of a / in the receipt"
     raise Wrong(
         arrived=str(got),
         expected="the positions at which the vector was added",
-        likely=causes.get(got, "add the two numbers that stand left of a / in the receipt"),
+        likely=PUSHED.cause(lambda other: got == other, receipt, otherwise=otherwise),
     )
 
 
@@ -58,40 +51,39 @@ def _receipt() -> dict[str, Any]:
     return {"receipt": Receipt([entry], prompt_positions=39, decode_steps=11)}
 
 
-PUSHED = Exercise(
+PUSHED = Exercise.of(
+    pushed_positions,
     id="00.1",
     title="read the receipt",
     stub="pushed = ...  # how many positions did the vector change in this run?",
-    solution=pushed_positions,
     spec=_pushed_spec,
     hints=(
         "A fraction in a receipt reads: steered positions / positions there were.",
         "Add what was steered in the prompt to what was steered while decoding.",
     ),
-    wrong=[
-        ("decode steps alone", lambda receipt: receipt.entries[0].decode_steered[0]),
-        ("everything there was", lambda receipt: receipt.prompt_positions + receipt.decode_steps),
-        ("new tokens instead of steps", lambda receipt: pushed_positions(receipt) + 1),
-    ],
+    wrong={
+        "n new tokens need n - 1 decode steps: the prompt's own pass gives the first": (
+            "entry.prompt_steered[0] + entry.decode_steered[0] + 1"
+        ),
+        "these are all positions there were: a receipt says steered/all, take the left numbers": (
+            "receipt.prompt_positions + receipt.decode_steps"
+        ),
+        "these are the prompt's positions alone: decoding goes on pushing": "entry.prompt_steered[0]",
+        "the prompt's steered positions are missing: add the number before the first /": "entry.decode_steered[0]",
+    },
     moral="A receipt is the first thing to read when a plot looks too good, or too flat.",
-    kind="value",
     example=_receipt,
 )
 
 
 # --- 00.2 from coefficient to step ---------------------------------------------------------------
 
-_STEP_STUB = '''
-def step_length(coefficient, norms):
+
+def step_length(coefficient: float, norms: torch.Tensor) -> torch.Tensor:
     """How far a coefficient moves the residual stream, in the stream's own units.
 
     norms [pos]: lengths of the residual vectors of one text; position 0 is the BOS token
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def step_length(coefficient: float, norms: torch.Tensor) -> torch.Tensor:
     return abs(coefficient) * norms[1:].median()
 
 
@@ -102,46 +94,26 @@ def _step_spec(answer: Any) -> None:
     norms = 150 + 40 * torch.rand(12, generator=seed)
     norms[0], norms[5] = 24_000.0, 900.0  # BOS is huge; one odd token, as in real text
     for coefficient in (0.25, -0.5):
-        got = call(answer, coefficient, norms.clone())
         ordered = sorted(norms.tolist()[1:])  # the definition: half are shorter, half are longer
         unit = ordered[len(ordered) // 2]
-        every = abs(coefficient) * norms
-        compare(
-            torch.as_tensor(got),
-            torch.tensor(abs(coefficient) * unit),
-            {
-                "the mean over all positions: BOS is so long that it decides alone": every.mean(),
-                "BOS is still among them: leave position 0 out": every.median(),
-                "the mean: one odd token moves it, the median stays": every[1:].mean(),
-                "this is the unit, the length of coefficient 1": torch.tensor(unit),
-                "a length is not negative: the sign says where to, not how far": torch.tensor(coefficient * unit),
-            },
-        )
+        STEP.expect(answer, coefficient, norms, want=abs(coefficient) * unit, number=True)
 
 
-def _step_mean(coefficient: Any, norms: Any) -> Any:
-    return abs(coefficient) * norms.mean()
-
-
-def _step_without_median(coefficient: Any, norms: Any) -> Any:
-    return abs(coefficient) * norms[1:].mean()
-
-
-def _step_signed(coefficient: Any, norms: Any) -> Any:
-    return coefficient * norms[1:].median()
-
-
-STEP = Exercise(
+STEP = Exercise.of(
+    step_length,
     id="00.2",
     title="from coefficient to step",
-    stub=_STEP_STUB,
-    solution=step_length,
     spec=_step_spec,
     hints=(
         "Coefficient 1 is as long as a typical residual vector. Which position is not typical?",
         "Drop position 0, take the median of the rest, multiply by the size of the coefficient.",
     ),
-    wrong=[("mean with BOS", _step_mean), ("mean without BOS", _step_without_median), ("kept the sign", _step_signed)],
+    wrong={
+        "the mean over all positions: BOS is so long that it decides alone": "abs(coefficient) * norms.mean()",
+        "the mean: one odd token moves it, the median stays": "abs(coefficient) * norms[1:].mean()",
+        "this is the unit, the length of coefficient 1": "norms[1:].median()",
+        "a length is not negative: the sign says where to, not how far": "coefficient * norms[1:].median()",
+    },
     moral="This is why 0.3 means about the same on any layer of any model.",
 )
 

@@ -16,20 +16,15 @@ if TYPE_CHECKING:
 
 # --- 01.1 logit lens -----------------------------------------------------------------------------
 
-_LENS_STUB = '''
-def logit_lens(resid, ln_final, W_U):
+
+def logit_lens(
+    resid: torch.Tensor, ln_final: Callable[[torch.Tensor], torch.Tensor], W_U: torch.Tensor
+) -> torch.Tensor:
     """Logits [pos, d_vocab] read from a residual stream [pos, d_model].
 
     ln_final: the model's final norm, a function [pos, d_model] -> [pos, d_model]
     W_U: the unembedding [d_model, d_vocab]
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def logit_lens(
-    resid: torch.Tensor, ln_final: Callable[[torch.Tensor], torch.Tensor], W_U: torch.Tensor
-) -> torch.Tensor:
     return ln_final(resid) @ W_U
 
 
@@ -44,71 +39,44 @@ def _lens_spec(answer: Any) -> None:
     def ln_final(x: torch.Tensor) -> torch.Tensor:  # RMS norm with a learned gain
         return gain * x / x.pow(2).mean(-1, keepdim=True).sqrt()
 
-    shapes = "W_U is [d_model, d_vocab]: it goes on the right of the matrix product, untransposed"
-    got = call(answer, resid.clone(), ln_final, W_U.clone(), likely=shapes)
-
     # The definition, one position and one token at a time.
     want = torch.empty(5, 13)
     for pos in range(5):
         normed = ln_final(resid[pos])
         for token in range(13):
             want[pos, token] = (normed * W_U[:, token]).sum()
-    compare(
-        got,
-        want,
-        {
-            "the residual stream was not normalised: call ln_final first": resid @ W_U,
-            "these are probabilities: return the logits, before the softmax": want.softmax(-1),
-            "these are log-probabilities: return the logits themselves": want.log_softmax(-1),
-            "only the last position was read: keep all of them": want[-1],
-        },
-    )
+    LENS.expect(answer, resid, ln_final, W_U, want=want)
 
 
-def _lens_without_norm(resid: Any, ln_final: Any, W_U: Any) -> Any:
-    return resid @ W_U
-
-
-def _lens_transposed(resid: Any, ln_final: Any, W_U: Any) -> Any:
-    return ln_final(resid) @ W_U.T
-
-
-def _lens_softmax(resid: Any, ln_final: Any, W_U: Any) -> Any:
-    return (ln_final(resid) @ W_U).softmax(-1)
-
-
-LENS = Exercise(
+LENS = Exercise.of(
+    logit_lens,
     id="01.1",
     title="logit lens",
-    stub=_LENS_STUB,
-    solution=logit_lens,
     spec=_lens_spec,
     hints=(
         "The model itself does two things after its last block; do the same, only earlier.",
         "First ln_final(resid), which keeps [pos, d_model]; then a matrix product with W_U.",
     ),
-    wrong=[
-        ("forgot the norm", _lens_without_norm),
-        ("transposed W_U", _lens_transposed),
-        ("probabilities instead of logits", _lens_softmax),
-    ],
+    on_error="W_U is [d_model, d_vocab]: it goes on the right of the matrix product, untransposed",
+    wrong={
+        "the residual stream was not normalised: call ln_final first": "resid @ W_U",
+        "these are probabilities: return the logits, before the softmax": "(ln_final(resid) @ W_U).softmax(-1)",
+        "these are log-probabilities: return the logits themselves": "(ln_final(resid) @ W_U).log_softmax(-1)",
+        "only the last position was read: keep all of them": "(ln_final(resid) @ W_U)[-1]",
+        "on the right of the matrix product, untransposed": "ln_final(resid) @ W_U.T",
+    },
     moral="Every layer can be read in the vocabulary, by the two steps that end the model.",
 )
 
 
 # --- 01.2 activation patching score --------------------------------------------------------------
 
-_RECOVERY_STUB = '''
-def recovery(patched, clean, corrupt):
+
+def recovery(patched: torch.Tensor, clean: torch.Tensor, corrupt: torch.Tensor) -> torch.Tensor:
     """Share of the clean behaviour that a patch restores, elementwise.
 
     All three are logit differences. 0: as bad as the corrupt run; 1: as good as the clean run.
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def recovery(patched: torch.Tensor, clean: torch.Tensor, corrupt: torch.Tensor) -> torch.Tensor:
     return (patched - corrupt) / (clean - corrupt)
 
 
@@ -120,70 +88,40 @@ def _recovery_spec(answer: Any) -> None:
     # Fixed points of the definition: nothing, a quarter, all; a patch may also overshoot or harm.
     shares = torch.tensor([[0.0, 0.25, 1.0], [0.5, 1.5, -0.5]])  # [layer, pos]
     patched = corrupt + shares * (clean - corrupt)
-    got = call(answer, patched.clone(), clean, corrupt)
-    compare(
-        got,
-        shares,
-        {
-            "clean and corrupt are swapped: the corrupt run has to score 0": 1 - shares,
-            "not divided by the distance from corrupt to clean": patched - corrupt,
-            "divided by clean alone: divide by the distance clean - corrupt": (patched - corrupt) / clean,
-            "clamped: a patch that overshoots scores above 1, one that harms below 0": shares.clamp(0, 1),
-        },
-    )
+    RECOVERY.expect(answer, patched, clean, corrupt, want=shares)
 
     # Elementwise: every prompt has its own clean and corrupt value.
     clean, corrupt = 2 + torch.rand(4, generator=seed), -torch.rand(4, generator=seed)
     shares = torch.rand(3, 4, generator=seed)  # [layer, prompt]
     patched = corrupt + shares * (clean - corrupt)
-    got = call(answer, patched, clean, corrupt)
-    compare(
-        got,
-        shares,
-        {
-            "averaged over prompts before dividing: work elementwise": (patched - corrupt.mean())
-            / (clean.mean() - corrupt.mean())
-        },
-    )
+    RECOVERY.expect(answer, patched, clean, corrupt, want=shares)
 
 
-def _recovery_swapped(patched: Any, clean: Any, corrupt: Any) -> Any:
-    return (patched - clean) / (corrupt - clean)
-
-
-def _recovery_undivided(patched: Any, clean: Any, corrupt: Any) -> Any:
-    return patched - corrupt
-
-
-def _recovery_averaged(patched: Any, clean: Any, corrupt: Any) -> Any:
-    return (patched - corrupt.mean()) / (clean.mean() - corrupt.mean())
-
-
-RECOVERY = Exercise(
+RECOVERY = Exercise.of(
+    recovery,
     id="01.2",
     title="activation patching score",
-    stub=_RECOVERY_STUB,
-    solution=recovery,
     spec=_recovery_spec,
     hints=(
         "Put patched = corrupt into your formula: it must give 0. Then patched = clean: 1.",
         "Distance travelled over the whole distance; both are measured from corrupt.",
     ),
-    wrong=[
-        ("swapped clean and corrupt", _recovery_swapped),
-        ("not divided", _recovery_undivided),
-        ("averaged over prompts", _recovery_averaged),
-    ],
+    wrong={
+        "clean and corrupt are swapped: the corrupt run has to score 0": "(patched - clean) / (corrupt - clean)",
+        "not divided by the distance from corrupt to clean": "patched - corrupt",
+        "divided by clean alone: divide by the distance clean - corrupt": "(patched - corrupt) / clean",
+        "clamped: a patch that overshoots scores above 1, one that harms below 0": (
+            "((patched - corrupt) / (clean - corrupt)).clamp(0, 1)"
+        ),
+        "averaged over prompts before dividing: work elementwise": (
+            "(patched - corrupt.mean()) / (clean.mean() - corrupt.mean())"
+        ),
+    },
     moral="0 and 1 now mean the same for every prompt, so patches can be compared.",
 )
 
 
 # --- 01.3 which block moves the fact -------------------------------------------------------------
-
-_BLOCK_STUB = """
-# The first block after which patching the country's position recovers less than half.
-moving_block = ...
-"""
 
 
 def moving_block(model: Any, clean: torch.Tensor, corrupt: torch.Tensor) -> int | None:
@@ -229,33 +167,27 @@ def _block_spec(answer: Any, *, model: Any, clean: Any, corrupt: Any) -> None:
         )
 
 
-BLOCK = Exercise(
+BLOCK = Exercise.of(
+    moving_block,
     id="01.3",
     title="where the fact moves",
-    stub=_BLOCK_STUB,
-    solution=moving_block,
+    stub=("# The first block after which patching the country's position recovers less than half.\nmoving_block = ..."),
     spec=_block_spec,
     hints=(
         "Read one column of the heat map, the one of the country, from the first block on.",
         "heat[:, 0] is that column; find the first entry below 0.5.",
     ),
-    wrong=[
-        ("a block too early", lambda **context: moving_block(**context) - 1),
-        ("a block too late", lambda **context: moving_block(**context) + 1),
-        ("the number of blocks", lambda model, **context: model.cfg.n_layers),
-    ],
+    wrong={
+        "too early: the fact has not left this position yet": lambda **context: moving_block(**context) - 1,
+        "too late: an earlier block had moved the fact on": lambda **context: moving_block(**context) + 1,
+        "counting starts at 0": lambda model, **context: model.cfg.n_layers,
+    },
     moral="Up to there the fact sits at the country's token; from there on, at the last one.",
-    kind="value",
     example=toy,
 )
 
 
 # --- 01.4 which head carries it ------------------------------------------------------------------
-
-_HEAD_STUB = """
-# Patch the heads of that block one at a time, at the last position. Which brings back the most?
-carrier = ...
-"""
 
 
 def carrier(model: Any, clean: torch.Tensor, corrupt: torch.Tensor, block: int) -> int:
@@ -290,36 +222,37 @@ def _head_spec(answer: Any, *, model: Any, clean: Any, corrupt: Any, block: int)
         )
 
 
-HEAD = Exercise(
+HEAD = Exercise.of(
+    carrier,
     id="01.4",
     title="which head carries it",
-    stub=_HEAD_STUB,
-    solution=carrier,
+    stub=(
+        "# Patch the heads of that block one at a time, at the last position. Which brings back the most?\n"
+        "carrier = ..."
+    ),
     spec=_head_spec,
     hints=(
         "hook_z is [batch, pos, head, d_head]; write clean values into [:, -1, head] only.",
         "One run for each head, the score recovery(gap(...)) for each run, then the largest.",
     ),
-    wrong=[("helps, but less", 0), ("brings nothing", 2), ("block and head", lambda block, **context: (block, 1))],
+    wrong={
+        "this head helps, yet another one brings more": 0,
+        "this head brings next to nothing": 2,
+        "the answer is one whole number": lambda block, **context: (block, 1),
+    },
     moral="Where a head looks is a hint; what comes back when you patch it is the test.",
-    kind="value",
     example=lambda: toy(block=2),
 )
 
 
 # --- 01.5 ablate a direction ---------------------------------------------------------------------
 
-_ABLATE_STUB = '''
-def ablate(resid, direction):
+
+def ablate(resid: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
     """resid [pos, d_model] without its component along direction [d_model].
 
     direction may have any length but zero. resid itself must stay as it was.
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def ablate(resid: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
     unit = direction / direction.norm()
     component = resid @ unit  # [pos]: how far each position reaches along the direction
     return resid - component[:, None] * unit
@@ -340,20 +273,7 @@ def _ablate_spec(answer: Any) -> None:
     for pos in range(6):
         along = sum(resid[pos, i] * direction[i] / length for i in range(10))
         want[pos] = resid[pos] - along * direction / length
-    dots = resid @ direction
-    compare(
-        got,
-        want,
-        {
-            "direction was not normalised: divide it by its norm first": resid - dots[:, None] * direction,
-            "divided by the norm once: the unit vector occurs twice in the projection": resid
-            - dots[:, None] * direction / length,
-            "the whole norm was removed: remove only the part along direction": resid
-            - resid.norm(dim=-1, keepdim=True) * direction / length,
-            "this is the part that should go: subtract it from resid": resid - want,
-            "the component was removed twice, which reflects: subtract it once": 2 * want - resid,
-        },
-    )
+    compare(got, want, ABLATE.known(resid, direction))
     if not torch.equal(given, resid):
         raise Wrong(
             arrived=f"a resid that was changed to {describe(given)}",
@@ -362,35 +282,27 @@ def _ablate_spec(answer: Any) -> None:
         )
 
 
-def _ablate_unnormalised(resid: Any, direction: Any) -> Any:
-    return resid - (resid @ direction)[:, None] * direction
-
-
-def _ablate_norm(resid: Any, direction: Any) -> Any:
-    return resid - resid.norm(dim=-1, keepdim=True) * direction / direction.norm()
-
-
-def _ablate_in_place(resid: Any, direction: Any) -> Any:
-    unit = direction / direction.norm()
-    resid -= (resid @ unit)[:, None] * unit
-    return resid
-
-
-ABLATE = Exercise(
+ABLATE = Exercise.of(
+    ablate,
     id="01.5",
     title="ablate a direction",
-    stub=_ABLATE_STUB,
-    solution=ablate,
     spec=_ablate_spec,
     hints=(
         "How long is the shadow of each position on the direction? Subtract exactly that shadow.",
         "unit = direction / direction.norm(); the shadow is (resid @ unit), one number for each position, times unit.",
     ),
-    wrong=[
-        ("forgot to normalise", _ablate_unnormalised),
-        ("removed the norm, not the projection", _ablate_norm),
-        ("changed its input", _ablate_in_place),
-    ],
+    wrong={
+        "direction was not normalised: divide it by its norm first": ("direction / direction.norm()", "direction"),
+        "divided by the norm once: the unit vector occurs twice in the projection": (
+            "resid - component[:, None] * direction"
+        ),
+        "the whole norm was removed: remove only the part along direction": (
+            "resid - resid.norm(dim=-1, keepdim=True) * unit"
+        ),
+        "this is the part that should go: subtract it from resid": "component[:, None] * unit",
+        "the component was removed twice, which reflects: subtract it once": "resid - 2 * component[:, None] * unit",
+        "-= works in place": "resid.sub_(component[:, None] * unit)",
+    },
     moral="Nothing downstream can read this direction any more; all that is orthogonal survived.",
 )
 

@@ -14,17 +14,12 @@ if TYPE_CHECKING:
 
 # --- 02.1 mean difference ------------------------------------------------------------------------
 
-_MEAN_STUB = '''
-def mean_direction(positive, negative):
+
+def mean_direction(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
     """Unit vector [d] that points from the negatives' mean to the positives' mean.
 
     positive, negative: activations [n, d]; n may differ between the two.
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def mean_direction(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
     difference = positive.mean(0) - negative.mean(0)
     return difference / difference.norm()
 
@@ -35,8 +30,6 @@ def _mean_spec(answer: Any) -> None:
     seed = torch.Generator().manual_seed(21)
     positive = 2 * torch.randn(7, 6, generator=seed) + 1.0
     negative = torch.randn(5, 6, generator=seed)
-    shapes = "average each side over its texts first, dim 0: the sides need not be equally many"
-    got = call(answer, positive.clone(), negative.clone(), likely=shapes)
 
     # The definition, one number at a time.
     raw = torch.empty(6)
@@ -44,66 +37,45 @@ def _mean_spec(answer: Any) -> None:
         raw[i] = sum(x[i] for x in positive) / 7 - sum(x[i] for x in negative) / 5
     length = sum(x * x for x in raw) ** 0.5
     want = raw / length
-    up, down = (x / x.norm(dim=-1, keepdim=True) for x in (positive, negative))
-    each = up.mean(0) - down.mean(0)
-    sums = positive.sum(0) - negative.sum(0)
-    compare(
-        got,
-        want,
-        {
-            "the direction is right, its length is not 1: divide by its norm": raw,
-            "turned round: positive minus negative, so that + means more of the positive": -want,
-            "every text was normalised before averaging: normalise the difference, once": each / each.norm(),
-            "sums instead of means: the side with more texts weighs more": sums / sums.norm(),
-        },
-    )
+    MEAN.expect(answer, positive, negative, want=want)
 
 
-def _mean_long(positive: Any, negative: Any) -> Any:
-    return positive.mean(0) - negative.mean(0)
-
-
-def _mean_turned(positive: Any, negative: Any) -> Any:
-    return -mean_direction(positive, negative)
-
-
-def _mean_of_pairs(positive: Any, negative: Any) -> Any:
-    return (positive - negative).mean(0)
-
-
-MEAN = Exercise(
+MEAN = Exercise.of(
+    mean_direction,
     id="02.1",
     title="mean difference",
-    stub=_MEAN_STUB,
-    solution=mean_direction,
     spec=_mean_spec,
     hints=(
         "Two steps: a vector from one mean to the other, then give it length 1.",
         "difference = positive.mean(0) - negative.mean(0); its length is difference.norm().",
     ),
-    wrong=[
-        ("left its length", _mean_long),
-        ("negative minus positive", _mean_turned),
-        ("subtracted text by text", _mean_of_pairs),
-    ],
+    on_error="average each side over its texts first, dim 0: the sides need not be equally many",
+    wrong={
+        "the direction is right, its length is not 1: divide by its norm": "difference",
+        "turned round: positive minus negative, so that + means more of the positive": (
+            "-difference / difference.norm()"
+        ),
+        "every text was normalised before averaging: normalise the difference, once": (
+            "difference = positive",
+            "positive, negative = (x / x.norm(dim=1)[:, None] for x in (positive, negative))\n"
+            "    difference = positive",
+        ),
+        "sums instead of means: the side with more texts weighs more": (".mean(0)", ".sum(0)"),
+        "average each side over its texts first": "(positive - negative).mean(0)",
+    },
     moral="This is the whole method. All the rest of this notebook asks whether to believe it.",
 )
 
 
 # --- 02.2 AUROC ----------------------------------------------------------------------------------
 
-_AUROC_STUB = '''
-def auroc_by_hand(positive, negative):
+
+def auroc_by_hand(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
     """Chance that a positive score is above a negative one; a tie counts half.
 
     positive [n], negative [m]: scores, one for each text. Compare every positive with every
     negative. Returns one number.
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def auroc_by_hand(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
     above = (positive[:, None] > negative).float()  # [n, m]: every positive meets every negative
     level = (positive[:, None] == negative).float()
     return (above + 0.5 * level).mean()
@@ -125,77 +97,50 @@ def _auroc_spec(answer: Any) -> None:
             got = torch.tensor(float(got))
 
         # The definition: a tournament of every positive against every negative.
-        points = strict = 0.0
+        points = 0.0
         for p in ups:
             for q in downs:
-                strict += p > q
                 points += 1.0 if p > q else 0.5 if p == q else 0.0
-        games = len(ups) * len(downs)
-        want = torch.tensor(points / games)
-        hits = [*[p > 0 for p in ups], *[q <= 0 for q in downs]]
-        loose = torch.tensor(sum(p >= q for p in ups for q in downs) / games)
-        compare(
-            got,
-            want,
-            {
-                "ties count nothing: give half a point to each": torch.tensor(strict / games),
-                "ties count as wins: give half a point to each": loose,
-                "turned round: count the positives that are above": 1 - want,
-                "points were counted: divide by the number of comparisons": torch.tensor(points),
-                "this is the accuracy at threshold 0: AUROC needs no threshold": torch.tensor(sum(hits) / len(hits)),
-                "only the means were compared: compare every pair": torch.tensor(
-                    float(positive.mean() > negative.mean())
-                ),
-            },
-        )
+        compare(got, points / (len(ups) * len(downs)), AUROC.known(positive, negative))
 
 
-def _auroc_no_ties(positive: Any, negative: Any) -> Any:
-    return (positive[:, None] > negative).float().mean()
-
-
-def _auroc_paired(positive: Any, negative: Any) -> Any:
-    return (positive > negative).float().mean()
-
-
-def _auroc_threshold(positive: Any, negative: Any) -> Any:
-    hits = (positive > 0).float().sum() + (negative <= 0).float().sum()
-    return hits / (len(positive) + len(negative))
-
-
-AUROC = Exercise(
+AUROC = Exercise.of(
+    auroc_by_hand,
     id="02.2",
     title="AUROC",
-    stub=_AUROC_STUB,
-    solution=auroc_by_hand,
     spec=_auroc_spec,
     hints=(
         "Make a table [n, m] of who beats whom; positive[:, None] > negative does it at once.",
         "Two tables, > and ==; the answer is the mean of the first plus half that of the second.",
     ),
-    wrong=[
-        ("forgot ties", _auroc_no_ties),
-        ("compared only neighbours", _auroc_paired),
-        ("accuracy at zero", _auroc_threshold),
-    ],
+    wrong={
+        "ties count nothing: give half a point to each": "above.mean()",
+        "ties count as wins: give half a point to each": "(above + level).mean()",
+        "turned round: count the positives that are above": "1 - (above + 0.5 * level).mean()",
+        "points were counted: divide by the number of comparisons": (".mean()", ".sum()"),
+        "this is the accuracy at threshold 0: AUROC needs no threshold": (
+            "((positive > 0).sum() + (negative <= 0).sum()) / sum(above.shape)"
+        ),
+        "only the means were compared: compare every pair": "(positive.mean() > negative.mean()).float()",
+        "the sides differ in length": "(positive > negative).float().mean()",
+    },
     moral="0.5 is a coin, 1 is a clean split, and 0 is a clean split with the sign turned round.",
 )
 
 
 # --- 02.3 the label control ----------------------------------------------------------------------
 
-_SWAP_STUB = '''
-def swap_half(positive, negative, seed):
+
+def swap_half(
+    positive: torch.Tensor,  # [n, d]
+    negative: torch.Tensor,  # [n, d]
+    seed: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Copies of both sides in which exactly half of the pairs changed sides.
 
     positive, negative: [n, d]; row i of one is the partner of row i of the other, and stays so.
     n // 2 pairs are exchanged; a torch.Generator with this seed draws which ones.
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def swap_half(positive: torch.Tensor, negative: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
     rng = torch.Generator().manual_seed(seed)
@@ -273,52 +218,27 @@ def _swap_spec(answer: Any) -> None:
         )
 
 
-def _swap_coin(positive: Any, negative: Any, seed: int) -> Any:
-    import torch
-
-    coin = torch.rand(len(positive), generator=torch.Generator().manual_seed(seed)) < 0.5
-    return (torch.where(coin[:, None], negative, positive), torch.where(coin[:, None], positive, negative))
-
-
-def _swap_parted(positive: Any, negative: Any, seed: int) -> Any:
-    import torch
-
-    rng = torch.Generator().manual_seed(seed)
-    both = torch.cat([positive, negative])[torch.randperm(2 * len(positive), generator=rng)]
-    return both[: len(positive)], both[len(positive) :]
-
-
-def _swap_first(positive: Any, negative: Any, seed: int) -> Any:
-    up, down, half = positive.clone(), negative.clone(), len(positive) // 2
-    up[:half], down[:half] = negative[:half], positive[:half]
-    return up, down
-
-
-def _swap_in_place(positive: Any, negative: Any, seed: int) -> Any:
-    import torch
-
-    rng = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(positive), generator=rng)[: len(positive) // 2]
-    positive[chosen], negative[chosen] = negative[chosen], positive[chosen]
-    return positive, negative
-
-
-SWAP = Exercise(
+SWAP = Exercise.of(
+    swap_half,
     id="02.3",
     title="the label control",
-    stub=_SWAP_STUB,
-    solution=swap_half,
     spec=_swap_spec,
     hints=(
         "Draw n // 2 row numbers first. torch.randperm(n, generator=rng) shuffles all of them.",
         "Clone both sides, then fill up[chosen] from negative and down[chosen] from positive.",
     ),
-    wrong=[
-        ("a coin for each pair", _swap_coin),
-        ("shuffled all texts", _swap_parted),
-        ("always the first half", _swap_first),
-        ("overwrote its input", _swap_in_place),
-    ],
+    wrong={
+        "a coin for each pair gives half only on average": (
+            "torch.randperm(len(positive), generator=rng)[: len(positive) // 2]",
+            "torch.rand(len(positive), generator=rng) < 0.5",
+        ),
+        "rows moved or partners were parted": (
+            "negative[chosen], positive[chosen]",
+            "negative[: len(chosen)], positive[: len(chosen)]",
+        ),
+        "the seed is not used": ("torch.randperm(len(positive), generator=rng)", "torch.arange(len(positive))"),
+        "clone() both sides before you exchange rows": (".clone()", ""),
+    },
     moral="Same texts, same code, no label left on average: what survives is not your concept.",
 )
 
@@ -371,14 +291,6 @@ def _layer_spec(answer: Any, *, table: Any) -> None:
     raise Wrong(arrived=shown, expected=expected, likely=likely)
 
 
-def _layer_dear(table: Any) -> Any:
-    return int(table.groupby(["layer", "coefficient"]).effect.mean().idxmax()[0])
-
-
-def _layer_cheap(table: Any) -> Any:
-    return int(table.groupby(["layer", "coefficient"]).kl.mean().idxmin()[0])
-
-
 def _layer_example() -> dict[str, Any]:
     import pandas as pd
 
@@ -396,24 +308,23 @@ def _layer_example() -> dict[str, Any]:
     return {"table": pd.DataFrame(rows, columns=names)}
 
 
-LAYER = Exercise(
+LAYER = Exercise.of(
+    best_layer,
     id="02.4",
     title="choose a layer",
-    stub="layer_of_choice = ...  # a number from the first column\n",
-    solution=best_layer,
+    stub="layer_of_choice = ...  # a number from the first column",
     spec=_layer_spec,
     hints=(
         "First strike out every cell of the right-hand map that is above 0.5. Then look left.",
         "table.groupby(['layer', 'coefficient'])[['effect', 'kl']].mean(), then kl <= 0.5.",
     ),
-    wrong=[
-        ("largest effect at any cost", _layer_dear),
-        ("the cheapest", _layer_cheap),
-        ("one lucky prompt", 19),
-        ("a coefficient", 0.4),
-    ],
+    wrong={
+        "the largest effect of all, but it costs": ("cells[cells.kl <= 0.5]", "cells"),
+        "the cheapest cell: a cost alone says nothing about what it buys": "int(cells.kl.idxmin()[0])",
+        "the best single prompt: take the mean over prompts before you choose": 19,
+        "that is a coefficient": 0.4,
+    },
     moral="Chosen on these probes. Whether it holds is for probes that did not choose it to say.",
-    kind="value",
     example=_layer_example,
 )
 

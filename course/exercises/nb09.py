@@ -1,4 +1,4 @@
-"""Exercises of notebook 09: explained variance, batch top-k, CE recovered, the decoder-norm fold."""
+"""Exercises of notebook 09: explained variance, batch top-k, CE recovered, decoder-norm fold."""
 
 from __future__ import annotations
 
@@ -13,18 +13,13 @@ if TYPE_CHECKING:
 
 # --- 09.1 explained variance -----------------------------------------------------------------
 
-_EXPLAINED_STUB = '''
-def explained(x, found, keep):
+
+def explained(x: torch.Tensor, found: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     """1 less the squared error over the variance, both summed over the tokens with keep = True.
 
     x, found: [tokens, d]; keep: [tokens], True and False -> a tensor without dimensions
     The variance is about the mean of the kept tokens.
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def explained(x: torch.Tensor, found: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     x, found = x[keep], found[keep]
     return 1 - (x - found).square().sum() / (x - x.mean(0)).square().sum()
 
@@ -43,79 +38,50 @@ def _explained_spec(answer: Any) -> None:
     for token, guess in zip(a, b, strict=True):  # the definition, one token at a time
         error += float(((token - guess) ** 2).sum())
         spread += float(((token - a.sum(0) / len(a)) ** 2).sum())
-    got = call(
-        answer, x.clone(), found.clone(), keep.clone(), likely="keep is [tokens]: x[keep] has the rows that count"
-    )
-    left, centred = (a - b).square(), (a - a.mean(0)).square()
-    every = (x - x.mean(0)).square()
-    compare(
-        got,
-        torch.tensor(1 - error / spread),
-        {
-            "the sinks are in: leave out the tokens with keep = False, above and below": 1
-            - (x - found).square().sum() / every.sum(),
-            "the denominator still has the sinks": 1 - left.sum() / every.sum(),
-            "the mean is taken over all tokens; take it over those that are kept": 1
-            - left.sum() / (a - x.mean(0)).square().sum(),
-            "the denominator is not about the mean: a constant would look like variance": 1
-            - left.sum() / a.square().sum(),
-            "a ratio for each dimension, then the mean: sum first, divide once": (
-                1 - left.sum(0) / centred.sum(0)
-            ).mean(),
-            "a ratio for each token, then the mean: sum first, divide once": (1 - left.sum(1) / centred.sum(1)).mean(),
-            "that is the share left over: subtract it from 1": left.sum() / centred.sum(),
-            "lengths, not their squares": 1 - left.sum(1).sqrt().sum() / centred.sum(1).sqrt().sum(),
-        },
-    )
+    EXPLAINED.expect(answer, x, found, keep, want=1 - error / spread)
 
 
-def _explained_all(x: Any, found: Any, keep: Any) -> Any:
-    return 1 - (x - found).square().sum() / (x - x.mean(0)).square().sum()
-
-
-def _explained_not_centred(x: Any, found: Any, keep: Any) -> Any:
-    x, found = x[keep], found[keep]
-    return 1 - (x - found).square().sum() / x.square().sum()
-
-
-def _explained_by_token(x: Any, found: Any, keep: Any) -> Any:
-    x, found = x[keep], found[keep]
-    return (1 - (x - found).square().sum(1) / (x - x.mean(0)).square().sum(1)).mean()
-
-
-EXPLAINED = Exercise(
+EXPLAINED = Exercise.of(
+    explained,
     id="09.1",
     title="explained variance",
-    stub=_EXPLAINED_STUB,
-    solution=explained,
     spec=_explained_spec,
     hints=(
         "x, found = x[keep], found[keep] first. Then two sums of squares over everything.",
         "1 - (x - found).square().sum() / (x - x.mean(0)).square().sum()",
     ),
-    wrong=[
-        ("sinks left in", _explained_all),
-        ("not about the mean", _explained_not_centred),
-        ("a mean of ratios", _explained_by_token),
-    ],
+    on_error="keep is [tokens]: x[keep] has the rows that count",
+    wrong={
+        "the sinks are in: leave out the tokens with keep = False, above and below": (
+            "x[keep], found[keep]",
+            "x, found",
+        ),
+        "the denominator still has the sinks": lambda x, found, keep: (
+            1 - (x - found)[keep].square().sum() / (x - x.mean(0)).square().sum()
+        ),
+        "the denominator is not about the mean: a constant would look like variance": ("(x - x.mean(0))", "x"),
+        "a ratio for each dimension, then the mean: sum first, divide once": (
+            "(1 - (x - found).square().sum(0) / (x - x.mean(0)).square().sum(0)).mean()"
+        ),
+        "a ratio for each token, then the mean: sum first, divide once": (
+            "(1 - (x - found).square().sum(1) / (x - x.mean(0)).square().sum(1)).mean()"
+        ),
+        "that is the share left over: subtract it from 1": ("1 - (x", "(x"),
+        "lengths, not their squares": (".square()", ".norm(dim=1)"),
+    },
     moral="Ask of any explained variance: over which tokens, about which mean?",
 )
 
 
 # --- 09.2 batch top-k ------------------------------------------------------------------------
 
-_BATCH_TOPK_STUB = '''
-def batch_topk(pre, k):
+
+def batch_topk(pre: torch.Tensor, k: int) -> torch.Tensor:
     """Keep the k * batch largest pre-activations of the whole batch, as far as they are positive;
     everything else becomes 0.
 
     pre: [batch, latents]; k: whole number -> [batch, latents]
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def batch_topk(pre: torch.Tensor, k: int) -> torch.Tensor:
     import torch
 
     positive = pre.relu().flatten()
@@ -131,100 +97,50 @@ def _batch_topk_spec(answer: Any) -> None:
         pre = torch.randn(6, 9, generator=rng) + shift
         pre[0] += 1.5  # a token that has much to say
         pre[3, 4] = -5.0
-        n = len(pre)
         want = torch.zeros_like(pre)
         ranked = sorted((-float(pre[i, j]), i, j) for i in range(6) for j in range(9))
-        for value, i, j in ranked[: k * n]:  # the definition, one at a time
+        for value, i, j in ranked[: k * len(pre)]:  # the definition, one at a time
             if value < 0:
                 want[i, j] = -value
 
-        def kept(x: Any, how_many: int) -> Any:
-            flat = x.flatten()
-            best = flat.abs().topk(how_many).indices
-            return torch.zeros_like(flat).scatter(0, best, flat[best]).reshape(x.shape)
-
-        each = pre.relu().topk(k, dim=1)
-        signed = pre.flatten().topk(k * n)
-        got = call(
-            answer,
-            pre.clone(),
-            k,
-            likely="topk wants one dimension: flatten the batch, and bring its shape back at the end",
-        )
-        compare(
-            got,
-            want,
-            {
-                "k for each token: that is TopK; here the tokens of a batch share k * batch": torch.zeros_like(
-                    pre
-                ).scatter(1, each.indices, each.values),
-                "k for the whole batch: it is k * batch, k for a token on average": kept(pre.relu(), k),
-                "a negative one was kept: a latent fires or is 0": torch.zeros(pre.numel())
-                .scatter(0, signed.indices, signed.values)
-                .reshape(6, 9),
-                "size counts here, not the sign: a large negative one is no firing": kept(pre, k * n),
-                "a mask: keep the values themselves": (want > 0).float(),
-                "nothing was left out: a ReLU alone": pre.relu(),
-            },
-        )
+        BATCH_TOPK.expect(answer, pre, k, want=want)
 
 
-def _batch_topk_each(pre: Any, k: int) -> Any:
-    import torch
-
-    best = pre.relu().topk(k, dim=1)
-    return torch.zeros_like(pre).scatter(1, best.indices, best.values)
-
-
-def _batch_topk_negative(pre: Any, k: int) -> Any:
-    import torch
-
-    flat = pre.flatten()
-    best = flat.topk(k * len(pre))
-    return torch.zeros_like(flat).scatter(0, best.indices, best.values).reshape(pre.shape)
-
-
-def _batch_topk_few(pre: Any, k: int) -> Any:
-    import torch
-
-    flat = pre.relu().flatten()
-    best = flat.topk(k)
-    return torch.zeros_like(flat).scatter(0, best.indices, best.values).reshape(pre.shape)
-
-
-BATCH_TOPK = Exercise(
+BATCH_TOPK = Exercise.of(
+    batch_topk,
     id="09.2",
     title="batch top-k",
-    stub=_BATCH_TOPK_STUB,
-    solution=batch_topk,
     spec=_batch_topk_spec,
     hints=(
         "pre.relu().flatten(), then topk(k * len(pre)): it gives values and indices.",
         "Put them back: zeros_like(flat).scatter(0, best.indices, best.values).reshape(pre.shape)",
     ),
-    wrong=[
-        ("top-k for each token", _batch_topk_each),
-        ("negative ones kept", _batch_topk_negative),
-        ("k for the batch", _batch_topk_few),
-    ],
+    on_error="topk wants one dimension: flatten the batch, and bring its shape back at the end",
+    wrong={
+        "k for each token: that is TopK; here the tokens of a batch share k * batch": (
+            "pre.relu() * (pre >= pre.topk(k, dim=1).values[:, -1:])"
+        ),
+        "k for the whole batch: it is k * batch, k for a token on average": ("k * len(pre)", "k"),
+        "a negative one was kept: a latent fires or is 0": (".relu()", ""),
+        "size counts here, not the sign: a large negative one is no firing": (
+            "pre * (pre.abs() >= pre.abs().flatten().topk(k * len(pre)).values[-1])"
+        ),
+        "a mask: keep the values themselves": ("best.values", "(best.values > 0).float()"),
+        "nothing was left out: a ReLU alone": "pre.relu()",
+    },
     moral="A dull token may use five latents, and a rich one a hundred.",
 )
 
 
 # --- 09.3 CE recovered -----------------------------------------------------------------------
 
-_RECOVERED_STUB = '''
-def recovered(clean, patched, zeroed):
+
+def recovered(clean: torch.Tensor, patched: torch.Tensor, zeroed: torch.Tensor) -> torch.Tensor:
     """The share of the loss between "zeros" and "untouched" that the reconstruction wins back.
 
     clean, patched, zeroed: [tokens], cross-entropy of each token in nats: untouched, with the
     reconstruction in place, with zeros in place -> a tensor without dimensions
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def recovered(clean: torch.Tensor, patched: torch.Tensor, zeroed: torch.Tensor) -> torch.Tensor:
     return (zeroed.mean() - patched.mean()) / (zeroed.mean() - clean.mean())
 
 
@@ -236,73 +152,46 @@ def _recovered_spec(answer: Any) -> None:
     patched = clean + 0.9 * torch.rand(8, generator=rng)
     zeroed = 9 + 3 * torch.rand(8, generator=rng)
     one, two, three = (sum(x.tolist()) / len(x) for x in (clean, patched, zeroed))
-    got = call(
-        answer,
-        clean.clone(),
-        patched.clone(),
-        zeroed.clone(),
-        likely="all three are [tokens]: .mean() gives the model's loss",
-    )
-    compare(
-        got,
-        torch.tensor((three - two) / (three - one)),
-        {
-            "a share for each token, then the mean: a few tokens that zeros hardly hurt would rule; "
-            "average the losses first": ((zeroed - patched) / (zeroed - clean)).mean(),
-            "that is the share that is lost: subtract it from 1": torch.tensor((two - one) / (three - one)),
-            "clean over patched says nothing of what zeros would cost": torch.tensor(one / two),
-            "the denominator is the gap between zeros and untouched": torch.tensor((three - two) / three),
-            "the reference is zeros, not the reconstruction": torch.tensor((two - one) / (three - two)),
-            "one number for each token: average the losses first": (zeroed - patched) / (zeroed - clean),
-        },
-    )
+    RECOVERED.expect(answer, clean, patched, zeroed, want=(three - two) / (three - one))
 
 
-def _recovered_tokens(clean: Any, patched: Any, zeroed: Any) -> Any:
-    return ((zeroed - patched) / (zeroed - clean)).mean()
-
-
-def _recovered_lost(clean: Any, patched: Any, zeroed: Any) -> Any:
-    return (patched.mean() - clean.mean()) / (zeroed.mean() - clean.mean())
-
-
-def _recovered_ratio(clean: Any, patched: Any, zeroed: Any) -> Any:
-    return clean.mean() / patched.mean()
-
-
-RECOVERED = Exercise(
+RECOVERED = Exercise.of(
+    recovered,
     id="09.3",
     title="CE loss recovered",
-    stub=_RECOVERED_STUB,
-    solution=recovered,
     spec=_recovered_spec,
     hints=(
         "Three means first. Zeros score 0, the untouched model 1.",
         "(zeroed.mean() - patched.mean()) / (zeroed.mean() - clean.mean())",
     ),
-    wrong=[
-        ("a mean of ratios", _recovered_tokens),
-        ("the share lost", _recovered_lost),
-        ("clean over patched", _recovered_ratio),
-    ],
+    on_error="all three are [tokens]: .mean() gives the model's loss",
+    wrong={
+        "a share for each token, then the mean: a few tokens that zeros hardly hurt would "
+        "rule; average the losses first": ("((zeroed - patched) / (zeroed - clean)).mean()"),
+        "that is the share that is lost: subtract it from 1": (
+            "zeroed.mean() - patched.mean()",
+            "patched.mean() - clean.mean()",
+        ),
+        "clean over patched says nothing of what zeros would cost": "clean.mean() / patched.mean()",
+        "the denominator is the gap between zeros and untouched": ("(zeroed.mean() - clean.mean())", "zeroed.mean()"),
+        "the reference is zeros, not the reconstruction": (
+            "(patched.mean() - clean.mean()) / (zeroed.mean() - patched.mean())"
+        ),
+        "one number for each token: average the losses first": (".mean()", ""),
+    },
     moral="Zeros are a very low bar: 0.9 recovered can still cost a nat a token. Give both.",
 )
 
 
 # --- 09.4 the decoder-norm fold --------------------------------------------------------------
 
-_FOLD_STUB = '''
-def fold(W_enc, b_enc, W_dec):
+
+def fold(W_enc: torch.Tensor, b_enc: torch.Tensor, W_dec: torch.Tensor) -> Any:
     """The same dictionary with decoder rows of length 1.
 
     It encodes as relu(x @ W_enc + b_enc) and writes latents @ W_dec: what it writes must not change.
     W_enc: [d, latents]; b_enc: [latents]; W_dec: [latents, d] -> the three, as a tuple
-    """
-    raise NotImplementedError("your turn")
-'''
-
-
-def fold(W_enc: torch.Tensor, b_enc: torch.Tensor, W_dec: torch.Tensor) -> Any:
+    """  # noqa: W505
     norm = W_dec.norm(dim=-1)
     return W_enc * norm, b_enc * norm, W_dec / norm[:, None]
 
@@ -314,7 +203,6 @@ def _fold_spec(answer: Any) -> None:
     W_enc, W_dec = torch.randn(6, 6, generator=rng), torch.randn(6, 6, generator=rng)
     b_enc, x = torch.randn(6, generator=rng), torch.randn(20, 6, generator=rng)
     W_dec = W_dec * torch.tensor([0.2, 0.5, 1.0, 2.0, 3.0, 5.0])[:, None]
-    before = (x @ W_enc + b_enc).relu() @ W_dec
     got = call(
         answer,
         W_enc.clone(),
@@ -331,10 +219,9 @@ def _fold_spec(answer: Any) -> None:
                 expected=f"{name} of shape {list(old.shape)}",
                 likely="a norm was broadcast the wrong way",
             )
-    enc, bias, dec = got
-    length = dec.norm(dim=-1)
+    length = got[2].norm(dim=-1)
     if not torch.allclose(length, torch.ones(6), atol=1e-4):
-        columns = torch.allclose(dec.norm(dim=0), torch.ones(6), atol=1e-4)
+        columns = torch.allclose(got[2].norm(dim=0), torch.ones(6), atol=1e-4)
         raise Wrong(
             arrived=f"row lengths {describe(length)}",
             expected="1 for each decoder row",
@@ -342,48 +229,36 @@ def _fold_spec(answer: Any) -> None:
             if columns
             else "divide each row of W_dec by its own length",
         )
-    after = (x @ enc + bias).relu() @ dec
-    norm = W_dec.norm(dim=-1)
-    compare(
-        after,
-        before,
-        {
-            "the encoder was left as it was: what the decoder loses, the latents must gain": (x @ W_enc + b_enc).relu()
-            @ dec,
-            "the bias was left as it was: it is part of what a latent reads": (x @ (W_enc * norm) + b_enc).relu() @ dec,
-            "the encoder was divided, too: latents must grow where rows shrink": (
-                x @ (W_enc / norm) + b_enc / norm
-            ).relu()
-            @ dec,
-        },
-    )
+
+    def written(W_enc: torch.Tensor, b_enc: torch.Tensor, W_dec: torch.Tensor) -> torch.Tensor:
+        return (x @ W_enc + b_enc).relu() @ W_dec
+
+    known = ((cause, written(*folded)) for cause, folded in FOLD.known(W_enc, b_enc, W_dec))
+    compare(written(*got), written(W_enc, b_enc, W_dec), known)
 
 
-def _fold_decoder(W_enc: Any, b_enc: Any, W_dec: Any) -> Any:
-    return W_enc, b_enc, W_dec / W_dec.norm(dim=-1, keepdim=True)
-
-
-def _fold_no_bias(W_enc: Any, b_enc: Any, W_dec: Any) -> Any:
-    norm = W_dec.norm(dim=-1)
-    return W_enc * norm, b_enc, W_dec / norm[:, None]
-
-
-def _fold_columns(W_enc: Any, b_enc: Any, W_dec: Any) -> Any:
-    norm = W_dec.norm(dim=0)
-    return W_enc * norm, b_enc * norm, W_dec / norm
-
-
-FOLD = Exercise(
+FOLD = Exercise.of(
+    fold,
     id="09.4",
     title="the decoder-norm fold",
-    stub=_FOLD_STUB,
-    solution=fold,
     spec=_fold_spec,
     hints=(
         ("norm = W_dec.norm(dim=-1). A latent that is norm times as large may write a row that is norm times shorter."),
         ("W_enc * norm, b_enc * norm, W_dec / norm[:, None]: for norm > 0, relu(norm * z) is norm * relu(z)."),
     ),
-    wrong=[("the decoder alone", _fold_decoder), ("without the bias", _fold_no_bias), ("columns", _fold_columns)],
+    wrong={
+        "the encoder was left as it was: what the decoder loses, the latents must gain": (
+            "W_enc, b_enc, W_dec / norm[:, None]"
+        ),
+        "the bias was left as it was: it is part of what a latent reads": ("b_enc * norm", "b_enc"),
+        "the encoder was divided, too: latents must grow where rows shrink": (
+            "W_enc * norm, b_enc * norm",
+            "W_enc / norm, b_enc / norm",
+        ),
+        "columns were normalised: a latent's direction is a row of W_dec": (
+            "W_enc * norm, b_enc * norm, W_dec / W_dec.norm(dim=0)"
+        ),
+    },
     moral="Now activations are lengths, in the stream's own units, and latents can be compared.",
 )
 

@@ -14,18 +14,13 @@ if TYPE_CHECKING:
 
 # --- 10.1 the whole range ------------------------------------------------------------------------
 
-_SHARES_STUB = '''
-def shares(values, bins):
+
+def shares(values: torch.Tensor, bins: int) -> torch.Tensor:
     """Cut the range from 0 to the largest value into bins of equal width: the share of the values
     in each, weakest bin first. The largest value belongs to the last bin.
 
     values: [n], a latent's firings, all above 0 -> [bins]
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def shares(values: torch.Tensor, bins: int) -> torch.Tensor:
     import torch
 
     return torch.histc(values, bins, 0, float(values.max())) / len(values)
@@ -36,82 +31,45 @@ def _shares_spec(answer: Any) -> None:
 
     values = torch.rand(200, generator=torch.Generator().manual_seed(101)).square() * 9 + 0.6
     for bins in (10, 4):
-        got = call(answer, values.clone(), bins, likely="values is [n], bins a whole number")
         top, counts = float(values.max()), [0] * bins  # the definition, one firing at a time
         for v in values.tolist():
             counts[min(int(v / top * bins), bins - 1)] += 1
         want = torch.tensor(counts) / len(values)
-        low = torch.histc(values, bins) / len(values)  # from the smallest to the largest
-        compare(
-            got,
-            want,
-            {
-                "strongest first: turn it round": want.flip(0),
-                "these are counts: divide by how many values there are": want * len(values),
-                "bins of equal count, which hide that strong firings are rare: cut the range, not the list": torch.full(
-                    (bins,), 1 / bins
-                ),
-                "the range starts at the smallest value: start at 0": low,
-                "a density: divide by the number of values only": want * bins / top,
-            },
-            atol=1e-6,
-        )
+        SHARES.expect(answer, values, bins, want=want, atol=1e-6)
 
 
-def _shares_counts(values: Any, bins: int) -> Any:
-    return shares(values, bins) * len(values)
-
-
-def _shares_from_smallest(values: Any, bins: int) -> Any:
-    import torch
-
-    return torch.histc(values, bins) / len(values)
-
-
-def _shares_equal_count(values: Any, bins: int) -> Any:
-    import torch
-
-    return torch.tensor([len(part) / len(values) for part in values.sort().values.chunk(bins)])
-
-
-def _shares_turned(values: Any, bins: int) -> Any:
-    return shares(values, bins).flip(0)
-
-
-SHARES = Exercise(
+SHARES = Exercise.of(
+    shares,
     id="10.1",
     title="the whole range",
-    stub=_SHARES_STUB,
-    solution=shares,
     spec=_shares_spec,
     hints=(
         "torch.histc counts values in bins of equal width between two ends.",
         "torch.histc(values, bins, 0, float(values.max())), divided by len(values).",
     ),
-    wrong=[
-        ("counts", _shares_counts),
-        ("from the smallest value", _shares_from_smallest),
-        ("equal counts", _shares_equal_count),
-        ("strongest first", _shares_turned),
-    ],
+    on_error="values is [n], bins a whole number",
+    wrong={
+        "strongest first: turn it round": "(torch.histc(values, bins, 0, float(values.max())) / len(values)).flip(0)",
+        "these are counts: divide by how many values there are": (" / len(values)", ""),
+        "bins of equal count, which hide that strong firings are rare: cut the range, not the list": (
+            "torch.full((bins,), 1 / bins)"
+        ),
+        "the range starts at the smallest value: start at 0": (", 0, float(values.max())", ""),
+        "a density: divide by the number of values only": ("len(values)", "len(values) * bins / values.max()"),
+    },
     moral="The top bin usually holds a few firings in a thousand: that is what top examples show.",
 )
 
 
 # --- 10.2 counts ---------------------------------------------------------------------------------
 
-_HITS_STUB = '''
-def hits(fires, fits):
+
+def hits(fires: torch.Tensor, fits: torch.Tensor) -> tuple[float, float]:
     """Two shares: of the firings, those on tokens that fit the concept; of the tokens that fit,
     those on which it fires.
 
     fires, fits: [n] of True and False, one for each token -> (share, share)
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def hits(fires: torch.Tensor, fits: torch.Tensor) -> tuple[float, float]:
     both = (fires & fits).sum()
     return float(both / fires.sum()), float(both / fits.sum())
 
@@ -130,77 +88,55 @@ def _hits_spec(answer: Any) -> None:
         )
     pair = (float(got[0]), float(got[1]))
     both = sum(a and b for a, b in zip(fires.tolist(), fits.tolist(), strict=True))
-    n, f, c = len(fires), int(fires.sum()), int(fits.sum())
-    if _near(pair, (both / f, both / c)):
+    f, c = int(fires.sum()), int(fits.sum())
+
+    def near(other: tuple[float, float]) -> bool:
+        return max(abs(x - y) for x, y in zip(pair, other, strict=True)) < 1e-5
+
+    if near((both / f, both / c)):
         return
-    known = {
-        "the two changed places: the firings come first": (both / c, both / f),
-        "divided by all tokens: each share has its own whole": (both / n, both / n),
-        "how often it fires, and how often the concept comes: count where both are true": (f / n, c / n),
-        "these are the mistakes: count the tokens where both are true": (1 - both / f, 1 - both / c),
-        "accuracy is no help where most tokens are neither": (_same(fires, fits),) * 2,
-    }
-    cause = next(
-        (why for why, other in known.items() if _near(pair, other)),
-        "count by hand: tokens with both, firings, tokens that fit",
-    )
+    otherwise = "count by hand: tokens with both, firings, tokens that fit"
     raise Wrong(
         arrived=f"({pair[0]:.3g}, {pair[1]:.3g})",
         expected=f"({both / f:.3g}, {both / c:.3g}), for {f} firings, {c} tokens that fit, {both} of both",
-        likely=cause,
+        likely=HITS.cause(near, fires, fits, otherwise=otherwise),
     )
 
 
-def _same(fires: Any, fits: Any) -> float:
-    return float((fires == fits).float().mean())
-
-
-def _near(a: tuple[float, float], b: tuple[float, float]) -> bool:
-    return max(abs(x - y) for x, y in zip(a, b, strict=True)) < 1e-5
-
-
-def _hits_swapped(fires: Any, fits: Any) -> Any:
-    return hits(fires, fits)[::-1]
-
-
-def _hits_of_all(fires: Any, fits: Any) -> Any:
-    return (float((fires & fits).float().mean()),) * 2
-
-
-def _hits_accuracy(fires: Any, fits: Any) -> Any:
-    return (_same(fires, fits),) * 2
-
-
-HITS = Exercise(
+HITS = Exercise.of(
+    hits,
     id="10.2",
     title="count the hits",
-    stub=_HITS_STUB,
-    solution=hits,
     spec=_hits_spec,
     hints=(
         "fires & fits is true where both are; .sum() counts.",
         "both / fires.sum() and both / fits.sum(), in this order.",
     ),
-    wrong=[("swapped", _hits_swapped), ("of all tokens", _hits_of_all), ("accuracy", _hits_accuracy)],
+    wrong={
+        "the two changed places: the firings come first": "float(both / fits.sum()), float(both / fires.sum())",
+        "divided by all tokens: each share has its own whole": "(float(both / len(fires)),) * 2",
+        "how often it fires, and how often the concept comes: count where both are true": (
+            "float(fires.float().mean()), float(fits.float().mean())"
+        ),
+        "these are the mistakes: count the tokens where both are true": (
+            "1 - float(both / fires.sum()), 1 - float(both / fits.sum())"
+        ),
+        "accuracy is no help where most tokens are neither": "(float((fires == fits).float().mean()),) * 2",
+    },
     moral="Precision and recall. A label for a latent should come with both.",
 )
 
 
 # --- 10.3 ablated text ---------------------------------------------------------------------------
 
-_NEEDS_STUB = '''
-def needs(read, tokens):
+
+def needs(read: Callable[[list[int]], float], tokens: list[int]) -> list[float]:
     """What the latent loses on the last token when each earlier one is taken out of the text:
     positive where it needs the token. The first and the last token stay, and get 0.
 
     read: a function of a list of tokens, the activation on the last of them
     tokens: a list -> a list of as many numbers
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def needs(read: Callable[[list[int]], float], tokens: list[int]) -> list[float]:
     lost = [0.0] * len(tokens)
     for i in range(1, len(tokens) - 1):
         lost[i] = read(tokens) - read(tokens[:i] + tokens[i + 1 :])
@@ -233,63 +169,38 @@ def _needs_spec(answer: Any) -> None:
     full, last = _toy(tokens), len(tokens) - 1
     without = [_toy([t for j, t in enumerate(tokens) if j != i]) for i in range(len(tokens))]
     want = torch.tensor([full - w if 0 < i < last else 0.0 for i, w in enumerate(without)])
-    masked = [_toy([0 if j == i else t for j, t in enumerate(tokens)]) for i in range(len(tokens))]
-    compare(
-        numbers,
-        want,
-        {
-            "the sign: what it loses is the activation with the token, less the one without": -want,
-            "the first and the last token stay: they get 0": torch.tensor([full - w for w in without]),
-            "the activations themselves: subtract them from the one of the whole text": torch.tensor(
-                [w if 0 < i < last else 0.0 for i, w in enumerate(without)]
-            ),
-            "masked, not taken out: the text keeps its length then": torch.tensor(
-                [full - w if 0 < i < last else 0.0 for i, w in enumerate(masked)]
-            ),
-            "one number for each token, also for the two that stay": want[1:-1],
-        },
-    )
+    compare(numbers, want, NEEDS.known(_toy, tokens))
 
 
-def _needs_turned(read: Any, tokens: Any) -> Any:
-    return [-x for x in needs(read, tokens)]
-
-
-def _needs_masked(read: Any, tokens: Any) -> Any:
-    n = len(tokens)
-    return [read(tokens) - read(tokens[:i] + [0] + tokens[i + 1 :]) if 0 < i < n - 1 else 0.0 for i in range(n)]
-
-
-def _needs_all(read: Any, tokens: Any) -> Any:
-    return [read(tokens) - read(tokens[:i] + tokens[i + 1 :]) for i in range(len(tokens))]
-
-
-NEEDS = Exercise(
+NEEDS = Exercise.of(
+    needs,
     id="10.3",
     title="ablated text",
-    stub=_NEEDS_STUB,
-    solution=needs,
     spec=_needs_spec,
     hints=("A loop over the positions from 1 to len(tokens) - 2.", "read(tokens) - read(tokens[:i] + tokens[i + 1:])"),
-    wrong=[("sign turned", _needs_turned), ("masked", _needs_masked), ("first and last too", _needs_all)],
+    wrong={
+        "the sign: what it loses is the activation with the token, less the one without": (
+            "lost[i] = read(tokens) - read(tokens[:i] + tokens[i + 1 :])",
+            "lost[i] = read(tokens[:i] + tokens[i + 1 :]) - read(tokens)",
+        ),
+        "the first and the last token stay: they get 0": ("range(1, len(tokens) - 1)", "range(len(tokens))"),
+        "the activations themselves: subtract them from the one of the whole text": ("read(tokens) - ", ""),
+        "masked, not taken out: the text keeps its length then": ("+ tokens", "+ [0] + tokens"),
+        "one number for each token, also for the two that stay": "lost[1:-1]",
+    },
     moral="kit.sae.ablated_text does the same in one batch, and for pairs.",
 )
 
 
 # --- 10.4 attribution ----------------------------------------------------------------------------
 
-_ATTRIBUTION_STUB = '''
-def attribution(value, row, slope):
+
+def attribution(value: torch.Tensor, row: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
     """To first order, what a latent adds to a logit difference, all tokens together.
 
     value: [n], its activation on each token; row: [d_model], what it writes at activation 1
     slope: [n, d_model], gradient of the difference in the stream at each token -> one number
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def attribution(value: torch.Tensor, row: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
     return (value * (slope @ row)).sum()
 
 
@@ -299,61 +210,35 @@ def _attribution_spec(answer: Any) -> None:
     seed = torch.Generator().manual_seed(104)
     value = torch.tensor([0.0, 3.0, 0.0, 1.5, 0.5])
     row, slope = torch.randn(6, generator=seed) * 2, torch.randn(5, 6, generator=seed)
-    got = call(
-        answer,
-        value.clone(),
-        row.clone(),
-        slope.clone(),
-        likely="slope @ row is [n]: one slope along the latent's row for each token",
-    )
     want = sum(
         float(v) * sum(float(a) * float(b) for a, b in zip(s, row, strict=True))
         for v, s in zip(value, slope, strict=True)
     )  # the definition, a token at a time
-    along = slope @ row
-    compare(
-        torch.as_tensor(got).float(),
-        torch.tensor(want),
-        {
-            "the activation is missing: a latent that does not fire adds nothing": along.sum(),
-            "the row was put at norm 1: it writes activation times the row as it is": (value * along).sum()
-            / row.norm(),
-            "one number for each token: add them up": value * along,
-            "the sign: adding is positive": -(value * along).sum(),
-            "absolute values hide which answer it favours": (value * along).abs().sum(),
-            "a mean over the tokens: every one of them adds its part": (value * along).mean(),
-            "only the last token: earlier ones reach the answer through attention": (value * along)[-1],
-        },
-    )
+    ATTRIBUTION.expect(answer, value, row, slope, want=want, number=True)
 
 
-def _attribution_gradient(value: Any, row: Any, slope: Any) -> Any:
-    return (slope @ row).sum()
-
-
-def _attribution_unit(value: Any, row: Any, slope: Any) -> Any:
-    return attribution(value, row / row.norm(), slope)
-
-
-def _attribution_last(value: Any, row: Any, slope: Any) -> Any:
-    return (value * (slope @ row))[-1]
-
-
-ATTRIBUTION = Exercise(
+ATTRIBUTION = Exercise.of(
+    attribution,
     id="10.4",
     title="gradient x activation",
-    stub=_ATTRIBUTION_STUB,
-    solution=attribution,
     spec=_attribution_spec,
     hints=(
         "What it writes at a token is value * row; the difference moves by slope times that.",
         "(value * (slope @ row)).sum()",
     ),
-    wrong=[
-        ("gradient only", _attribution_gradient),
-        ("row at norm 1", _attribution_unit),
-        ("last token only", _attribution_last),
-    ],
+    on_error="slope @ row is [n]: one slope along the latent's row for each token",
+    wrong={
+        "the activation is missing: a latent that does not fire adds nothing": ("value * ", ""),
+        "the row was put at norm 1: it writes activation times the row as it is": (
+            "slope @ row",
+            "slope @ row / row.norm()",
+        ),
+        "one number for each token: add them up": (".sum()", ""),
+        "the sign: adding is positive": "-(value * (slope @ row)).sum()",
+        "absolute values hide which answer it favours": (".sum()", ".abs().sum()"),
+        "a mean over the tokens: every one of them adds its part": (".sum()", ".mean()"),
+        "only the last token: earlier ones reach the answer through attention": (".sum()", "[-1]"),
+    },
     moral="A tangent. Taking the latent out for real says how good a tangent it is.",
 )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from course.exercises import Exercise
-from course.exercises.specs import Wrong, call, compare, describe
+from course.exercises.specs import Wrong, call, compare
 
 if TYPE_CHECKING:
     import torch
@@ -14,18 +14,13 @@ if TYPE_CHECKING:
 
 # --- 12.1 clamp ----------------------------------------------------------------------------------
 
-_CLAMP_STUB = '''
-def clamp(x, value, row, target):
+
+def clamp(x: torch.Tensor, value: torch.Tensor, row: torch.Tensor, target: float) -> torch.Tensor:
     """Set a latent: what it adds now gives way to target * row. All else stays.
 
     x: [n, d_model], the stream; value: [n], the latent's activation on each token
     row: [d_model], its decoder row (of any length); target: a number -> [n, d_model]
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def clamp(x: torch.Tensor, value: torch.Tensor, row: torch.Tensor, target: float) -> torch.Tensor:
     return x + (target - value)[:, None] * row
 
 
@@ -35,75 +30,48 @@ def _clamp_spec(answer: Any) -> None:
     seed = torch.Generator().manual_seed(121)
     x, row = torch.randn(4, 6, generator=seed), torch.randn(6, generator=seed) * 1.7
     value, target = torch.tensor([0.0, 2.0, 0.5, 0.0]), 3.0
-    got = call(
-        answer,
-        x.clone(),
-        value.clone(),
-        row.clone(),
-        target,
-        likely="value is [n] and row [d_model]: value[:, None] * row is [n, d_model]",
-    )
     want = torch.stack([h - float(v) * row + target * row for h, v in zip(x, value, strict=True)])
-    unit = row / row.norm()
-    compare(
-        got,
-        want,
-        {
-            "this adds: what the latent writes now has to go first": x + target * row,
-            "the latent went, nothing came: that is an ablation": x - value[:, None] * row,
-            "the row was put at norm 1: it is used as it is": x + (target - value)[:, None] * unit,
-            "this sets the stream's part along the row, which is not what the latent adds: other "
-            "latents point that way too": x + (target - x @ unit)[:, None] * unit,
-            "the sign: target comes, value goes": x + (value - target)[:, None] * row,
-            "this is what is added: add it to the stream": (target - value)[:, None] * row,
-        },
-    )
+    CLAMP.expect(answer, x, value, row, target, want=want)
 
 
-def _clamp_add(x: Any, value: Any, row: Any, target: float) -> Any:
-    return x + target * row
-
-
-def _clamp_unit(x: Any, value: Any, row: Any, target: float) -> Any:
-    return clamp(x, value, row / row.norm(), target)
-
-
-def _clamp_projection(x: Any, value: Any, row: Any, target: float) -> Any:
-    unit = row / row.norm()
-    return x + (target - x @ unit)[:, None] * unit
-
-
-CLAMP = Exercise(
+CLAMP = Exercise.of(
+    clamp,
     id="12.1",
     title="set a latent",
-    stub=_CLAMP_STUB,
-    solution=clamp,
     spec=_clamp_spec,
     hints=(
         "Take value * row out, put target * row in: one difference, times the row.",
         "x + (target - value)[:, None] * row",
     ),
-    wrong=[("added", _clamp_add), ("row at norm 1", _clamp_unit), ("the stream's projection", _clamp_projection)],
+    on_error="value is [n] and row [d_model]: value[:, None] * row is [n, d_model]",
+    wrong={
+        "this adds: what the latent writes now has to go first": "x + target * row",
+        "the latent went, nothing came: that is an ablation": "x - value[:, None] * row",
+        "the row was put at norm 1: it is used as it is": "x + (target - value)[:, None] * row / row.norm()",
+        "this sets the stream's part along the row, which is not what the latent adds: other "
+        "latents point that way too": ("x + (target - x @ row / row.norm())[:, None] * row / row.norm()"),
+        "the sign: target comes, value goes": ("target - value", "value - target"),
+        "this is what is added: add it to the stream": ("x + ", ""),
+    },
     moral="The dictionary's error is still in x: nothing that it cannot say was lost.",
 )
 
 
 # --- 12.2 the error ------------------------------------------------------------------------------
 
-_WITHOUT_STUB = '''
-def without(x, values, decode, latent, keep_error):
+
+def without(
+    x: torch.Tensor,  # [n, d_model]
+    values: torch.Tensor,  # [n, latents]
+    decode: Callable[[torch.Tensor], torch.Tensor],
+    latent: int,
+    keep_error: bool,
+) -> torch.Tensor:
     """The stream without a latent, by the dictionary's own decoder.
 
     x: [n, d_model]; values: [n, latents]; decode(values) gives [n, d_model]
     keep_error: whether what the dictionary does not explain in x is added back -> [n, d_model]
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def without(
-    x: torch.Tensor, values: torch.Tensor, decode: Callable[[torch.Tensor], torch.Tensor], latent: int, keep_error: bool
-) -> torch.Tensor:
     rest = values.clone()
     rest[:, latent] = 0
     error = x - decode(values)
@@ -133,65 +101,41 @@ def _without_spec(answer: Any) -> None:
                 likely="rest = values is the same tensor: clone it before you write",
             )
         explained = x - values[:, 2:3] * rows[2]
-        compare(
-            got,
-            explained if keep else decode(rest),
-            {
-                "nothing changed: the error was taken after the latent went, so that it holds the latent": x,
-                "the error stayed: without it, only the reconstruction is left": explained,
-                "the error is missing: x less the whole reconstruction": decode(rest),
-                "the latent is still there: set it to 0 before decoding": decode(values),
-                "the sign of the error: x less its reconstruction": decode(rest) - (x - decode(values)),
-            },
-        )
+        compare(got, explained if keep else decode(rest), WITHOUT.known(x, values, decode, 2, keep))
 
 
-def _without_late(x: Any, values: Any, decode: Any, latent: int, keep_error: bool) -> Any:
-    rest = values.clone()
-    rest[:, latent] = 0
-    return decode(rest) + (x - decode(rest)) if keep_error else decode(rest)
-
-
-def _without_never(x: Any, values: Any, decode: Any, latent: int, keep_error: bool) -> Any:
-    return without(x, values, decode, latent, False)
-
-
-def _without_always(x: Any, values: Any, decode: Any, latent: int, keep_error: bool) -> Any:
-    return without(x, values, decode, latent, True)
-
-
-WITHOUT = Exercise(
+WITHOUT = Exercise.of(
+    without,
     id="12.2",
     title="what the dictionary cannot say",
-    stub=_WITHOUT_STUB,
-    solution=without,
     spec=_without_spec,
     hints=(
         "Two decodings: of all the latents, for the error, and of the rest.",
         "error = x - decode(values); rest = values.clone(); rest[:, latent] = 0.",
     ),
-    wrong=[
-        ("error taken too late", _without_late),
-        ("error never kept", _without_never),
-        ("error always kept", _without_always),
-    ],
+    wrong={
+        "nothing changed: the error was taken after the latent went, so that it holds the latent": (
+            "x - decode(values)",
+            "x - decode(rest)",
+        ),
+        "the error stayed: without it, only the reconstruction is left": "decode(rest) + error",
+        "the error is missing: x less the whole reconstruction": "decode(rest)",
+        "the latent is still there: set it to 0 before decoding": "decode(values)",
+        "the sign of the error: x less its reconstruction": "decode(rest) - error",
+        "clone it before you write": (".clone()", ""),
+    },
     moral="With the error, this is x less one latent. Without it, every token changes.",
 )
 
 
 # --- 12.3 a sum ----------------------------------------------------------------------------------
 
-_LENGTH_STUB = '''
-def length(sizes, cosines):
+
+def length(sizes: torch.Tensor, cosines: torch.Tensor) -> torch.Tensor:
     """How long the sum of some pieces is, from their lengths and the cosines between them.
 
     sizes: [m]; cosines: [m, m], with ones on the diagonal -> one number
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def length(sizes: torch.Tensor, cosines: torch.Tensor) -> torch.Tensor:
     return (sizes @ cosines @ sizes).sqrt()
 
 
@@ -202,64 +146,40 @@ def _length_spec(answer: Any) -> None:
     pieces = torch.randn(4, 5, generator=seed) * torch.tensor([3.0, 1.0, 2.0, 0.5])[:, None]
     sizes = pieces.norm(dim=-1)
     cosines = (pieces @ pieces.T) / (sizes[:, None] * sizes)
-    got = call(answer, sizes.clone(), cosines.clone(), likely="sizes is [m], cosines [m, m]")
     want = pieces.sum(0).norm()  # the pieces themselves, which the learner does not have
-    compare(
-        torch.as_tensor(got).float(),
-        want,
-        {
-            "the lengths were added: pieces that point apart make a shorter sum": sizes.sum(),
-            "Pythagoras holds at right angles only: the cosines count": sizes.square().sum().sqrt(),
-            "the root is missing: this is the square of the length": want.square(),
-            "each pair counts twice, once in each order": (
-                sizes.square().sum() + (sizes @ (cosines - torch.eye(4)) @ sizes) / 2
-            ).sqrt(),
-            "the sizes are missing: only the angles were added up": cosines.sum().abs().sqrt(),
-        },
-    )
+    LENGTH.expect(answer, sizes, cosines, want=want, number=True)
 
 
-def _length_added(sizes: Any, cosines: Any) -> Any:
-    return sizes.sum()
-
-
-def _length_pythagoras(sizes: Any, cosines: Any) -> Any:
-    return sizes.square().sum().sqrt()
-
-
-def _length_square(sizes: Any, cosines: Any) -> Any:
-    return sizes @ cosines @ sizes
-
-
-LENGTH = Exercise(
+LENGTH = Exercise.of(
+    length,
     id="12.3",
     title="how long is a sum?",
-    stub=_LENGTH_STUB,
-    solution=length,
     spec=_length_spec,
     hints=(
         "The square of the length is the sum, over all pairs, of size times size times cosine.",
         "(sizes @ cosines @ sizes).sqrt()",
     ),
-    wrong=[("lengths added", _length_added), ("Pythagoras", _length_pythagoras), ("no root", _length_square)],
+    on_error="sizes is [m], cosines [m, m]",
+    wrong={
+        "the lengths were added: pieces that point apart make a shorter sum": "sizes.sum()",
+        "Pythagoras holds at right angles only: the cosines count": "sizes.square().sum().sqrt()",
+        "the root is missing: this is the square of the length": (".sqrt()", ""),
+        "each pair counts twice, once in each order": "((sizes.square().sum() + sizes @ cosines @ sizes) / 2).sqrt()",
+        "the sizes are missing: only the angles were added up": "cosines.sum().abs().sqrt()",
+    },
     moral="combine() reports all three: length of the sum, lengths of the pieces, cosines.",
 )
 
 
 # --- 12.4 chance ---------------------------------------------------------------------------------
 
-_CHANCE_STUB = '''
-def chance(effect, controls):
+
+def chance(effect: float, controls: Sequence[float]) -> float:
     """How often chance does as well: the share of all arms, the tested one included, whose effect
     is at least as large as the tested one's.
 
     effect: a number; controls: a list of numbers, from random vectors -> a number above 0
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def chance(effect: float, controls: Sequence[float]) -> float:
     return (1 + sum(c >= effect for c in controls)) / (1 + len(controls))
 
 
@@ -269,56 +189,33 @@ def _chance_spec(answer: Any) -> None:
         n, above = len(controls), 0
         for c in controls:
             above += c >= effect
-        want = (1 + above) / (1 + n)
-        got = call(answer, effect, list(controls), likely="a number and a list of numbers")
-        try:
-            number = float(got)
-        except (TypeError, ValueError):
-            raise Wrong(arrived=describe(got), expected=f"{want:.3g}, a number", likely="return a share") from None
-        if abs(number - want) < 1e-6:
-            continue
-        over, wide = sum(c > effect for c in controls), sum(abs(c) >= effect for c in controls)
-        known = {
-            "the tested arm is missing: with few controls a p of 0 claims too much": above / n,
-            "the tested arm is missing from the whole: divide by one more": (1 + above) / n,
-            "this is the share of controls that do worse": (n - above) / n,
-            "a control that does exactly as well counts": (1 + over) / (1 + n),
-            "absolute values: a push the other way is not as good": (1 + wide) / (1 + n),
-        }
-        cause = next(
-            (why for why, x in known.items() if abs(number - x) < 1e-6),
-            "count by hand: the controls that reach the effect, and the tested arm",
+        CHANCE.expect_number(
+            answer,
+            effect,
+            controls,
+            want=(1 + above) / (1 + n),
+            unread="return a share",
+            otherwise="count by hand: the controls that reach the effect, and the tested arm",
         )
-        raise Wrong(arrived=f"{number:.3g}", expected=f"chance({effect}, {controls}) = {want:.3g}", likely=cause)
 
 
-def _chance_no_arm(effect: Any, controls: Any) -> Any:
-    return sum(c >= effect for c in controls) / len(controls)
-
-
-def _chance_worse(effect: Any, controls: Any) -> Any:
-    return sum(c < effect for c in controls) / len(controls)
-
-
-def _chance_absolute(effect: Any, controls: Any) -> Any:
-    return (1 + sum(abs(c) >= effect for c in controls)) / (1 + len(controls))
-
-
-CHANCE = Exercise(
+CHANCE = Exercise.of(
+    chance,
     id="12.4",
     title="would chance do as well?",
-    stub=_CHANCE_STUB,
-    solution=chance,
     spec=_chance_spec,
     hints=(
         "Count the controls that are at least as large, and add the tested arm to both numbers.",
         "(1 + sum(c >= effect for c in controls)) / (1 + len(controls))",
     ),
-    wrong=[
-        ("without the tested arm", _chance_no_arm),
-        ("share that do worse", _chance_worse),
-        ("absolute values", _chance_absolute),
-    ],
+    on_error="a number and a list of numbers",
+    wrong={
+        "the tested arm is missing: with few controls a p of 0 claims too much": ("1 + ", ""),
+        "the tested arm is missing from the whole: divide by one more": ("(1 + len(controls))", "len(controls)"),
+        "this is the share of controls that do worse": "sum(c < effect for c in controls) / len(controls)",
+        "a control that does exactly as well counts": (">=", ">"),
+        "absolute values: a push the other way is not as good": ("sum(c", "sum(abs(c)"),
+    },
     moral="With ten controls it cannot fall below 1/11: the count of controls sets the floor.",
 )
 

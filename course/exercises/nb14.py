@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from course.exercises import Exercise
-from course.exercises.specs import call, compare
 
 if TYPE_CHECKING:
     import torch
@@ -13,8 +12,8 @@ if TYPE_CHECKING:
 
 # --- 14.1 whose latent is it? --------------------------------------------------------------------
 
-_NORM_STUB = '''
-def relative_norm(decoder):
+
+def relative_norm(decoder: torch.Tensor) -> torch.Tensor:
     """Whose latent is it: 0 where only the first model has it, 1 where only the second does.
 
     The second model's share of the two rows' norms.
@@ -22,11 +21,6 @@ def relative_norm(decoder):
     decoder: [latents, 2, d], what each latent writes into the first and into the second model
     -> [latents]
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def relative_norm(decoder: torch.Tensor) -> torch.Tensor:
     size = decoder.norm(dim=-1)
     return size[:, 1] / size.sum(-1)
 
@@ -43,72 +37,39 @@ def _norm_spec(answer: Any) -> None:
     for i, (first, second) in enumerate(decoder.tolist()):  # the definition, one row at a time
         a, b = sum(v * v for v in first) ** 0.5, sum(v * v for v in second) ** 0.5
         want[i] = b / (a + b)
-    got = call(answer, decoder.clone(), likely="decoder.norm(dim=-1) is [latents, 2]")
-    size = decoder.norm(dim=-1)
-    compare(
-        got,
-        want,
-        {
-            "that is the first model's share: swap them": size[:, 0] / size.sum(-1),
-            "squared norms: take the square root, or a norm": size[:, 1] ** 2 / (size**2).sum(-1),
-            "over the first norm it runs to infinity: divide by both norms added": size[:, 1] / size[:, 0],
-            "norms are added, not squared and added: |a| + |b| is not |(a, b)|": size[:, 1]
-            / decoder.flatten(1).norm(dim=-1),
-        },
-    )
+    NORM.expect(answer, decoder, want=want)
 
 
-def _norm_swapped(decoder: Any) -> Any:
-    size = decoder.norm(dim=-1)
-    return size[:, 0] / size.sum(-1)
-
-
-def _norm_squared(decoder: Any) -> Any:
-    size = decoder.square().sum(-1)
-    return size[:, 1] / size.sum(-1)
-
-
-def _norm_ratio(decoder: Any) -> Any:
-    return decoder[:, 1].norm(dim=-1) / decoder[:, 0].norm(dim=-1)
-
-
-def _norm_whole(decoder: Any) -> Any:
-    return decoder[:, 1].norm(dim=-1) / decoder.flatten(1).norm(dim=-1)
-
-
-NORM = Exercise(
+NORM = Exercise.of(
+    relative_norm,
     id="14.1",
     title="whose latent is it?",
-    stub=_NORM_STUB,
-    solution=relative_norm,
     spec=_norm_spec,
     hints=(
         "Each latent has two rows. The length of each is decoder.norm(dim=-1), [latents, 2].",
         "size = decoder.norm(dim=-1); the second column over size.sum(-1).",
     ),
-    wrong=[
-        ("the first model's share", _norm_swapped),
-        ("squares", _norm_squared),
-        ("a ratio", _norm_ratio),
-        ("the whole row's norm", _norm_whole),
-    ],
+    on_error="decoder.norm(dim=-1) is [latents, 2]",
+    wrong={
+        "that is the first model's share: swap them": ("size[:, 1]", "size[:, 0]"),
+        "squared norms: take the square root, or a norm": "size[:, 1] ** 2 / (size**2).sum(-1)",
+        "over the first norm it runs to infinity: divide by both norms added": "size[:, 1] / size[:, 0]",
+        "norms are added, not squared and added: |a| + |b| is not |(a, b)|": (
+            "size[:, 1] / decoder.flatten(1).norm(dim=-1)"
+        ),
+    },
     moral="One number a latent says whose it looks to be. Whether it is, only the data say.",
 )
 
 
 # --- 14.2 what a latent costs --------------------------------------------------------------------
 
-_COST_STUB = '''
-def cost(f, decoder):
+
+def cost(f: torch.Tensor, decoder: torch.Tensor) -> torch.Tensor:
     """What latents cost a crosscoder: activation times the sum of its two rows' norms.
 
     f: [tokens, latents], activations; decoder: [latents, 2, d] -> [tokens], summed over latents
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def cost(f: torch.Tensor, decoder: torch.Tensor) -> torch.Tensor:
     return f @ decoder.norm(dim=-1).sum(-1)
 
 
@@ -123,63 +84,40 @@ def _cost_spec(answer: Any) -> None:
     for t in range(4):
         for i in range(5):
             want[t] += f[t, i] * (decoder[i, 0].norm() + decoder[i, 1].norm())
-    got = call(answer, f.clone(), decoder.clone(), likely="norms: [latents, 2]; add the two columns")
-    size = decoder.norm(dim=-1)
-    compare(
-        got,
-        want,
-        {
-            "that is the norm of the whole row: to spread over both models would be cheap, and nothing "
-            "would stay exclusive": f @ decoder.flatten(1).norm(dim=-1),
-            "the activation is missing: a latent that is silent costs nothing": (f > 0).float() @ size.sum(-1),
-            "only the larger of the two norms: the other one is free then": f @ size.amax(-1),
-            "[tokens, latents]: sum over the latents": f * size.sum(-1),
-        },
-    )
+    COST.expect(answer, f, decoder, want=want)
 
 
-def _cost_whole(f: Any, decoder: Any) -> Any:
-    return f @ decoder.flatten(1).norm(dim=-1)
-
-
-def _cost_count(f: Any, decoder: Any) -> Any:
-    return (f > 0).float() @ decoder.norm(dim=-1).sum(-1)
-
-
-def _cost_larger(f: Any, decoder: Any) -> Any:
-    return f @ decoder.norm(dim=-1).amax(-1)
-
-
-COST = Exercise(
+COST = Exercise.of(
+    cost,
     id="14.2",
     title="what a latent costs",
-    stub=_COST_STUB,
-    solution=cost,
     spec=_cost_spec,
     hints=(
         "The price of one unit of activation is a number a latent: both norms added.",
         "f @ decoder.norm(dim=-1).sum(-1)",
     ),
-    wrong=[("the whole row's norm", _cost_whole), ("a count", _cost_count), ("the larger norm", _cost_larger)],
+    on_error="norms: [latents, 2]; add the two columns",
+    wrong={
+        "that is the norm of the whole row: to spread over both models would be cheap, and "
+        "nothing would stay exclusive": ("f @ decoder.flatten(1).norm(dim=-1)"),
+        "the activation is missing: a latent that is silent costs nothing": ("f @", "(f > 0).float() @"),
+        "only the larger of the two norms: the other one is free then": ("sum(-1)", "amax(-1)"),
+        "[tokens, latents]: sum over the latents": ("f @", "f *"),
+    },
     moral="With two norms added, writing into a second model costs as much as a second latent would.",
 )
 
 
 # --- 14.3 latent scaling -------------------------------------------------------------------------
 
-_SCALING_STUB = '''
-def scaling(y, f, d):
+
+def scaling(y: torch.Tensor, f: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
     """How much of a latent is in y: the b for which b * f * d comes closest to y.
 
     Least squares over all tokens and dimensions: minimise sum |y[t] - b * f[t] * d|^2.
 
     y: [tokens, d_model]; f: [tokens], the latent's activations; d: [d_model], its row -> one number
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def scaling(y: torch.Tensor, f: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
     return (f * (y @ d)).sum() / (f.square().sum() * d.square().sum())
 
 
@@ -192,53 +130,32 @@ def _scaling_spec(answer: Any) -> None:
     y = 0.4 * f[:, None] * d + 0.8 * torch.randn(6, 7, generator=rng)
     basis = (f[:, None] * d).reshape(-1, 1)
     want = torch.linalg.lstsq(basis, y.reshape(-1, 1)).solution[0, 0]
-    got = call(answer, y.clone(), f.clone(), d.clone(), likely="y @ d is [tokens]: how far each lies along d")
-    along, power = y @ d, f.square().sum()
-    on = f > 0
-    compare(
-        got,
-        want,
-        {
-            "the row's own length is missing: divide by |d|^2 too": (f * along).sum() / power,
-            "a mean of the tokens' ratios counts weak firings as much as strong ones": (
-                along[on] / (f[on] * d.square().sum())
-            ).mean(),
-            "tokens count by how strongly the latent fires there: multiply with f before you sum": along.sum()
-            / (f.sum() * d.square().sum()),
-            "the row's length, not its square: the row is in y @ d once and in b * f * d once more": (f * along).sum()
-            / (power * d.norm()),
-        },
-    )
+    SCALING.expect(answer, y, f, d, want=want)
 
 
-def _scaling_unit(y: Any, f: Any, d: Any) -> Any:
-    return (f * (y @ d)).sum() / f.square().sum()
-
-
-def _scaling_mean(y: Any, f: Any, d: Any) -> Any:
-    on = f > 0
-    return ((y @ d)[on] / (f[on] * d.square().sum())).mean()
-
-
-def _scaling_sums(y: Any, f: Any, d: Any) -> Any:
-    return (y @ d).sum() / (f.sum() * d.square().sum())
-
-
-SCALING = Exercise(
+SCALING = Exercise.of(
+    scaling,
     id="14.3",
     title="latent scaling",
-    stub=_SCALING_STUB,
-    solution=scaling,
     spec=_scaling_spec,
     hints=(
         "Set the derivative by b to zero: sum f (y . d) = b * sum f^2 * |d|^2.",
         "(f * (y @ d)).sum() over f.square().sum() * d.square().sum().",
     ),
-    wrong=[
-        ("without the row's length", _scaling_unit),
-        ("a mean of ratios", _scaling_mean),
-        ("without weights", _scaling_sums),
-    ],
+    on_error="y @ d is [tokens]: how far each lies along d",
+    wrong={
+        "the row's own length is missing: divide by |d|^2 too": "(f * (y @ d)).sum() / f.square().sum()",
+        "a mean of the tokens' ratios counts weak firings as much as strong ones": (
+            "((y @ d)[f > 0] / (f[f > 0] * d.square().sum())).mean()"
+        ),
+        "tokens count by how strongly the latent fires there: multiply with f before you sum": (
+            "(y @ d).sum() / (f.sum() * d.square().sum())"
+        ),
+        "the row's length, not its square: the row is in y @ d once and in b * f * d once more": (
+            "d.square().sum()",
+            "d.norm()",
+        ),
+    },
     moral="The same factor in both models: the latent is shared, whatever its norms say.",
 )
 

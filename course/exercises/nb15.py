@@ -1,4 +1,4 @@
-"""Exercises of notebook 15: explained variance with weights, one step of pursuit, a fair control."""
+"""Exercises of notebook 15: explained variance with weights, a step of pursuit, a fair control."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 # --- 15.1 explained variance of rows -----------------------------------------------------------
 
-_SCORE_STUB = '''
-def score(rows, made, weight):
+
+def score(rows: torch.Tensor, made: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Explained variance of all rows together.
 
     1 - (squared length of what is left) / (squared length of rows less their mean), both summed
@@ -22,11 +22,6 @@ def score(rows, made, weight):
 
     rows, made: [n, d], the rows and what was made of them; weight: [n], from 0 on -> a scalar
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def score(rows: torch.Tensor, made: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     mean = (weight[:, None] * rows).sum(0) / weight.sum()
     left = (weight * (rows - made).square().sum(-1)).sum()
     return 1 - left / (weight * (rows - mean).square().sum(-1)).sum()
@@ -46,75 +41,40 @@ def _score_spec(answer: Any) -> None:
     for w, row, part in zip(weight.tolist(), rows, made, strict=True):
         left += w * float(((row - part) ** 2).sum())
         whole += w * float(((row - mean) ** 2).sum())
-    got = call(
-        answer,
-        rows.clone(),
-        made.clone(),
-        weight.clone(),
-        likely="weight is [n]: weight[:, None] * rows, but weight * (a sum over the last dim)",
-    )
-    one = torch.ones(7)
-    rest = (rows - made).square().sum(-1)
-    around = (rows - mean).square().sum(-1)
-    plain = (rows - rows.mean(0)).square().sum(-1)
-    compare(
-        got,
-        torch.tensor(1 - left / whole),
-        {
-            "the weights are not used": score(rows, made, one),
-            "the mean was not taken off: a constant would then count as explained": 1
-            - (weight * rest).sum() / (weight * rows.square().sum(-1)).sum(),
-            "the mean is weighted, too": 1 - (weight * rest).sum() / (weight * plain).sum(),
-            "the mean of the rows' own shares: sum over all rows first, then divide": (
-                weight * (1 - rest / around)
-            ).sum()
-            / weight.sum(),
-            "what is left, not what is explained: take it from 1": torch.tensor(left / whole),
-            "what was made, not what is left of the rows": (weight * made.square().sum(-1)).sum()
-            / (weight * around).sum(),
-            "the weights were squared": score(rows, made, weight.square()),
-        },
-    )
+    SCORE.expect(answer, rows, made, weight, want=1 - left / whole)
 
 
-def _score_alike(rows: Any, made: Any, weight: Any) -> Any:
-    left = (rows - made).square().sum()
-    return 1 - left / (rows - rows.mean(0)).square().sum()
-
-
-def _score_origin(rows: Any, made: Any, weight: Any) -> Any:
-    left = (weight * (rows - made).square().sum(-1)).sum()
-    return 1 - left / (weight * rows.square().sum(-1)).sum()
-
-
-def _score_plain_mean(rows: Any, made: Any, weight: Any) -> Any:
-    left = (weight * (rows - made).square().sum(-1)).sum()
-    return 1 - left / (weight * (rows - rows.mean(0)).square().sum(-1)).sum()
-
-
-SCORE = Exercise(
+SCORE = Exercise.of(
+    score,
     id="15.1",
     title="explained variance of rows",
-    stub=_SCORE_STUB,
-    solution=score,
     spec=_score_spec,
     hints=(
         "First the weighted mean row: (weight[:, None] * rows).sum(0) / weight.sum().",
         "1 - left / whole; left sums weight * |row - made|^2, whole sums weight * |row - mean|^2.",
     ),
-    wrong=[
-        ("weights ignored", _score_alike),
-        ("mean kept", _score_origin),
-        ("mean without weights", _score_plain_mean),
-    ],
+    on_error="weight is [n]: weight[:, None] * rows, but weight * (a sum over the last dim)",
+    wrong={
+        "the weights are not used": ("mean = (weight", "weight = rows.new_ones(len(rows))\n    mean = (weight"),
+        "the mean was not taken off: a constant would then count as explained": ("(rows - mean)", "rows"),
+        "the mean is weighted, too": ("(rows - mean)", "(rows - rows.mean(0))"),
+        "the mean of the rows' own shares: sum over all rows first, then divide": (
+            "(weight * (1 - (rows - made).square().sum(-1) / (rows - mean).square().sum(-1))).sum() / weight.sum()"
+        ),
+        "what is left, not what is explained: take it from 1": ("1 - left", "left"),
+        "what was made, not what is left of the rows": (
+            "(weight @ made.square().sum(-1)) / (weight @ (rows - mean).square().sum(-1))"
+        ),
+        "the weights were squared": ("mean = (weight", "weight = weight.square()\n    mean = (weight"),
+    },
     moral="Below 0 is possible: then the mean alone would have been the better guess.",
 )
 
 
 # --- 15.2 one step of matching pursuit -----------------------------------------------------------
 
-_STEP_STUB = '''
-def step(x, atoms, code):
+
+def step(x: torch.Tensor, atoms: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
     """One step of orthogonal matching pursuit: one more atom, then all weights again.
 
     The atom with the largest (signed) product with what is left of x joins those in use; then the
@@ -122,11 +82,6 @@ def step(x, atoms, code):
 
     x: [d]; atoms: [m, d], of norm 1; code: [m], weights so far, 0 where not in use -> [m]
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def step(x: torch.Tensor, atoms: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
     import torch
 
     left = x - code @ atoms
@@ -137,12 +92,11 @@ def step(x: torch.Tensor, atoms: torch.Tensor, code: torch.Tensor) -> torch.Tens
     return new
 
 
-def _plain_step(x: Any, atoms: Any, code: Any, *, by: str = "left", size: bool = False) -> int:
-    """The atom that is chosen by its product with what is left, or with x."""
+def _next(x: Any, atoms: Any, code: Any) -> int:
+    """The atom that is chosen by its product with what is left."""
     import torch
 
-    products = atoms @ (x - code @ atoms if by == "left" else x)
-    products = products.abs() if size else products
+    products = atoms @ (x - code @ atoms)
     return int(products.masked_fill(code != 0, -torch.inf).argmax())
 
 
@@ -169,96 +123,66 @@ def _step_spec(answer: Any) -> None:
     )
     x = torch.tensor([2.0, 0.9, 0.8, 0.1, 1.2])
     empty = torch.zeros(6)
-    first = _fitted(x, atoms, [_plain_step(x, atoms, empty)])
-    got = call(
-        answer, x.clone(), atoms.clone(), empty.clone(), likely="nothing is in use yet: what is left of x is all of x"
-    )
-    compare(
-        got,
-        first,
-        {
-            "nothing joined: an atom is in use from its first product on": empty,
-            "[d], the sum: return the weights, one for each atom": first @ atoms,
-        },
-    )
-    code = first
-    on = code.nonzero()[:, 0].tolist()
-    best = _plain_step(x, atoms, code)
-    want = _fitted(x, atoms, [*on, best])
-    got = call(
+    code = _fitted(x, atoms, [_next(x, atoms, empty)])
+    STEP.expect(
         answer,
-        x.clone(),
-        atoms.clone(),
-        code.clone(),
+        x,
+        atoms,
+        empty,
+        want=code,
+        likely="nothing is in use yet: what is left of x is all of x",
+        also={"nothing joined: an atom is in use from its first product on": empty},
+    )
+    on = code.nonzero()[:, 0].tolist()
+    want = _fitted(x, atoms, [*on, _next(x, atoms, code)])
+    STEP.expect(
+        answer,
+        x,
+        atoms,
+        code,
+        want=want,
         likely="atoms[on].T is [d, in use]: the first argument of torch.linalg.lstsq",
-    )
-    greedy = code.clone()
-    greedy[best] = atoms[best] @ (x - code @ atoms)
-    again = code.clone()
-    again[best] = atoms[best] @ x
-    compare(
-        got,
-        want,
-        {
-            "plain matching pursuit: the weights of before have to be fitted again": greedy,
-            "chosen by its product with x, of which much is explained already: use what is left": _fitted(
-                x, atoms, [*on, _plain_step(x, atoms, code, by="x")]
-            ),
-            "chosen by size: an atom that points away could only have a negative weight": _fitted(
-                x, atoms, [*on, _plain_step(x, atoms, code, size=True)]
-            ),
-            "the new atom's product with x was taken for its weight": again,
-            "no atom joined": code,
-            "only the new atom is fitted: keep those in use": _fitted(x, atoms, [best]),
-            "products with x for weights: atoms overlap, so fit them together": (atoms @ x) * (want != 0),
-        },
+        also={"no atom joined": code},
     )
 
 
-def _step_greedy(x: Any, atoms: Any, code: Any) -> Any:
-    new, best = code.clone(), _plain_step(x, atoms, code)
-    new[best] = atoms[best] @ (x - code @ atoms)
-    return new
-
-
-def _step_by_x(x: Any, atoms: Any, code: Any) -> Any:
-    on = code.nonzero()[:, 0].tolist()
-    return _fitted(x, atoms, [*on, _plain_step(x, atoms, code, by="x")])
-
-
-def _step_by_size(x: Any, atoms: Any, code: Any) -> Any:
-    on = code.nonzero()[:, 0].tolist()
-    return _fitted(x, atoms, [*on, _plain_step(x, atoms, code, size=True)])
-
-
-STEP = Exercise(
+STEP = Exercise.of(
+    step,
     id="15.2",
     title="one step of matching pursuit",
-    stub=_STEP_STUB,
-    solution=step,
     spec=_step_spec,
     hints=(
         "What is left is x - code @ atoms. The atom with the largest product with it joins.",
         "on = code != 0, with the new one; torch.linalg.lstsq(atoms[on].T, x[:, None]).solution.",
     ),
-    wrong=[("no refit", _step_greedy), ("chosen by x", _step_by_x), ("chosen by size", _step_by_size)],
+    wrong={
+        "plain matching pursuit: the weights of before have to be fitted again": (
+            "torch.where(on & (code == 0), atoms @ left, code)"
+        ),
+        "chosen by its product with x, of which much is explained already: use what is left": (
+            "(atoms @ left)",
+            "(atoms @ x)",
+        ),
+        "chosen by size: an atom that points away could only have a negative weight": (
+            "(atoms @ left)",
+            "(atoms @ left).abs()",
+        ),
+        "the new atom's product with x was taken for its weight": "torch.where(on & (code == 0), atoms @ x, code)",
+        "only the new atom is fitted: keep those in use": ("new = torch", "on &= code == 0\n    new = torch"),
+        "[d], the sum: return the weights, one for each atom": "new @ atoms",
+    },
     moral="Atoms overlap: with each that joins, the others' shares change.",
 )
 
 
 # --- 15.3 a fair control -------------------------------------------------------------------------
 
-_TWINS_STUB = '''
-def twins(rows, noise):
+
+def twins(rows: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Random rows that share their mean and their covariance with the given ones, and no more.
 
     rows: [n, d]; noise: [any, d], independent standard normal numbers -> [any, d]
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def twins(rows: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     import torch
 
     mean = rows.mean(0)
@@ -294,66 +218,41 @@ def _twins_spec(answer: Any) -> None:
             likely="as many rows as the noise has, each [d]: return a tensor",
         )
     mean, cov = rows.mean(0), _covariance(rows)
-    compare(
-        got.mean(0),
-        mean,
-        {"the mean is missing: add rows.mean(0)": torch.zeros(4), "the mean was added twice": 2 * mean},
-    )
+    results = list(TWINS.known(rows, noise))
+    compare(got.mean(0), mean, ((cause, other.mean(0)) for cause, other in results))
     compare(still, mean.expand(3, 4).clone())
-    centred = rows - mean
     found = _covariance(got)
     if torch.allclose(found, cov * 50 / 49, rtol=1e-3, atol=1e-4):
         return  # divided by n - 1
-    compare(
-        found,
-        cov,
-        {
-            "each coordinate has its own spread, but they do not vary together: use the covariance": torch.diag(
-                cov.diagonal()
-            ),
-            "the singular values are of the sum over rows: divide them by the root of their number": cov * 50,
-            "multiplied by the covariance itself: use a root of it": cov @ cov,
-            "the mean was not taken off before the covariance": rows.T @ rows / 50,
-            "the noise was passed on as it is": torch.eye(4),
-            "the singular values do not stand with their axes: noise * size, then @ axes": torch.diag(
-                torch.linalg.svdvals(centred).square() / 50
-            ),
-        },
-    )
+    compare(found, cov, ((cause, _covariance(other)) for cause, other in results))
 
 
-def _twins_coordinates(rows: Any, noise: Any) -> Any:
-    return rows.mean(0) + noise * rows.std(0, correction=0)
-
-
-def _twins_no_mean(rows: Any, noise: Any) -> Any:
-    return twins(rows, noise) - rows.mean(0)
-
-
-def _twins_long(rows: Any, noise: Any) -> Any:
-    return rows.mean(0) + (twins(rows, noise) - rows.mean(0)) * len(rows) ** 0.5
-
-
-def _twins_squared(rows: Any, noise: Any) -> Any:
-    return rows.mean(0) + noise @ _covariance(rows)
-
-
-TWINS = Exercise(
+TWINS = Exercise.of(
+    twins,
     id="15.3",
     title="a fair control",
-    stub=_TWINS_STUB,
-    solution=twins,
     spec=_twins_spec,
     hints=(
         "White noise times a root of the covariance has that covariance. Then add the mean.",
         "_, size, axes = svd(rows - mean, full_matrices=False); noise * (size / n ** 0.5) @ axes.",
     ),
-    wrong=[
-        ("one coordinate at a time", _twins_coordinates),
-        ("no mean", _twins_no_mean),
-        ("not divided", _twins_long),
-        ("covariance, not its root", _twins_squared),
-    ],
+    wrong={
+        "each coordinate has its own spread, but they do not vary together: use the covariance": (
+            "mean + noise * rows.std(0, correction=0)"
+        ),
+        "the mean is missing: add rows.mean(0)": ("return mean + ", "return "),
+        "the mean was added twice": ("return mean", "return 2 * mean"),
+        "the singular values are of the sum over rows: divide them by the root of their number": (
+            "size / len(rows) ** 0.5",
+            "size",
+        ),
+        "multiplied by the covariance itself: use a root of it": "mean + noise @ _covariance(rows)",
+        "the mean was not taken off before the covariance": ("svd(rows - mean,", "svd(rows,"),
+        "the noise was passed on as it is": "mean + noise",
+        "the singular values do not stand with their axes: noise * size, then @ axes": (
+            "mean + noise * size / len(rows) ** 0.5"
+        ),
+    },
     moral="What a method finds here, it finds in a spectrum: no row shares a part with another.",
 )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from course.exercises import Exercise
-from course.exercises.specs import call, compare
 
 if TYPE_CHECKING:
     import torch
@@ -13,8 +12,13 @@ if TYPE_CHECKING:
 
 # --- 16.1 a threshold from the training texts ---------------------------------------------------
 
-_JUDGED_STUB = '''
-def judged(train, labels, test, truth):
+
+def judged(
+    train: torch.Tensor,  # [n]
+    labels: torch.Tensor,  # [n], bool
+    test: torch.Tensor,  # [m]
+    truth: torch.Tensor,  # [m], bool
+) -> torch.Tensor:
     """Balanced accuracy of a probe on other texts: the mean of two shares, of the true statements
     that it calls true, and of the false ones that it calls false.
 
@@ -23,11 +27,6 @@ def judged(train, labels, test, truth):
     train: [n], scores of the training texts; labels: [n], bool; test: [m], scores; truth: [m], bool
     -> a tensor with one number
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def judged(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     threshold = (train[labels].mean() + train[~labels].mean()) / 2
     says = test > threshold
     return (says[truth].float().mean() + (~says[~truth]).float().mean()) / 2
@@ -47,83 +46,49 @@ def _judged_spec(answer: Any) -> None:
         some = [float(s) for s, t in zip(test, truth, strict=True) if bool(t) is kind]
         shares[kind] = sum((s > (high + low) / 2) is kind for s in some) / len(some)
     want = torch.tensor((shares[True] + shares[False]) / 2)
-    got = call(
-        answer,
-        train.clone(),
-        labels.clone(),
-        test.clone(),
-        truth.clone(),
-        likely="train[labels] are the true ones' scores, train[~labels] the false ones'",
-    )
-
-    def balanced(threshold: Any) -> torch.Tensor:
-        says = test > threshold
-        return (says[truth].float().mean() + (~says[~truth]).float().mean()) / 2
-
-    middle = (train[labels].mean() + train[~labels].mean()) / 2
-    compare(
-        got,
-        want,
-        {
-            "the threshold was set on the test's scores: it must come from training": balanced(
-                (test[truth].mean() + test[~truth].mean()) / 2
-            ),
-            "the mean of all training scores is not midway: the classes differ in size": balanced(train.mean()),
-            "plain accuracy: the larger class counts more; take the mean of the two shares": ((test > middle) == truth)
-            .float()
-            .mean(),
-            "the threshold is 0: scores have no natural zero": balanced(0.0),
-            "only the true statements were counted": (test > middle)[truth].float().mean(),
-            "true is what lies below the threshold": 1 - want,
-        },
-    )
+    JUDGED.expect(answer, train, labels, test, truth, want=want)
 
 
-def _judged_test(train: Any, labels: Any, test: Any, truth: Any) -> Any:
-    says = test > (test[truth].mean() + test[~truth].mean()) / 2
-    return (says[truth].float().mean() + (~says[~truth]).float().mean()) / 2
-
-
-def _judged_mean(train: Any, labels: Any, test: Any, truth: Any) -> Any:
-    says = test > train.mean()
-    return (says[truth].float().mean() + (~says[~truth]).float().mean()) / 2
-
-
-def _judged_plain(train: Any, labels: Any, test: Any, truth: Any) -> Any:
-    threshold = (train[labels].mean() + train[~labels].mean()) / 2
-    return ((test > threshold) == truth).float().mean()
-
-
-JUDGED = Exercise(
+JUDGED = Exercise.of(
+    judged,
     id="16.1",
     title="a threshold from the training texts",
-    stub=_JUDGED_STUB,
-    solution=judged,
     spec=_judged_spec,
     hints=(
         "The threshold is made of train[labels].mean() and train[~labels].mean() alone.",
         "says = test > threshold; then the mean of says[truth], and of ~says[~truth], as floats.",
     ),
-    wrong=[("threshold from the test", _judged_test), ("mean of all", _judged_mean), ("plain accuracy", _judged_plain)],
+    on_error="train[labels] are the true ones' scores, train[~labels] the false ones'",
+    wrong={
+        "the threshold was set on the test's scores: it must come from training": (
+            "train[labels].mean() + train[~labels].mean()",
+            "test[truth].mean() + test[~truth].mean()",
+        ),
+        "the mean of all training scores is not midway: the classes differ in size": (
+            "test > threshold",
+            "test > train.mean()",
+        ),
+        "plain accuracy: the larger class counts more; take the mean of the two shares": (
+            "(says == truth).float().mean()"
+        ),
+        "the threshold is 0: scores have no natural zero": ("test > threshold", "test > 0"),
+        "only the true statements were counted": "says[truth].float().mean()",
+        "true is what lies below the threshold": ("test > threshold", "test < threshold"),
+    },
     moral="A threshold set on the test flatters the probe; AUROC hides that it moved.",
 )
 
 
 # --- 16.2 the rank-one change ---------------------------------------------------------------------
 
-_REWRITTEN_STUB = '''
-def rewritten(W, C, k, v):
+
+def rewritten(W: torch.Tensor, C: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """The matrix after a rank-one edit: it maps k to v, and changes least for the keys in use.
 
     The change is (v - W k) (C^-1 k)^T / (k^T C^-1 k).
 
     W: [d, n]; C: [n, n], second moment of the keys; k: [n]; v: [d] -> [d, n]
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def rewritten(W: torch.Tensor, C: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     import torch
 
     read = torch.linalg.solve(C, k)
@@ -142,85 +107,44 @@ def _rewritten_spec(answer: Any) -> None:
     L = torch.linalg.cholesky(C)
     reached = torch.linalg.solve(L, k)[:, None]
     want = W + ((v - W @ k)[:, None] @ torch.linalg.pinv(reached)) @ torch.linalg.inv(L)
-    got = call(
-        answer,
-        W.clone(),
-        C.clone(),
-        k.clone(),
-        v.clone(),
-        likely="read = torch.linalg.solve(C, k); torch.outer(v - W @ k, read) is [d, n]",
-    )
-    read = torch.linalg.solve(C, k)
-    compare(
-        got,
-        want,
-        {
-            "C is not used: k maps to v, but keys in use move more than they need to": W
-            + torch.outer(v - W @ k, k) / (k @ k),
-            "v was added on top: k now maps to W k + v; write what is missing, v - W k": W
-            + torch.outer(v, read) / (k @ read),
-            "C k in place of C^-1 k: the change now falls on the keys that are used most": W
-            + torch.outer(v - W @ k, C @ k) / (k @ (C @ k)),
-            "divide by k^T C^-1 k, a number: without it k does not map to v": W + torch.outer(v - W @ k, read),
-            "divided by k^T k; the number is k^T C^-1 k": W + torch.outer(v - W @ k, read) / (k @ k),
-            "that is the change; add W": torch.outer(v - W @ k, read) / (k @ read),
-        },
-    )
+    REWRITTEN.expect(answer, W, C, k, v, want=want)
 
 
-def _rewritten_plain(W: Any, C: Any, k: Any, v: Any) -> Any:
-    import torch
-
-    return W + torch.outer(v - W @ k, k) / (k @ k)
-
-
-def _rewritten_louder(W: Any, C: Any, k: Any, v: Any) -> Any:
-    import torch
-
-    read = torch.linalg.solve(C, k)
-    return W + torch.outer(v, read) / (k @ read)
-
-
-def _rewritten_forward(W: Any, C: Any, k: Any, v: Any) -> Any:
-    import torch
-
-    return W + torch.outer(v - W @ k, C @ k) / (k @ (C @ k))
-
-
-REWRITTEN = Exercise(
+REWRITTEN = Exercise.of(
+    rewritten,
     id="16.2",
     title="the rank-one change",
-    stub=_REWRITTEN_STUB,
-    solution=rewritten,
     spec=_rewritten_spec,
     hints=(
         "C^-1 k is torch.linalg.solve(C, k). A key q with q^T C^-1 k = 0 must not move at all.",
         "torch.outer(v - W @ k, read) is the numerator; k @ read is the denominator. Add it to W.",
     ),
-    wrong=[
-        ("C ignored", _rewritten_plain),
-        ("v added", _rewritten_louder),
-        ("C instead of its inverse", _rewritten_forward),
-    ],
+    on_error="read = torch.linalg.solve(C, k); torch.outer(v - W @ k, read) is [d, n]",
+    wrong={
+        "C is not used: k maps to v, but keys in use move more than they need to": ("torch.linalg.solve(C, k)", "k"),
+        "v was added on top: k now maps to W k + v; write what is missing, v - W k": ("v - W @ k", "v"),
+        "C k in place of C^-1 k: the change now falls on the keys that are used most": (
+            "torch.linalg.solve(C, k)",
+            "C @ k",
+        ),
+        "divide by k^T C^-1 k, a number: without it k does not map to v": (" / (k @ read)", ""),
+        "divided by k^T k; the number is k^T C^-1 k": ("k @ read", "k @ k"),
+        "that is the change; add W": ("W + ", ""),
+    },
     moral="It maps k to v exactly. Other keys move by what they share with C^-1 k.",
 )
 
 
 # --- 16.3 a score for an edit --------------------------------------------------------------------
 
-_SCORED_STUB = '''
-def scored(fact, paraphrases, neighbours):
+
+def scored(fact: torch.Tensor, paraphrases: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
     """One number for an edit: the harmonic mean of three shares of prompts on which it did right.
 
     Each argument: [prompts, 2], probabilities after the edit: of the answer that was right before,
     and of the new one. On the fact and on paraphrases the new one should be the likelier; on
     neighbours the one that was right. -> a tensor with one number, 0 if any share is 0
     """
-    raise NotImplementedError("your turn")
-'''
-
-
-def scored(fact: torch.Tensor, paraphrases: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
     changed = [(p[:, 1] > p[:, 0]).float().mean() for p in (fact, paraphrases)]
     kept = (neighbours[:, 0] > neighbours[:, 1]).float().mean()
     return 3 / (1 / changed[0] + 1 / changed[1] + 1 / kept)
@@ -241,61 +165,37 @@ def _scored_spec(answer: Any) -> None:
             sum(float(old) > float(new) for old, new in neighbours) / len(neighbours),
         ]
         want = torch.tensor(0.0 if 0 in shares else 3 / sum(1 / share for share in shares))
-        got = call(
-            answer,
-            fact.clone(),
-            paraphrases.clone(),
-            neighbours.clone(),
-            likely="p[:, 0] is the answer that was right before, p[:, 1] the new one",
-        )
         both = torch.cat([fact, paraphrases])
         hits = torch.cat([both[:, 1] > both[:, 0], neighbours[:, 0] > neighbours[:, 1]])
-        spoilt = 1 - shares[2]
-        compare(
-            got,
-            want,
-            {
-                "the plain mean: an edit that spoils every neighbour still gets two thirds": torch.tensor(
-                    sum(shares) / 3
-                ),
-                "only the fact was counted: that says that the edit was loud": torch.tensor(shares[0]),
-                "neighbours are right when they did not change: their old answer should win": torch.tensor(
-                    3 / (1 / shares[0] + 1 / shares[1] + 1 / spoilt)
-                ),
-                "all prompts in one pot: the kind with the most prompts decides": hits.float().mean(),
-                "neighbours are left out": torch.tensor(2 / (1 / shares[0] + 1 / shares[1])),
-                "the geometric mean; the harmonic one is 3 / (1/a + 1/b + 1/c)": torch.tensor(
-                    shares[0] * shares[1] * shares[2]
-                )
-                ** (1 / 3),
-            },
+        SCORED.expect(
+            answer,
+            fact,
+            paraphrases,
+            neighbours,
+            want=want,
+            also={"all prompts in one pot: the kind with the most prompts decides": hits.float().mean()},
         )
 
 
-def _scored_mean(fact: Any, paraphrases: Any, neighbours: Any) -> Any:
-    changed = [(p[:, 1] > p[:, 0]).float().mean() for p in (fact, paraphrases)]
-    return (changed[0] + changed[1] + (neighbours[:, 0] > neighbours[:, 1]).float().mean()) / 3
-
-
-def _scored_fact(fact: Any, paraphrases: Any, neighbours: Any) -> Any:
-    return (fact[:, 1] > fact[:, 0]).float().mean()
-
-
-def _scored_spoilt(fact: Any, paraphrases: Any, neighbours: Any) -> Any:
-    return 3 / sum(1 / (p[:, 1] > p[:, 0]).float().mean() for p in (fact, paraphrases, neighbours))
-
-
-SCORED = Exercise(
+SCORED = Exercise.of(
+    scored,
     id="16.3",
     title="a score for an edit",
-    stub=_SCORED_STUB,
-    solution=scored,
     spec=_scored_spec,
     hints=(
         "Three shares: fact and paraphrases count p[:, 1] > p[:, 0], neighbours p[:, 0] > p[:, 1].",
         "3 / (1/a + 1/b + 1/c). In torch 1 / 0 is inf, and 3 / inf is 0: no special case.",
     ),
-    wrong=[("plain mean", _scored_mean), ("the fact only", _scored_fact), ("neighbours changed", _scored_spoilt)],
+    on_error="p[:, 0] is the answer that was right before, p[:, 1] the new one",
+    wrong={
+        "the plain mean: an edit that spoils every neighbour still gets two thirds": (
+            "(changed[0] + changed[1] + kept) / 3"
+        ),
+        "only the fact was counted: that says that the edit was loud": "changed[0]",
+        "neighbours are right when they did not change: their old answer should win": ("1 / kept", "1 / (1 - kept)"),
+        "neighbours are left out": "2 / (1 / changed[0] + 1 / changed[1])",
+        "the geometric mean; the harmonic one is 3 / (1/a + 1/b + 1/c)": "(changed[0] * changed[1] * kept) ** (1 / 3)",
+    },
     moral="A harmonic mean cannot be bought: one share of 0 makes the whole score 0.",
 )
 

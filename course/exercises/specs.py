@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import linecache
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -52,14 +52,17 @@ def call(answer: Any, *args: Any, likely: str = "") -> Any:
     return result
 
 
-def compare(got: Any, want: Any, known: Mapping[str, Any] | None = None, *, atol: float = 1e-4) -> None:
-    """Raise `Wrong` unless tensor `got` equals tensor `want` in type, shape and values.
+def compare(got: Any, want: Any, known: Iterable[tuple[str, Any]] = (), *, atol: float = 1e-4) -> None:
+    """Raise `Wrong` unless tensor `got` equals `want` in type, shape and values.
 
-    `known` maps a likely cause to the tensor that this mistake gives.
+    `want` is a tensor or what makes one; `known` pairs a likely cause with what that mistake gives.
     """
     import torch
 
+    want = torch.as_tensor(want)
+
     def same(other: Any) -> bool:
+        other = torch.as_tensor(other)
         close = got.shape == other.shape
         return close and torch.allclose(got.double(), other.double(), rtol=1e-3, atol=atol)
 
@@ -72,7 +75,7 @@ def compare(got: Any, want: Any, known: Mapping[str, Any] | None = None, *, atol
         raise wrong("the result was rounded or compared: keep floating-point numbers")
     if same(want):
         return
-    for cause, other in (known or {}).items():
+    for cause, other in known:
         if same(other):
             raise wrong(cause)
     if got.shape != want.shape:

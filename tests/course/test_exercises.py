@@ -70,6 +70,8 @@ def faults(exercise: Exercise) -> list[str]:
             found.append(f"wrong answer not refused: {label}")
         elif not all(f"{part}:" in result.message for part in ("arrived", "expected", "likely")):
             found.append(f"message lacks a part: {label}")
+        elif label not in result.message.rpartition("likely:")[2]:
+            found.append(f"message does not say: {label}")
         messages.append(result.message)
     if len(set(messages)) < len(messages):
         found.append("two wrong answers get the same message")
@@ -156,6 +158,7 @@ def _solved(patched: Any, clean: Any, corrupt: Any) -> Any:
         ({"wrong": SAMPLE.wrong[:1]}, "fewer than two"),
         ({"wrong": [*SAMPLE.wrong, ("right", SAMPLE.solution)]}, "not refused: right"),
         ({"wrong": [("a", SAMPLE.wrong[0][1])] * 2}, "same likely cause"),
+        ({"wrong": [("not in the message", SAMPLE.wrong[0][1])]}, "does not say: not in the message"),
         ({"hints": ("one", " ")}, "hints are not two"),
         ({"hints": ("one",)}, "hints are not two"),
         ({"solution": _solved}, "the solution _solved"),
@@ -342,10 +345,64 @@ VALUE = Exercise(
     solution=_largest,
     spec=_value_spec,
     hints=("a", "b"),
-    wrong=[("first", "a"), ("smallest", lambda scores: min(scores, key=scores.__getitem__))],
+    wrong=[("not a", "a"), ("not c", lambda scores: min(scores, key=scores.__getitem__))],
     kind="value",
     example=lambda: {"scores": {"a": 0.5, "b": 0.9, "c": 0.1}},
 )
+
+
+def _scaled(x: Any, rate: Any) -> Any:
+    """Twice as much, and then some.
+
+    x: a "quoted" number
+    """
+    more = rate * x  # the rate's own line
+    return more + 1
+
+
+SCALED = Exercise.of(
+    _scaled,
+    id="01.9",
+    title="made from a solution",
+    spec=lambda answer: SCALED.expect(answer, 3.0, 2, want=7.0, number=True),
+    hints=("a", "b"),
+    wrong={
+        "one is missing": "more",
+        "not scaled": ("rate * x", "x"),
+        "negative": lambda x, rate: -x,
+        "a division by nothing": "1 / 0",
+    },
+    on_error="a division by nothing",
+    moral="",
+)
+
+
+def test_a_stub_and_wrong_answers_are_made_from_the_solution(register: Any) -> None:
+    stub = 'def _scaled(x, rate):\n    """Twice as much, and then some.\n\n    x: a "quoted" number\n    """\n'
+    assert SCALED.stub == stub + '    raise NotImplementedError("your turn")\n'
+    register(SCALED)
+    shown = exercises.solution("01.9", force=True).code
+    assert '"""' not in shown and shown.endswith("    more = rate * x  # the rate's own line\n    return more + 1")
+    assert {cause: answer(3.0, 2) for cause, answer in SCALED.wrong[:3]} == {
+        "one is missing": 6.0,
+        "not scaled": 4.0,
+        "negative": -3.0,
+    }
+    assert faults(SCALED) == []
+    assert inspect.getsource(SCALED.wrong[0][1]).endswith("    return more\n")
+
+
+def test_a_wrong_answer_cannot_be_made_of_what_is_not_there() -> None:
+    with pytest.raises(AssertionError, match="_scaled has no 'x / rate'"):
+        Exercise.of(
+            _scaled, id="01.9", title="", spec=SCALED.spec, hints=("", ""), wrong={"a": ("x / rate", "x")}, moral=""
+        )
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_what_learners_see_of_an_exercise_is_100_columns_wide(id: str) -> None:
+    exercise = exercises.find(id)
+    assert max(map(len, exercises.source(exercise).splitlines())) <= 100
 
 
 def test_value_exercise_reads_its_context(register: Any) -> None:
@@ -377,5 +434,5 @@ def test_compare_accepts_equal_and_views_errors() -> None:
 
 
 def test_exercises_load_without_torch_so_they_store_no_tensors() -> None:
-    code = "import sys, kit.exercises as e; e.registry(); sys.exit('torch' in sys.modules)"
+    code = "import sys, kit; kit.exercises.registry(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -242,7 +242,7 @@ def test_kernel_is_this_interpreter_in_the_notebooks_folder(
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
     monkeypatch.delenv("PYTHONPATH", raising=False)  # the kit is found without it
-    path = save(make("import kit.notebooks, os, sys\nprint((sys.executable, os.getcwd()))"))
+    path = save(make("import course.runner, os, sys\nprint((sys.executable, os.getcwd()))"))
     done, _ = runner.execute(path)
     assert done.cells[-2].outputs[0].text == f"{(sys.executable, str(tmp_path))}\n"
 
@@ -251,7 +251,7 @@ def test_small_is_one_switch(save: Callable[..., Path], monkeypatch: pytest.Monk
     for value, expected in {"1": 2, "0": 900, "": 900}.items():
         monkeypatch.setenv("KIT_SMALL", value)
         assert runner.size(900, 2) == expected
-    path = save(make("from kit.notebooks import size\nsize(900, 2)"))
+    path = save(make("from course.runner import size\nsize(900, 2)"))
     for small, expected in {True: "2", False: "900"}.items():  # whatever the caller's environment
         monkeypatch.setenv("KIT_SMALL", str(int(not small)))
         done, _ = runner.execute(path, small=small)
@@ -308,7 +308,7 @@ def test_a_kernel_looks_up_no_names_of_other_machines(save: Callable[..., Path])
 
 
 def test_a_progress_line_that_wiped_itself_leaves_no_output(save: Callable[..., Path]) -> None:
-    code = "from kit.progress import track\nsum(1 for _ in track(range(3), 'steps'))"
+    code = "from kit.base.progress import track\nsum(1 for _ in track(range(3), 'steps'))"
     done, _ = runner.execute(save(make(code)))
     outputs = done.cells[-2].outputs
     assert [o.data["text/plain"] for o in outputs] == ["3"]
@@ -356,5 +356,5 @@ def test_choose_takes_numbers_stems_and_files(tmp_path: Path) -> None:
 
 
 def test_the_switch_loads_nothing_heavy() -> None:
-    code = "import sys, kit.notebooks; sys.exit(bool({'nbclient', 'torch'} & set(sys.modules)))"
+    code = "import sys, course.runner; sys.exit(bool({'nbclient', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -15,10 +15,10 @@ import pytest
 from filelock import FileLock
 
 from course import exercises, runner
+from course.__main__ import main
 from course.exercises import events, nb01, record
 from course.exercises.events import MOST, Event, Progress
 from course.room.table import read_room
-from kit import cli
 
 WRONG = nb01.LENS.wrong[0][1]
 
@@ -182,8 +182,8 @@ def python(code: str) -> subprocess.Popen[str]:
 
 
 WRITER = """
-from kit.exercises import record
-from kit.exercises.events import Progress
+from course.exercises import record
+from course.exercises.events import Progress
 record._WAIT = 60.0  # a busy machine
 for n in range(40):
     said = record.note(f"01.{n}", Progress(), "hint")
@@ -202,7 +202,7 @@ def test_kernels_that_write_at_once_lose_no_line(mine: Path) -> None:
 FULL = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))  # bytes of any file: the disk is full
-import kit.exercises as e
+from course import exercises as e
 said = [e.hint("01.1").note for _ in range(12)]
 print(sum(map(bool, said)), e.progress("01.1").hints)
 print(next(filter(None, said)))
@@ -272,7 +272,7 @@ def some(mine: Path, restart: Any, clock: Clock) -> Path:
 
 
 def test_progress_says_what_is_done_and_what_is_open(some: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["progress"]) == 0
+    assert main(["progress"]) == 0
     shown = capsys.readouterr().out.splitlines()
     n = sum(id.startswith("01.") for id in exercises.registry())
     start = shown.index(f"notebook 01: 1 of {n} done")
@@ -283,7 +283,7 @@ def test_progress_says_what_is_done_and_what_is_open(some: Path, capsys: pytest.
     assert shown[start + 3].startswith("notebook 02: 0 of ")
     assert shown[-2].startswith("2 lines or exercises of the record could not be read")
     assert shown[-1] == f"kept in {some}, on this machine alone"
-    assert cli.main(["progress", "--json"]) == 0
+    assert main(["progress", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     book = next(book for book in told["notebooks"] if book["notebook"] == "01")
     assert (book["done"], book["open"], told["ignored"]) == (1, n - 1, 2)
@@ -299,16 +299,16 @@ def test_progress_says_what_is_done_and_what_is_open(some: Path, capsys: pytest.
 
 
 def test_reset_forgets_one_exercise_or_all(some: Path, restart: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["progress", "--reset", "99.9"]) == 1
+    assert main(["progress", "--reset", "99.9"]) == 1
     assert "no exercise '99.9'" in capsys.readouterr().err
-    assert cli.main(["progress", "--reset", "01.1"]) == 0
+    assert main(["progress", "--reset", "01.1"]) == 0
     assert "exercise 01.1: 5 lines removed" in capsys.readouterr().out  # and the damaged one
     assert [line["exercise"] for line in lines(some)] == ["01.2", "77.7"]
     assert exercises.progress("01.1") == Progress()
-    assert cli.main(["progress", "--reset"]) == 0
+    assert main(["progress", "--reset"]) == 0
     assert "every exercise: 2 lines removed" in capsys.readouterr().out
     assert some.read_bytes() == b"" and some.stat().st_mode & 0o777 == 0o600
-    assert cli.main(["progress"]) == 0
+    assert main(["progress"]) == 0
     assert "No exercise was looked at yet." in capsys.readouterr().out
 
 
