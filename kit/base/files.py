@@ -21,19 +21,7 @@ MOST_HEADER = 8 * 2**20  # bytes of a safetensors header
 MOST_NUMBERS = 2**24  # in a vector or factor: a thousand layers of width 16,384
 _STALE = 3600  # seconds after which a part of a file is what a killed process left
 # what parsers and constructors raise on junk, beside ValueError
-JUNK = (
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-    OverflowError,
-    ZeroDivisionError,
-    AssertionError,
-    EOFError,
-    RuntimeError,
-    NotImplementedError,
-)
+JUNK = (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, AssertionError, EOFError)
 
 
 @contextmanager
