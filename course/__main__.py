@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kit.cli import parser_of, run
+from kit.cli import need, parser_of, run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,8 +76,10 @@ def _room(args: argparse.Namespace, _rest: list[str]) -> int:
 
 
 def _hub(_args: argparse.Namespace, arguments: list[str]) -> int:
-    from course.room import hub
+    from course.room import hub, settings
 
+    need("jupyterhub")
+    os.chdir(settings.ROOT)  # where `python -m` finds kit and course
     return hub.main(arguments)
 
 

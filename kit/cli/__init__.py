@@ -126,7 +126,7 @@ def _lab(args: argparse.Namespace, arguments: list[str]) -> int:
     from kit.models import weights
     from kit.models.load import model_dtype
 
-    _need("jupyterlab")
+    need("jupyterlab")
     if args.warm:
         warm_kernels.switch_on()
     named = [a for a in arguments if not a.startswith("-") and Path(a).exists()]
@@ -140,7 +140,7 @@ def _app(_args: argparse.Namespace, arguments: list[str]) -> int:
     from kit.models import weights
     from kit.models.load import model_dtype
 
-    _need("voila")
+    need("voila")
     notebook = KIT / "widgets" / "app.ipynb"
     if not notebook.is_file():
         raise FileNotFoundError(f"{notebook} is missing: install the kit again")
@@ -166,7 +166,8 @@ def app_options() -> list[str]:
     ]
 
 
-def _need(module: str) -> None:
+def need(module: str) -> None:
+    """Raises ModuleNotFoundError, with the command that installs it, where a module is missing."""
     if find_spec(module) is None:
         raise ModuleNotFoundError(f"{module} is not installed: {sys.executable} -m pip install {module}")
 

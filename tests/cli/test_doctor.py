@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 import kit
+from course.__main__ import main
 from course.room import machines
 from kit import cli
 from kit.cli import doctor
@@ -258,7 +259,7 @@ LOW = doctor.Check("memory", None, "3.0 GB", "close something")
 def test_a_room_is_judged_machine_by_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report(tmp_path, "ada")
     report(tmp_path, "bob", LOW)
-    assert cli.main(["doctor", "--workshop", str(tmp_path)]) == 0
+    assert main(["doctor", "--workshop", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "warn     bob                  memory: 3.0 GB",
         "                              -> close something",
@@ -268,7 +269,7 @@ def test_a_room_is_judged_machine_by_machine(tmp_path: Path, capsys: pytest.Capt
     report(tmp_path, "cem", LOW, BROKEN, doctor.Check("numpy", False, "1.0", "later"))
     report(tmp_path, "dee", kit="0.0.1")
     (tmp_path / "notes.txt").write_text("not a report")
-    assert cli.main(["doctor", "--workshop", str(tmp_path)]) == 1
+    assert main(["doctor", "--workshop", str(tmp_path)]) == 1
     out = capsys.readouterr().out.splitlines()
     assert out[:2] == [
         "FAIL     cem                  torch: not installed",
@@ -276,7 +277,7 @@ def test_a_room_is_judged_machine_by_machine(tmp_path: Path, capsys: pytest.Capt
     ]
     assert any("dee" in line and f"0.0.1, this one is {kit.__version__}" in line for line in out)
     assert out[-1] == "3 of 4 machines can be used (1 ready, 2 warn, 1 FAIL)"
-    assert cli.main(["doctor", "--workshop", str(tmp_path), "--json"]) == 1
+    assert main(["doctor", "--workshop", str(tmp_path), "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert [(m["name"], m["word"]) for m in told] == [
         ("cem", "FAIL"),
@@ -308,7 +309,7 @@ def test_a_damaged_report_is_a_row_and_no_machine_that_is_ready(
 ) -> None:
     report(tmp_path, "ada")
     (tmp_path / f"{kind}.json").write_bytes(DAMAGED[kind])
-    assert cli.main(["doctor", "--workshop", str(tmp_path)]) == 1
+    assert main(["doctor", "--workshop", str(tmp_path)]) == 1
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith(f"damaged  {kind}") and "`kit doctor --json` again" in out[1]
     assert out[-1] == "1 of 2 machines can be used (1 ready, 1 damaged)"
@@ -333,7 +334,7 @@ def test_a_report_cannot_write_to_the_terminal(tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_no_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
-        assert cli.main(["doctor", "--workshop", str(folder)]) == 1
+        assert main(["doctor", "--workshop", str(folder)]) == 1
         assert "kit doctor --json" in capsys.readouterr().err
 
 
@@ -344,7 +345,7 @@ def test_the_host_of_a_room(
     for name in ("_cache", "_disk", "_clock"):  # of this machine
         monkeypatch.setattr(machines, name, lambda name=name: replace(fine, name=name))
     monkeypatch.setattr(machines, "find_spec", lambda name: None)
-    assert cli.main(["doctor", "--quick", "--workshop"]) == 1
+    assert main(["doctor", "--quick", "--workshop"]) == 1
     out = capsys.readouterr().out
     assert "FAIL  JupyterHub        not installed" in out and "pip install jupyterhub" in out
     for name in ("Python", "_disk", "_cache", "ports", "_clock"):
