@@ -25,7 +25,7 @@ _LIVE: weakref.WeakSet[RoomTable] = weakref.WeakSet()
 
 
 class RoomTable(Careful):
-    """What the learners of a room share (`course.exercises.share`), on screen: ``RoomTable(folder)``.
+    """What the learners of a room share (`course.exercises.share`), on screen.
 
     Attributes:
         table: the last one read (`course.room.table.Table`).

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from kit.cli import doctor, warm_kernels
+from kit.cli import doctor
 from kit.cli.lab import has_browser, server_options
 
 KIT = Path(__file__).resolve().parents[1]
@@ -128,6 +128,8 @@ def _lab(args: argparse.Namespace, arguments: list[str]) -> int:
 
     need("jupyterlab")
     if args.warm:
+        from kit.cli import warm_kernels
+
         warm_kernels.switch_on()
     named = [a for a in arguments if not a.startswith("-") and Path(a).exists()]
     target = [] if named else _open_first()

@@ -189,7 +189,7 @@ def serve(descriptor: int) -> None:
     from kit.models.load import model_dtype
     from kit.widgets import SteeringPanel
 
-    assert ipykernel.kernelapp and ipywidgets and transformer_lens.model_bridge
+    assert ipykernel.kernelapp and ipywidgets and transformer_lens.model_bridge and SteeringPanel
     if not torch.cuda.is_available() and weights.cached(model_dtype()):  # CUDA cannot be forked
         preload()
     gc.collect()

@@ -27,6 +27,8 @@ from kit.cli.pins import pins
 from kit.models import weights
 from kit.models.load import model_dtype
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def failed(report: doctor.DoctorReport) -> list[str]:
     return [check.name for check in report.checks if check.ok is False]
@@ -84,6 +86,32 @@ def test_a_transitive_package_off_its_pin_is_a_warning(healthy: dict[str, str]) 
     report = doctor.run(quick=True)
     assert report.ok and row(report, "other packages").ok is None
     assert "tornado 1.0" in row(report, "other packages").detail
+
+
+def test_every_installed_package_off_its_pin_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the version that is there, the pinned one, and the command that brings it back."""
+    off = {"torch": "2.14.1+cu130", "tornado": "1.0", "attrs": "2", "yarl": "3.0", "six": "4", "tqdm": "5", "zipp": "6"}
+    plain = doctor.metadata.version
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: off.get(name) or plain(name))
+    checks = doctor.run(quick=True).checks
+    for name, version in off.items():
+        (named,) = [c for c in checks if f"{name} {version}" in f"{c.name} {c.detail}"]
+        assert named.ok is False if name in doctor.DIRECT else named.ok is None
+        assert pins()[name] in named.detail and f"{name}=={pins()[name]}" in named.fix
+
+
+def test_it_runs_where_torch_and_jupyter_are_not() -> None:
+    gone = "torch numpy jupyterlab jupyter_core jupyter_client ipywidgets IPython traitlets psutil packaging".split()
+    code = (
+        f"import sys\nsys.modules.update(dict.fromkeys({gone}))\n"
+        "from kit.cli import main\nsys.exit(main(['doctor', '--json']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stderr == "" and done.returncode == 1
+    rows = json.loads(done.stdout)["checks"]
+    assert [r["name"] for r in rows if r["word"] == "FAIL" and r["name"] != "model"] == ["packaging"]
+    assert {r["name"] for r in rows} >= {*doctor.DIRECT, "memory", "JupyterLab starts", "steered token"}
+    assert not [r for r in rows if r["word"] == "FAIL" and not r["fix"]]
 
 
 @pytest.mark.parametrize("module", ["torch", "jupyterlab", "ipywidgets", "packaging", "psutil"])
