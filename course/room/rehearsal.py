@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from kit.base.checks import check_counts
 from kit.base.progress import cores
 
 _PATIENCE = 1800.0  # seconds for one cell, or one slider, in the slowest kernel
@@ -138,8 +139,7 @@ def rehearse(
     """
     from course.runner import choose, read
 
-    if isinstance(kernels, bool) or not isinstance(kernels, int) or kernels < 1:
-        raise ValueError(f"kernels={kernels!r}: give a whole number, at least 1")
+    check_counts(kernels=kernels)
     if warm and not hasattr(os, "pidfd_open"):
         raise RuntimeError("warm=True: kernels can be forked on Linux only")
     path = notebook or choose(["00"])[0]

@@ -114,7 +114,7 @@ def test_a_cell_that_fails_in_a_kernel_is_an_error_of_the_room(
 
 
 def test_what_cannot_be_rehearsed_is_said(lesson: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match=r"kernels=0: give a whole number, at least 1"):
+    with pytest.raises(ValueError, match=r"kernels=0: give a whole number from 1 on"):
         rehearsal.rehearse(0)
     with pytest.raises(ValueError, match=r"lesson.ipynb'.*1 code cells to run makes a panel"):
         rehearsal.rehearse(1, lesson, cells=1)
