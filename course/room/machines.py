@@ -7,7 +7,6 @@ host's memory holds is not guessed here: ``kit room`` measures that.
 
 from __future__ import annotations
 
-import codecs
 import json
 import os
 import shutil
@@ -85,7 +84,7 @@ def _machine(file: Path) -> Machine:
             raw = handle.read(_MOST + 1)
         if len(raw) > _MOST:
             raise ValueError(f"larger than {_MOST // 2**20} MB")
-        checks, version = _report(json.loads(_text(raw)))
+        checks, version = _report(json.loads(raw))  # UTF-16 too, which PowerShell writes
     except (OSError, ValueError, RecursionError) as error:
         why = plain(str(error)) or type(error).__name__
         return Machine(name, "damaged", why, "ask for the output of `kit doctor --json` again")
@@ -96,13 +95,6 @@ def _machine(file: Path) -> Machine:
     if worst is None:
         return Machine(name, "ready")
     return Machine(name, worst.word, f"{worst.name}: {worst.detail}", worst.fix)
-
-
-def _text(raw: bytes) -> str:
-    """Windows PowerShell writes UTF-16, some editors a mark before UTF-8."""
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return raw.decode("utf-16")
-    return raw.decode("utf-8-sig")
 
 
 def _report(found: Any) -> tuple[list[Check], str]:

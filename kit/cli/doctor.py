@@ -27,6 +27,7 @@ from kit.base.html import CELL
 from kit.base.progress import cores
 from kit.cli import lab
 from kit.cli.pins import interpreter, pins, pip_install, reinstall
+from kit.models import weights
 
 # The packages that kit imports itself: pyproject.toml's dependencies.
 DIRECT = (
@@ -260,8 +261,6 @@ def machine_dtype() -> str:
 
 
 def _model() -> Check:
-    from kit.models import weights
-
     dtype = machine_dtype()
     status = weights.status(dtype)
     fix = f"{interpreter()} -m kit fetch"
