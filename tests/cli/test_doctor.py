@@ -315,6 +315,15 @@ def test_a_room_is_judged_machine_by_machine(tmp_path: Path, capsys: pytest.Capt
     ]
 
 
+def test_the_command_hands_a_room_to_the_course(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(cli.os, "execv", lambda path, command: commands.append(command))
+    cli.main(["doctor", "--workshop", "reports", "--json"])
+    assert commands == [[sys.executable, "-m", "course", "doctor", "--workshop", "reports", "--json"]]
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    assert cli.main(["table", "room"]) == 1 and len(commands) == 1
+
+
 DAMAGED = {
     "empty": b"",
     "cut": b'{"ok": true, "checks": [{"na',
