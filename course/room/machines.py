@@ -102,7 +102,7 @@ def _report(found: Any) -> tuple[list[Check], str]:
     rows = found.get("checks") if isinstance(found, dict) else None
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"it holds a {type(found).__name__}, no report of `kit doctor --json`")
-    checks = []
+    checks: list[Check] = []
     for row in rows:
         given = row if isinstance(row, dict) else {}
         ok, texts = given.get("ok", 0), [given.get(key, "") for key in ("name", "detail", "fix")]

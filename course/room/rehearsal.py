@@ -26,7 +26,7 @@ from jupyter_client.provisioning import KernelProvisionerFactory
 
 from kit.base.checks import check_counts
 from kit.base.progress import cores
-from kit.cli import warm_kernels
+from kit.cli import doctor, warm_kernels
 
 _PATIENCE = 1800.0  # seconds for one cell, or one slider, in the slowest kernel
 _RESERVE = 2**30  # bytes for the system and the server
@@ -170,7 +170,7 @@ class _Room:
         self.sockets = tempfile.TemporaryDirectory(prefix="room-", ignore_cleanup_errors=True)
 
     async def run(self) -> Rehearsal:
-        memory = psutil.virtual_memory()
+        total, available = doctor.memory()
         try:
             start = time.perf_counter()
             self.show(f"starting {self.count} kernels")
@@ -196,8 +196,8 @@ class _Room:
             self.count,
             len(good),
             cores(),
-            memory.total,
-            memory.available,
+            total,
+            available,
             self.warm,
             answered,
             ready,

@@ -107,7 +107,7 @@ class RoomTable(Careful):
 
     def close(self) -> None:
         """End the thread, and take the table off the screen."""
-        if "_wake" in vars(self):  # a constructor that raised is closed too
+        if self in _LIVE:  # a constructor that raised is closed too
             self._end()
         super().close()
 

@@ -129,9 +129,7 @@ def _lab(args: argparse.Namespace, arguments: list[str]) -> int:
         warm_kernels.switch_on()
     named = [a for a in arguments if not a.startswith("-") and Path(a).exists()]
     target = [] if named else _open_first()
-    dtype = doctor.machine_dtype()
-    if weights.cached(dtype) is None:
-        weights.fetch(dtype)
+    weights.fetch(doctor.machine_dtype())
     return _become("jupyterlab", *target, *server_options(), *arguments)
 
 

@@ -48,8 +48,9 @@ class WarmProvisioner(LocalProvisioner):
         if not can_fork(cmd):
             return await super().launch_kernel(cmd, **kwargs)
         env = kwargs.get("env") or dict(os.environ)
-        self.process = await asyncio.to_thread(fork, cmd, env, kwargs.get("cwd") or os.getcwd())
-        self.pid = self.pgid = self.process.pid
+        forked = await asyncio.to_thread(fork, cmd, env, kwargs.get("cwd") or os.getcwd())
+        self.process = forked  # type: ignore[assignment]  # with all that is asked of a Popen
+        self.pid = self.pgid = forked.pid
         return self.connection_info
 
 
@@ -144,7 +145,7 @@ def fork(command: list[str], env: dict[str, str], cwd: str) -> Forked:
             message, descriptors, _, _ = socket.recv_fds(wire, 4096, 1)
         except OSError as error:
             raise RuntimeError(f"the warm parent of kernels does not answer: {error}") from error
-    answer = json.loads(message) if message else {"error": "it ended; its last words are above"}
+    answer: dict[str, Any] = json.loads(message) if message else {"error": "it ended; its last words are above"}
     if "error" in answer or not descriptors:
         raise RuntimeError(f"the warm parent of kernels started none: {answer.get('error')}")
     return Forked(answer["pid"], descriptors[0])
