@@ -2,6 +2,6 @@
 
 `hub` starts a JupyterHub that ``jupyterhub_config.py`` sets up from `settings`, `slips`, `seats`,
 `cgroups` and `seat_server`; `rehearsal` runs real kernels side by side (``kit room``), `machines`
-reads the reports of a room's machines (``kit doctor --workshop``), and `table` and `room_table` show
+reads the reports of a room's machines (``kit doctor --workshop``), `table` and `room_table` show
 which exercises it is stuck at.
 """

@@ -21,7 +21,12 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import psutil
+from jupyter_client.provisioning import KernelProvisionerFactory
+
+from kit.base.checks import check_counts
 from kit.base.progress import cores
+from kit.cli import doctor, warm_kernels
 
 _PATIENCE = 1800.0  # seconds for one cell, or one slider, in the slowest kernel
 _RESERVE = 2**30  # bytes for the system and the server
@@ -78,10 +83,14 @@ class Rehearsal:
         return not self.errors and self.steering == self.kernels
 
     @property
+    def shared(self) -> int:
+        """Bytes that the kernels have in common."""
+        return self.pss - self.kernels * self.private
+
+    @property
     def seats(self) -> int:
         """How many such kernels this machine's free memory holds, with 1 GB left over."""
-        shared = self.pss - self.kernels * self.private
-        return max(0, int((self.available - _RESERVE - shared) // max(1, self.private)))
+        return max(0, int((self.available - _RESERVE - self.shared) // max(1, self.private)))
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as plain values, for JSON."""
@@ -89,14 +98,13 @@ class Rehearsal:
 
     def __str__(self) -> str:
         slowest = max(self.cells, key=lambda cell: cell.slowest)
-        shared = self.pss - self.kernels * self.private
         lines = [
             f"{self.kernels} kernels{', forked from a warm one' if self.warm else ''}, "
             f"{self.cores} cores, {self.total / _GB:.1f} GB; {self.notebook}, "
             f"{len(self.cells)} cells in each",
             f"start         all answer after {self.answered:.1f} s, all have the model after {self.ready:.1f} s",
             f"memory        {self.pss / _GB:.2f} GB in all (PSS): {self.private / _MB:.0f} MB for "
-            f"each kernel alone, {shared / _GB:.2f} GB that they share",
+            f"each kernel alone, {self.shared / _GB:.2f} GB that they share",
             f"slowest cell  number {slowest.number}: {slowest.slowest:.1f} s "
             f"(median {slowest.median:.1f} s) with all at once",
             f"              {slowest.source}",
@@ -138,8 +146,7 @@ def rehearse(
     """
     from course.runner import choose, read
 
-    if isinstance(kernels, bool) or not isinstance(kernels, int) or kernels < 1:
-        raise ValueError(f"kernels={kernels!r}: give a whole number, at least 1")
+    check_counts(kernels=kernels)
     if warm and not hasattr(os, "pidfd_open"):
         raise RuntimeError("warm=True: kernels can be forked on Linux only")
     path = notebook or choose(["00"])[0]
@@ -163,9 +170,7 @@ class _Room:
         self.sockets = tempfile.TemporaryDirectory(prefix="room-", ignore_cleanup_errors=True)
 
     async def run(self) -> Rehearsal:
-        import psutil
-
-        memory = psutil.virtual_memory()
+        total, available = doctor.memory()
         try:
             start = time.perf_counter()
             self.show(f"starting {self.count} kernels")
@@ -191,8 +196,8 @@ class _Room:
             self.count,
             len(good),
             cores(),
-            memory.total,
-            memory.available,
+            total,
+            available,
             self.warm,
             answered,
             ready,
@@ -299,10 +304,6 @@ class _Room:
 
     def _measure(self) -> None:
         """Keep the largest sum of PSS so far; see the class's attributes."""
-        import psutil
-
-        from kit.cli import warm_kernels
-
         kernels = [manager.provisioner.pid for manager in self.managers]
         extra = [warm_kernels.parent()] if self.warm else []
         full = {pid: psutil.Process(pid).memory_full_info() for pid in [*kernels, *extra] if pid}
@@ -324,10 +325,6 @@ class _Room:
 
 def _register(manager: Any) -> None:
     """Give a manager the provisioner that forks, whether or not the kit is installed."""
-    from jupyter_client.provisioning import KernelProvisionerFactory
-
-    from kit.cli import warm_kernels
-
     target = f"{warm_kernels.__name__}:{warm_kernels.WarmProvisioner.__name__}"
     entry = EntryPoint(warm_kernels.NAME, target, KernelProvisionerFactory.GROUP_NAME)
     factory = KernelProvisionerFactory.instance(parent=manager.parent)

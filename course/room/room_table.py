@@ -12,20 +12,18 @@ from pathlib import Path
 import ipywidgets as w
 
 from course.room.table import STUCK, Row, Table, read_room
-from kit.base.html import number
+from kit.base.html import INK, LINE, SANS, number
 from kit.widgets import frame
 from kit.widgets.frame import Careful
 
-_INK = "213,94,0"  # vermillion of the Okabe-Ito palette
-_LINE = "var(--jp-border-color2,rgba(128,128,128,.4))"
-_SANS = "font:14px/1.5 var(--jp-ui-font-family,system-ui,sans-serif)"
+_FONT = f"font:14px/1.5 {SANS}"
 _HEADS = ("exercise", "stuck", "started", "tries", "passed", "hints", "solution opened", "median minutes")
 _ALL = "all"
 _LIVE: weakref.WeakSet[RoomTable] = weakref.WeakSet()
 
 
 class RoomTable(Careful):
-    """What the learners of a room share (`course.exercises.share`), on screen: ``RoomTable(folder)``.
+    """What the learners of a room share (`course.exercises.share`), on screen.
 
     Attributes:
         table: the last one read (`course.room.table.Table`).
@@ -83,9 +81,7 @@ class RoomTable(Careful):
         self.refresh_button.on_click(lambda _b: self._try(self.refresh))
         self.notebook.observe(lambda _c: self._try(self._draw), "value")
         self.automatic.observe(lambda _c: self._follow(), "value")
-        self.freeze_button.on_click(
-            lambda _b: self._try(lambda: setattr(self._message, "value", self.freeze_here(self._area)))
-        )
+        self.freeze_button.on_click(lambda _b: self._try(self._freeze))
         self._draw()
         _LIVE.add(self)
         self._follow()
@@ -111,9 +107,12 @@ class RoomTable(Careful):
 
     def close(self) -> None:
         """End the thread, and take the table off the screen."""
-        if "_wake" in vars(self):  # a constructor that raised is closed too
+        if self in _LIVE:  # a constructor that raised is closed too
             self._end()
         super().close()
+
+    def _freeze(self) -> None:
+        self._message.value = self.freeze_here(self._area)
 
     def _end(self) -> None:
         with self._guard:
@@ -176,7 +175,7 @@ def html(table: Table, notebook: str | None = None) -> str:
     Every text passes ``html.escape``. A bar says where the room is stuck; so do its numbers and,
     where a third of those who started are, the word.
     """
-    cell = f"padding:3px 7px;border-bottom:1px solid {_LINE};vertical-align:middle"
+    cell = f"padding:3px 7px;border-bottom:1px solid {LINE};vertical-align:middle"
     right = f"{cell};text-align:right;font-variant-numeric:tabular-nums"
     left = f"{cell};text-align:left;font-weight:400"
     heads = "".join(
@@ -188,7 +187,7 @@ def html(table: Table, notebook: str | None = None) -> str:
     notes = f"<div>⚠ {escape('; '.join(table.notes))}</div>" if table.notes else ""
     empty = "" if rows else "<div>Nobody has started an exercise.</div>"
     return (
-        f'<div style="{_SANS}"><div role="region" aria-label="the table" tabindex="0" '
+        f'<div style="{_FONT}"><div role="region" aria-label="the table" tabindex="0" '
         f'style="overflow-x:auto"><table style="border-collapse:collapse;table-layout:auto;font:'
         f'inherit;margin:0"><caption style="text-align:left;padding:2px 7px 6px;'
         f'color:inherit"><b style="font-size:15px">The room</b>&ensp;{escape(table.headline)}'
@@ -202,7 +201,7 @@ def html(table: Table, notebook: str | None = None) -> str:
 
 def _when(table: Table) -> str:
     at = time.strftime("%H:%M:%S", time.localtime(table.at))
-    return f'<div style="{_SANS};font-size:12px;opacity:.8;padding:0 7px">as of {at}</div>'
+    return f'<div style="{_FONT};font-size:12px;opacity:.8;padding:0 7px">as of {at}</div>'
 
 
 def _row(row: Row, left: str, right: str) -> str:
@@ -211,8 +210,8 @@ def _row(row: Row, left: str, right: str) -> str:
     cells = "".join(f'<td style="{right}">{n}</td>' for n in numbers)
     bar = (
         f'<span aria-hidden="true" style="display:inline-block;width:72px;height:12px;'
-        f'border:1px solid {_LINE};vertical-align:-1px;margin-right:8px"><span style="display:'
-        f'block;height:12px;width:{row.heat:.0%};background:rgb({_INK})"></span></span>'
+        f'border:1px solid {LINE};vertical-align:-1px;margin-right:8px"><span style="display:'
+        f'block;height:12px;width:{row.heat:.0%};background:rgb({INK})"></span></span>'
     )
     words = f"{row.stuck} of {row.started}"
     if row.warns:

@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from kit.cli import doctor, warm_kernels
+from kit.cli import doctor
 from kit.cli.lab import has_browser, server_options
+from kit.models import weights
 
 KIT = Path(__file__).resolve().parents[1]
 FIRST = Path("notebooks") / "00_start_here.ipynb"
@@ -110,41 +111,34 @@ def _doctor(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _fetch(_args: argparse.Namespace, _rest: list[str]) -> int:
     """Convert the model to the dtype that this machine uses; replace a folder that is damaged."""
-    from kit.models import weights
-    from kit.models.load import model_dtype
-
-    for dtype in dict.fromkeys(("bfloat16", model_dtype())):
+    wanted = doctor.machine_dtype()
+    for dtype in dict.fromkeys(("bfloat16", wanted)):
         status = weights.status(dtype)
         if status["present"] and not status["ok"]:
             sys.stderr.write(f"{status['path']} is damaged: making it again\n")
             shutil.rmtree(status["path"])
-    sys.stdout.write(f"{weights.fetch(model_dtype())}\n")
+    sys.stdout.write(f"{weights.fetch(wanted)}\n")
     return 0
 
 
 def _lab(args: argparse.Namespace, arguments: list[str]) -> int:
-    from kit.models import weights
-    from kit.models.load import model_dtype
-
-    _need("jupyterlab")
+    need("jupyterlab")
     if args.warm:
+        from kit.cli import warm_kernels
+
         warm_kernels.switch_on()
     named = [a for a in arguments if not a.startswith("-") and Path(a).exists()]
     target = [] if named else _open_first()
-    if weights.cached(model_dtype()) is None:
-        weights.fetch(model_dtype())
+    weights.fetch(doctor.machine_dtype())
     return _become("jupyterlab", *target, *server_options(), *arguments)
 
 
 def _app(_args: argparse.Namespace, arguments: list[str]) -> int:
-    from kit.models import weights
-    from kit.models.load import model_dtype
-
-    _need("voila")
+    need("voila")
     notebook = KIT / "widgets" / "app.ipynb"
     if not notebook.is_file():
         raise FileNotFoundError(f"{notebook} is missing: install the kit again")
-    weights.fetch(model_dtype())
+    weights.fetch(doctor.machine_dtype())
     browser = [] if has_browser() else ["--no-browser"]
     return _become("voila", str(notebook), *app_options(), *browser, *arguments)
 
@@ -166,7 +160,8 @@ def app_options() -> list[str]:
     ]
 
 
-def _need(module: str) -> None:
+def need(module: str) -> None:
+    """Raises ModuleNotFoundError, with the command that installs it, where a module is missing."""
     if find_spec(module) is None:
         raise ModuleNotFoundError(f"{module} is not installed: {sys.executable} -m pip install {module}")
 

@@ -23,31 +23,17 @@ from itertools import chain
 from pathlib import Path
 
 from kit import __version__
+from kit.base.html import CELL
 from kit.base.progress import cores
+from kit.cli import lab
 from kit.cli.pins import interpreter, pins, pip_install, reinstall
-from kit.models.load import _device_dtype, model_dtype
+from kit.models import weights
 
 # The packages that kit imports itself: pyproject.toml's dependencies.
 DIRECT = (
-    "torch",
-    "transformers",
-    "transformer-lens",
-    "numpy",
-    "sae-lens",
-    "safetensors",
-    "gguf",
-    "pandas",
-    "scikit-learn",
-    "matplotlib",
-    "circuitsvis",
-    "jupyterlab",
-    "ipywidgets",
-    "anywidget",
-    "filelock",
-    "packaging",
-    "platformdirs",
-    "psutil",
-)
+    "packaging torch transformers transformer-lens numpy sae-lens safetensors gguf pandas scikit-learn "
+    "matplotlib circuitsvis jupyterlab ipywidgets anywidget filelock platformdirs psutil"
+).split()
 _GB = 2**30
 _COLOURS = {"ok": "#1a7f37", "warn": "#9a6700", "FAIL": "#cf222e"}
 
@@ -100,15 +86,13 @@ class DoctorReport:
         return "\n".join([*map(str, self.checks), self.summary])
 
     def _repr_html_(self) -> str:
-        cell = "padding:2px 10px;text-align:left;vertical-align:top"
-        rows = []
+        rows = ""
         for check in self.checks:
-            fix = f"<br><code>{escape(check.fix)}</code>" if check.fix else ""
             word = f'<b style="color:{_COLOURS[check.word]}">{check.word}</b>'
-            columns = (word, escape(check.name), escape(check.detail) + fix)
-            rows.append("".join(f'<td style="{cell}">{text}</td>' for text in columns))
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
-        return f"<table>{body}</table><p>{escape(self.summary)}</p>"
+            fix = f"<br><code>{escape(check.fix)}</code>" if check.fix else ""
+            cells = (word, escape(check.name), escape(check.detail) + fix)
+            rows += "<tr>" + "".join(f'<td style="{CELL}">{cell}</td>' for cell in cells) + "</tr>"
+        return f"<table>{rows}</table><p>{escape(self.summary)}</p>"
 
 
 def run(
@@ -138,52 +122,60 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def tell(args: argparse.Namespace, more: Iterable[Check] = ()) -> int:
     """Print the report that a command line asks for; returns the exit status."""
-    if args.json:
-        report = run(args.quick, more=more)
-        sys.stdout.write(json.dumps(report.as_dict(), indent=1) + "\n")
-    else:  # the slow rows come last; show the others meanwhile
-        report = run(args.quick, more=more, show=lambda check: print(check, flush=True))
-        print(report.summary)
+    # the slow rows come last; show the others meanwhile
+    show = None if args.json else partial(print, flush=True)
+    report = run(args.quick, more=more, show=show)
+    print(json.dumps(report.as_dict(), indent=1) if args.json else report.summary)
     return 0 if report.ok else 1
 
 
 def _checks(quick: bool) -> Iterator[Check]:
-    lab = pip_install("jupyterlab", "ipywidgets")
-    # name, what it looks at, modules it cannot do without, the command to try when it raises
+    jupyter, torch = pip_install("jupyterlab", "ipywidgets"), pip_install("torch")
+    # name, what it looks at, the modules and rows ("the ...") that it cannot do without, the
+    # command to try when it raises
     table: list[tuple[str, Callable[[], Check], tuple[str, ...], str]] = [
         ("Python", _python_version, (), "make clean && make lab PYTHON=python3.12"),
-        *((name, partial(_package, name), _version_needs(name), pip_install(name)) for name in DIRECT),
+        ("packaging", partial(_package, "packaging"), (), pip_install("packaging")),  # it reads the pins
+        *((name, partial(_package, name), ("packaging",), pip_install(name)) for name in DIRECT[1:]),
         ("other packages", _other_packages, ("packaging",), reinstall()),
         ("memory", _memory, ("psutil",), pip_install("psutil")),
         ("cores", _cores, (), "unset OMP_NUM_THREADS"),
-        ("dtype", _dtype, ("torch",), "unset KIT_DTYPE" if os.environ.get("KIT_DTYPE") else pip_install("torch")),
-        ("model", _model, ("platformdirs",), f"{interpreter()} -m kit fetch"),
-        ("widgets", _widgets, ("ipywidgets", "jupyterlab"), lab),
+        ("dtype", _dtype, ("torch",), "unset KIT_DTYPE" if os.environ.get("KIT_DTYPE") else torch),
+        ("model", _model, ("platformdirs", "the dtype"), f"{interpreter()} -m kit fetch"),
+        ("widgets", _widgets, ("ipywidgets", "jupyterlab"), jupyter),
+        ("JupyterLab starts", _lab_starts, ("jupyterlab", "psutil"), jupyter),
+        ("steered token", _steered_token, ("torch", "transformer_lens", "the dtype", "the model"), torch),
     ]
-    if not quick:
-        table += [
-            ("JupyterLab starts", _lab_starts, ("jupyterlab",), lab),
-            ("steered token", _steered_token, ("torch", "transformer_lens"), pip_install("torch")),
-        ]
-    broken: set[str] = set()
-    for name, look, needs, fix in table:
-        check = _guarded(name, look, needs, fix, broken)
+    broken = set()
+    for name, look, needs, fix in table[:-2] if quick else table:
+        absent = [n for n in needs if (n in broken if n.startswith("the ") else find_spec(n) is None)]
+        if absent:
+            yield Check(name, None, f"not tried: needs {', '.join(absent)}")
+            continue
+        check = attempt(name, look, fix)
         if check.ok is False:
-            broken.add(name)
+            broken.add(f"the {name}")
         yield check
 
 
-def _guarded(name: str, look: Callable[[], Check], needs: tuple[str, ...], fix: str, broken: set[str]) -> Check:
-    absent = [module for module in needs if find_spec(module) is None]
-    rests_on = {"model": ("dtype",), "steered token": ("dtype", "model")}.get(name, ())
-    absent += [f"the {row}" for row in rests_on if row in broken]
-    if absent:
-        return Check(name, None, f"not tried: needs {', '.join(absent)}")
+def attempt(name: str, look: Callable[[], Check], fix: str) -> Check:
+    """The row that a check gives; one that raises is a FAIL with ``fix``."""
     try:
         return look()
     except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        return Check(name, False, f"{type(error).__name__}: {text}", fix)
+        return Check(name, False, f"{type(error).__name__}: {plain(str(error))}", fix)
+
+
+def plain(text: str, longest: int = 300) -> str:
+    """One printable line, to go to a terminal, whatever a text holds."""
+    line = " ".join(text.split())
+    return "".join(c for c in line if c.isprintable())[:longest]
+
+
+def _python_version() -> Check:
+    isolated = sys.prefix != sys.base_prefix or "CONDA_PREFIX" in os.environ
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Check("Python", True, version + ("" if isolated else ", not in an environment"))
 
 
 def _installed(name: str) -> str | None:
@@ -193,40 +185,28 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _version_needs(name: str) -> tuple[str, ...]:
-    return () if name == "packaging" else ("packaging",)  # it reads the pins
-
-
-def _python_version() -> Check:
-    version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 10):
-        fix = "make clean && make lab PYTHON=python3.12"
-        return Check("Python", False, f"{version}; the kit needs 3.10 or newer", fix)
-    isolated = sys.prefix != sys.base_prefix or "CONDA_PREFIX" in os.environ
-    return Check("Python", True, version + ("" if isolated else ", not in an environment"))
-
-
 def _package(name: str) -> Check:
     version = _installed(name)
     if version is None:
         return Check(name, False, "not installed", pip_install(name))
-    pin = pins().get(name)
-    if pin is None:
-        return Check(name, None, f"{version}; constraints.txt pins no version")
-    if version.split("+")[0] != pin:  # +cpu and +cu130 are builds of one version
+    pin = pins()[name]
+    if not _is_pin(version, pin):
         return Check(name, False, f"{version}; the kit is tested with {pin}", pip_install(name))
     return Check(name, True, version)
+
+
+def _is_pin(version: str, pin: str) -> bool:
+    return version.partition("+")[0] == pin  # +cpu and +cu130 are builds of one version
 
 
 def _other_packages() -> Check:
     known = {name: pin for name, pin in pins().items() if name not in DIRECT}
     found = {name: version for name in known if (version := _installed(name))}
-    other = [f"{n} {v} (pin {known[n]})" for n, v in found.items() if v.split("+")[0] != known[n]]
-    if not other:
+    off = [name for name, version in found.items() if not _is_pin(version, known[name])]
+    if not off:
         return Check("other packages", True, f"{len(found)} at their pinned versions")
-    more = f" and {len(other) - 4} more" if len(other) > 4 else ""
-    other[4:] = []
-    return Check("other packages", None, f"not as pinned: {', '.join(other)}{more}", reinstall())
+    named = ", ".join(f"{name} {found[name]} (pin {known[name]})" for name in off)
+    return Check("other packages", None, f"not as pinned: {named}", pip_install(*off))
 
 
 def memory() -> tuple[int, int]:
@@ -257,20 +237,31 @@ def _cores() -> Check:
     import torch
 
     threads = torch.get_num_threads()
-    detail = f"{count}; torch uses {threads}"
     fix = f"export OMP_NUM_THREADS={count}" if threads > count else ""
-    return Check("cores", None if fix else True, detail, fix)
+    return Check("cores", None if fix else True, f"{count}; torch uses {threads}", fix)
 
 
 def _dtype() -> Check:
-    device, dtype, reason = _device_dtype()
+    import torch
+
+    from kit.models.load import choose_dtype
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype, reason = choose_dtype(device)
     return Check("dtype", True, f"{dtype} on {device}: {reason}".removeprefix("torch."))
 
 
-def _model() -> Check:
-    from kit.models import weights
+def machine_dtype() -> str:
+    """In which the embedded model runs here; where torch is missing, the one that it is kept in."""
+    if find_spec("torch") is None:
+        return "bfloat16"
+    from kit.models.load import model_dtype
 
-    dtype = model_dtype() if find_spec("torch") else "bfloat16"
+    return model_dtype()
+
+
+def _model() -> Check:
+    dtype = machine_dtype()
     status = weights.status(dtype)
     fix = f"{interpreter()} -m kit fetch"
     if not status["present"]:
@@ -282,22 +273,16 @@ def _model() -> Check:
 
 
 def _widgets() -> Check:
-    from kit.cli import lab as labcheck
-
-    ok, detail = labcheck.widgets()
-    fix = pip_install("ipywidgets", "jupyterlab-widgets")
-    return Check("widgets", ok, detail, "" if ok else fix)
+    ok, detail = lab.widgets()
+    mend = f"{pip_install('ipywidgets', 'jupyterlab-widgets')} && jupyter labextension enable {lab.MANAGER}"
+    return Check("widgets", ok, detail, "" if ok else mend)
 
 
 def _lab_starts() -> Check:
-    from kit.cli import lab as labcheck
-
-    with labcheck.server() as lab:
-        quiet = lab.asks_nobody()
-        detail = f"in {lab.seconds:.1f} s"
-    if quiet:
-        return Check("JupyterLab starts", True, f"{detail}; it asks for no news and no updates")
-    return Check("JupyterLab starts", None, f"{detail}; it asks for news or updates", reinstall())
+    with lab.server() as running:
+        quiet = running.asks_nobody()
+    detail = f"in {running.seconds:.1f} s; it asks for {'no news and no updates' if quiet else 'news or updates'}"
+    return Check("JupyterLab starts", quiet or None, detail, "" if quiet else reinstall())
 
 
 def _steered_token() -> Check:
@@ -312,7 +297,6 @@ def _steered_token() -> Check:
     vector = kit.SteeringVector(direction, model.cfg.n_layers // 2, "doctor")
     run = kit.generate(model, "Say hello.", vector, [0.5], max_new_tokens=1)
     end = time.perf_counter()
-    if left := kit.hooks_left(model):
-        raise RuntimeError(f"hooks left on the model after generating: {', '.join(left)}")
+    kit.assert_clean(model)
     took = f"libraries and model {loaded - start:.1f} s, first token {end - loaded:.1f} s"
     return Check("steered token", True, f"{run.rows[0].text!r}; {took}; model clean again")

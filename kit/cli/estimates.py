@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kit.base.checks import check_counts
 from kit.base.directions import random_units
 from kit.cli import doctor
 from kit.cli.timing import Estimate, Line, line, memory
@@ -63,7 +64,7 @@ def harvest(
     Raises:
         ValueError: a layer or site that the model lacks, or numbers below 1.
     """
-    _whole(tokens=tokens, context=context, rows=rows)
+    check_counts(tokens=tokens, context=context, rows=rows)
     start = time.perf_counter()
     source = _random_source(model, [Site(layer, site)], context)
     return _filled(source, tokens, rows, Path(folder), start, budget)
@@ -86,17 +87,8 @@ def _filled(source: Source, tokens: int, rows: int, folder: Path, start: float, 
     # a chunk's passes, put together, and without its sinks; the texts' tokens and their order
     peak = 3 * min(rows * (context - 1), kept) * token + 2 * 8 * tokens
     where = ", ".join(map(str, source.sites))
-    return _estimate(
-        f"harvest of {where}",
-        tokens,
-        each.seconds(tokens / context, _PASS),
-        [each],
-        source.model,
-        start,
-        peak,
-        kept * (token + 8),
-        folder,
-    )
+    seconds, disk = each.seconds(tokens / context, _PASS), kept * (token + 8)
+    return _estimate(f"harvest of {where}", tokens, seconds, [each], source.model, start, peak, disk, folder)
 
 
 def _random_source(model: TransformerBridge, sites: Sequence[Site], context: int) -> Source:
@@ -142,7 +134,7 @@ def sae_training(
     Raises:
         ValueError: as these do, or numbers below 1.
     """
-    _whole(tokens=tokens, context=context, rows=rows, batch=batch)
+    check_counts(tokens=tokens, context=context, rows=rows, batch=batch)
     start = time.perf_counter()
     source = _random_source(model, [Site(layer, site)], context)
     read = Line(0.0, 0.0) if cached else _harvest_line(source, budget / 2)
@@ -163,18 +155,8 @@ def sae_training(
     # whole chunks are read, and what is left of one at the end is read too
     chunks = math.ceil(tokens / (rows * (context - 1)))
     seconds += chunks * read.seconds(rows, _PASS)
-    return _estimate(
-        f"training of {len(run.trainers)} dictionaries at {where}",
-        tokens,
-        seconds,
-        [each, read],
-        model,
-        start,
-        peak + chunk,
-        0,
-        Path("."),
-        "dead latents take longer",
-    )
+    what, note = f"training of {len(run.trainers)} dictionaries at {where}", "dead latents take longer"
+    return _estimate(what, tokens, seconds, [each, read], model, start, peak + chunk, note=note)
 
 
 class _Noise:
@@ -212,7 +194,7 @@ def melbo(
     Raises:
         ValueError: as it does.
     """
-    _whole(n_vectors=n_vectors, steps=steps, restarts=restarts)
+    check_counts(n_vectors=n_vectors, steps=steps, restarts=restarts)
     start = time.perf_counter()
     piece = LayerSlice(model, prompts, source_layer, target_layer, read=read)
     probe = _Probe(piece, time.perf_counter() - start, budget / (4 if radius == "auto" else 2))
@@ -247,7 +229,7 @@ def dct(
     Raises:
         ValueError: as it does.
     """
-    _whole(n_features=n_features, iterations=iterations)
+    check_counts(n_features=n_features, iterations=iterations)
     if method not in METHODS:
         raise ValueError(f"method={method!r}: use {', '.join(map(repr, METHODS))}")
     start = time.perf_counter()
@@ -308,9 +290,8 @@ class _Probe:
         """Tokens are those of the passes forward: a prompt is read once for each direction."""
         piece = self.piece
         where = f"{what}, layers {piece.source} to {piece.target}, {piece.n_prompts} prompts"
-        return _estimate(
-            where, self.rows * piece.tokens.numel(), self.seconds, self.lines, piece.model, start, self.peak
-        )
+        tokens = self.rows * piece.tokens.numel()
+        return _estimate(where, tokens, self.seconds, self.lines, piece.model, start, self.peak)
 
 
 def sweep(
@@ -332,7 +313,7 @@ def sweep(
     Raises:
         ValueError: neither or both of ``targets`` and ``judge``, or empty lists.
     """
-    _whole(max_new_tokens=max_new_tokens)
+    check_counts(max_new_tokens=max_new_tokens)
     if (targets is None) == (judge is None):
         raise ValueError("give targets (continuations to compare) or judge (a function of a text)")
     if isinstance(prompts, str) or not len(prompts):
@@ -355,16 +336,9 @@ def sweep(
     each = line(some, max_new_tokens, budget)
     jobs = len(places) * len(prompts)
     tokens = jobs * (len(coefficients) + 1) * max_new_tokens
-    return _estimate(
-        f"sweep, {jobs} ladders of {len(coefficients) + 1} rows",
-        tokens,
-        jobs * each.seconds(max_new_tokens),
-        [each],
-        model,
-        start,
-        peak,
-        note="as if no answer ended early",
-    )
+    what, note = f"sweep, {jobs} ladders of {len(coefficients) + 1} rows", "as if no answer ended early"
+    seconds = jobs * each.seconds(max_new_tokens)
+    return _estimate(what, tokens, seconds, [each], model, start, peak, note=note)
 
 
 def _estimate(
@@ -395,9 +369,3 @@ def _estimate(
         time.perf_counter() - start,
         note,
     )
-
-
-def _whole(**given: int) -> None:
-    for name, n in given.items():
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ValueError(f"{name}={n!r}: give a whole number from 1 on")

@@ -1,5 +1,5 @@
-"""Activations of a whole corpus into a folder: ``python -m kit.cli.harvest``, on as many processes as
-``torchrun --nproc-per-node N -m kit.cli.harvest`` starts.
+"""Activations of a whole corpus into a folder: ``python -m kit.cli.harvest``, on as many processes
+as ``torchrun --nproc-per-node N -m kit.cli.harvest`` starts.
 
 The folder is the ``cache`` of :class:`kit.sae.Source`: a dictionary trained on the same texts with
 the same settings then runs no model. Started again, it makes the chunks that are missing.

@@ -14,15 +14,11 @@ CPU_TORCH = "https://download.pytorch.org/whl/cpu"
 def pins() -> dict[str, str]:
     """Pinned version by package name, from constraints.txt, for this Python and system."""
     from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
 
-    found: dict[str, str] = {}
-    for line in _constraints().read_text(encoding="utf-8").splitlines():
-        if line and not line.startswith("#"):
-            pin = Requirement(line)
-            if pin.marker is None or pin.marker.evaluate():
-                found[canonicalize_name(pin.name)] = str(pin.specifier).removeprefix("==")
-    return found
+    lines = _constraints().read_text(encoding="utf-8").splitlines()
+    wanted = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    here = [pin for pin in wanted if pin.marker is None or pin.marker.evaluate()]
+    return {pin.name: str(pin.specifier).removeprefix("==") for pin in here}
 
 
 def _constraints() -> Path:
@@ -37,10 +33,8 @@ def interpreter() -> str:
 
 
 def _short(path: Path) -> str:
-    try:
-        text = str(path.relative_to(Path.cwd()))
-    except ValueError:
-        text = str(path)
+    inside = path.is_relative_to(Path.cwd())
+    text = str(path.relative_to(Path.cwd()) if inside else path)
     return shlex.quote(text) if os.name == "posix" else f'"{text}"'
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from html import escape
 from statistics import median
 
-from kit.base.html import INK, SANS, SOFT, WRAP
+from kit.base.checks import check_counts
+from kit.base.html import INK, SANS, WRAP
 
 _HOUR = 3600.0
 _NIGHT = 10 * _HOUR
@@ -49,8 +50,7 @@ def line(job: Callable[[int], object], most: int, budget: float = 1.0) -> Line:
     Raises:
         ValueError: ``most`` below 1.
     """
-    if most < 1:
-        raise ValueError(f"most={most!r}: give a whole number from 1 on")
+    check_counts(most=most)
     job(1)
     one = _timed(job, 1)
     while most > 2 and 1.3 * most * one > budget:
@@ -165,34 +165,20 @@ class Estimate:
             f"it (10 times: {duration(self.seconds / 10)})"
         )
 
-    @property
-    def figures(self) -> str:
-        """Tokens, time, memory and disk in one line."""
+    def __str__(self) -> str:
         parts = [
-            f"{self.tokens:,} tokens",
+            f"{self.what}: {self.tokens:,} tokens",
             f"{duration(self.seconds)} ({duration(self.low)} to {duration(self.high)})",
             f"memory {_gb(self.memory_bytes)} of {_gb(self.free_memory)} free",
         ]
         if self.disk_bytes:
             parts.append(f"disk {_gb(self.disk_bytes)} of {_gb(self.free_disk)} free")
-        return " · ".join(parts)
-
-    @property
-    def remarks(self) -> str:
-        """How it was found, and what it leaves out."""
-        found = f"probed here for {duration(self.probe_seconds)}"
-        return f"{found}; {self.note}" if self.note else found
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.figures}\n{self.advice} ({self.remarks})"
+        how = f"probed here for {duration(self.probe_seconds)}" + (f"; {self.note}" if self.note else "")
+        return f"{' · '.join(parts)}\n{self.advice} ({how})"
 
     def _repr_html_(self) -> str:
         mark = "" if self.fits else f"border-left:4px solid rgba({INK},1);padding-left:8px;"
-        return (
-            f'<div style="font:13px/1.5 {SANS};{mark}{WRAP}"><b>{escape(self.advice)}</b><br>'
-            f"{escape(self.what)}: {escape(self.figures)}"
-            f'<div style="font-size:12px;color:{SOFT}">{escape(self.remarks)}</div></div>'
-        )
+        return f'<div style="font:13px/1.5 {SANS};{mark}{WRAP}">{escape(str(self))}</div>'
 
 
 def duration(seconds: float) -> str:

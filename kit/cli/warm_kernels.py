@@ -12,10 +12,10 @@ server, and its kernels with it. So kernels of different users never share one. 
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -23,8 +23,10 @@ import sys
 import threading
 from contextlib import suppress
 from importlib.metadata import entry_points
+from multiprocessing.connection import wait
 from typing import Any, NoReturn
 
+import psutil
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
@@ -45,11 +47,10 @@ class WarmProvisioner(LocalProvisioner):
         """Fork the kernel from the warm parent where its command allows that."""
         if not can_fork(cmd):
             return await super().launch_kernel(cmd, **kwargs)
-        import asyncio
-
         env = kwargs.get("env") or dict(os.environ)
-        self.process = await asyncio.to_thread(fork, cmd, env, kwargs.get("cwd") or os.getcwd())
-        self.pid = self.pgid = self.process.pid
+        forked = await asyncio.to_thread(fork, cmd, env, kwargs.get("cwd") or os.getcwd())
+        self.process = forked  # type: ignore[assignment]  # with all that is asked of a Popen
+        self.pid = self.pgid = forked.pid
         return self.connection_info
 
 
@@ -86,22 +87,17 @@ class Forked:
 
     def poll(self) -> int | None:
         """None while it runs, else 0: the status itself went to its parent."""
-        if self._pidfd < 0:
-            return 0
-        poller = select.poll()
-        poller.register(self._pidfd, select.POLLIN)
-        if not poller.poll(0):
-            return None
-        os.close(self._pidfd)
-        self._pidfd = -1
+        if self._pidfd >= 0:
+            if not wait([self._pidfd], timeout=0):
+                return None
+            os.close(self._pidfd)
+            self._pidfd = -1
         return 0
 
     def wait(self) -> int:
         """Block until it has ended."""
         if self._pidfd >= 0:
-            poller = select.poll()
-            poller.register(self._pidfd, select.POLLIN)
-            poller.poll()
+            wait([self._pidfd])
         return self.poll() or 0
 
     def send_signal(self, signum: int) -> None:
@@ -149,7 +145,7 @@ def fork(command: list[str], env: dict[str, str], cwd: str) -> Forked:
             message, descriptors, _, _ = socket.recv_fds(wire, 4096, 1)
         except OSError as error:
             raise RuntimeError(f"the warm parent of kernels does not answer: {error}") from error
-    answer = json.loads(message) if message else {"error": "it ended; its last words are above"}
+    answer: dict[str, Any] = json.loads(message) if message else {"error": "it ended; its last words are above"}
     if "error" in answer or not descriptors:
         raise RuntimeError(f"the warm parent of kernels started none: {answer.get('error')}")
     return Forked(answer["pid"], descriptors[0])
@@ -189,7 +185,7 @@ def serve(descriptor: int) -> None:
     from kit.models.load import model_dtype
     from kit.widgets import SteeringPanel
 
-    assert ipykernel.kernelapp and ipywidgets and transformer_lens.model_bridge
+    assert ipykernel.kernelapp and ipywidgets and transformer_lens.model_bridge and SteeringPanel
     if not torch.cuda.is_available() and weights.cached(model_dtype()):  # CUDA cannot be forked
         preload()
     gc.collect()
@@ -213,28 +209,17 @@ def serve(descriptor: int) -> None:
             socket.send_fds(wire, [json.dumps({"pid": pid}).encode()], [pidfd])
             os.close(pidfd)
     for pid in children:
-        with suppress(OSError):
-            if os.getpgid(pid) == pid and _parent_of(pid) == os.getpid():
+        with suppress(OSError, psutil.NoSuchProcess):
+            if os.getpgid(pid) == pid and psutil.Process(pid).ppid() == os.getpid():
                 os.killpg(pid, signal.SIGTERM)
 
 
 def _read(wire: socket.socket) -> dict[str, Any] | None:
-    def exactly(count: int) -> bytes:
-        parts = b""
-        while len(parts) < count and (more := wire.recv(count - len(parts))):
-            parts += more
-        return parts
-
     with suppress(OSError):
-        size = int.from_bytes(exactly(4), "big")
-        body = exactly(size) if 0 < size <= _LIMIT else b""
+        size = int.from_bytes(wire.recv(4, socket.MSG_WAITALL), "big")
+        body = wire.recv(size, socket.MSG_WAITALL) if 0 < size <= _LIMIT else b""
         return json.loads(body) if body and len(body) == size else None
     return None
-
-
-def _parent_of(pid: int) -> int:
-    with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
-        return int(file.read().rsplit(")", 1)[1].split()[1])
 
 
 def _become_kernel(argv: list[str], env: dict[str, str], cwd: str) -> NoReturn:

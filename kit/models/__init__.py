@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
-from kit.models.bridge import Runtime, check_layer, fingerprint, runtime
+from typing import Any
 
 __all__ = ["Runtime", "check_layer", "fingerprint", "runtime"]
+
+
+def __getattr__(name: str) -> Any:
+    """From the bridge, at their first use: the doctor needs the weights where torch is missing."""
+    if name not in __all__:
+        raise AttributeError(f"module 'kit.models' has no attribute {name!r}")
+    from kit.models import bridge
+
+    return getattr(bridge, name)

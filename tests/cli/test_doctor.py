@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 import kit
+from course.__main__ import main
 from course.room import machines
 from kit import cli
 from kit.cli import doctor
@@ -25,6 +26,8 @@ from kit.cli import lab as labcheck
 from kit.cli.pins import pins
 from kit.models import weights
 from kit.models.load import model_dtype
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def failed(report: doctor.DoctorReport) -> list[str]:
@@ -83,6 +86,32 @@ def test_a_transitive_package_off_its_pin_is_a_warning(healthy: dict[str, str]) 
     report = doctor.run(quick=True)
     assert report.ok and row(report, "other packages").ok is None
     assert "tornado 1.0" in row(report, "other packages").detail
+
+
+def test_every_installed_package_off_its_pin_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the version that is there, the pinned one, and the command that brings it back."""
+    off = {"torch": "2.14.1+cu130", "tornado": "1.0", "attrs": "2", "yarl": "3.0", "six": "4", "tqdm": "5", "zipp": "6"}
+    plain = doctor.metadata.version
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: off.get(name) or plain(name))
+    checks = doctor.run(quick=True).checks
+    for name, version in off.items():
+        (named,) = [c for c in checks if f"{name} {version}" in f"{c.name} {c.detail}"]
+        assert named.ok is False if name in doctor.DIRECT else named.ok is None
+        assert pins()[name] in named.detail and f"{name}=={pins()[name]}" in named.fix
+
+
+def test_it_runs_where_torch_and_jupyter_are_not() -> None:
+    gone = "torch numpy jupyterlab jupyter_core jupyter_client ipywidgets IPython traitlets psutil packaging".split()
+    code = (
+        f"import sys\nsys.modules.update(dict.fromkeys({gone}))\n"
+        "from kit.cli import main\nsys.exit(main(['doctor', '--json']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stderr == "" and done.returncode == 1
+    rows = json.loads(done.stdout)["checks"]
+    assert [r["name"] for r in rows if r["word"] == "FAIL" and r["name"] != "model"] == ["packaging"]
+    assert {r["name"] for r in rows} >= {*doctor.DIRECT, "memory", "JupyterLab starts", "steered token"}
+    assert not [r for r in rows if r["word"] == "FAIL" and not r["fix"]]
 
 
 @pytest.mark.parametrize("module", ["torch", "jupyterlab", "ipywidgets", "packaging", "psutil"])
@@ -258,7 +287,7 @@ LOW = doctor.Check("memory", None, "3.0 GB", "close something")
 def test_a_room_is_judged_machine_by_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report(tmp_path, "ada")
     report(tmp_path, "bob", LOW)
-    assert cli.main(["doctor", "--workshop", str(tmp_path)]) == 0
+    assert main(["doctor", "--workshop", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "warn     bob                  memory: 3.0 GB",
         "                              -> close something",
@@ -268,7 +297,7 @@ def test_a_room_is_judged_machine_by_machine(tmp_path: Path, capsys: pytest.Capt
     report(tmp_path, "cem", LOW, BROKEN, doctor.Check("numpy", False, "1.0", "later"))
     report(tmp_path, "dee", kit="0.0.1")
     (tmp_path / "notes.txt").write_text("not a report")
-    assert cli.main(["doctor", "--workshop", str(tmp_path)]) == 1
+    assert main(["doctor", "--workshop", str(tmp_path)]) == 1
     out = capsys.readouterr().out.splitlines()
     assert out[:2] == [
         "FAIL     cem                  torch: not installed",
@@ -276,7 +305,7 @@ def test_a_room_is_judged_machine_by_machine(tmp_path: Path, capsys: pytest.Capt
     ]
     assert any("dee" in line and f"0.0.1, this one is {kit.__version__}" in line for line in out)
     assert out[-1] == "3 of 4 machines can be used (1 ready, 2 warn, 1 FAIL)"
-    assert cli.main(["doctor", "--workshop", str(tmp_path), "--json"]) == 1
+    assert main(["doctor", "--workshop", str(tmp_path), "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert [(m["name"], m["word"]) for m in told] == [
         ("cem", "FAIL"),
@@ -284,6 +313,15 @@ def test_a_room_is_judged_machine_by_machine(tmp_path: Path, capsys: pytest.Capt
         ("dee", "warn"),
         ("ada", "ready"),
     ]
+
+
+def test_the_command_hands_a_room_to_the_course(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(cli.os, "execv", lambda path, command: commands.append(command))
+    cli.main(["doctor", "--workshop", "reports", "--json"])
+    assert commands == [[sys.executable, "-m", "course", "doctor", "--workshop", "reports", "--json"]]
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    assert cli.main(["table", "room"]) == 1 and len(commands) == 1
 
 
 DAMAGED = {
@@ -308,7 +346,7 @@ def test_a_damaged_report_is_a_row_and_no_machine_that_is_ready(
 ) -> None:
     report(tmp_path, "ada")
     (tmp_path / f"{kind}.json").write_bytes(DAMAGED[kind])
-    assert cli.main(["doctor", "--workshop", str(tmp_path)]) == 1
+    assert main(["doctor", "--workshop", str(tmp_path)]) == 1
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith(f"damaged  {kind}") and "`kit doctor --json` again" in out[1]
     assert out[-1] == "1 of 2 machines can be used (1 ready, 1 damaged)"
@@ -333,7 +371,7 @@ def test_a_report_cannot_write_to_the_terminal(tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_no_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
-        assert cli.main(["doctor", "--workshop", str(folder)]) == 1
+        assert main(["doctor", "--workshop", str(folder)]) == 1
         assert "kit doctor --json" in capsys.readouterr().err
 
 
@@ -344,7 +382,7 @@ def test_the_host_of_a_room(
     for name in ("_cache", "_disk", "_clock"):  # of this machine
         monkeypatch.setattr(machines, name, lambda name=name: replace(fine, name=name))
     monkeypatch.setattr(machines, "find_spec", lambda name: None)
-    assert cli.main(["doctor", "--quick", "--workshop"]) == 1
+    assert main(["doctor", "--quick", "--workshop"]) == 1
     out = capsys.readouterr().out
     assert "FAIL  JupyterHub        not installed" in out and "pip install jupyterhub" in out
     for name in ("Python", "_disk", "_cache", "ports", "_clock"):

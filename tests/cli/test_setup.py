@@ -79,7 +79,7 @@ def test_import_is_light() -> None:
 
 def test_commands_and_doctor_load_nothing_heavy() -> None:
     loaded = f"[name for name in {HEAVY} if name in sys.modules]"
-    assert python(f"import sys, kit.cli, kit.doctor, kit.weights; print({loaded})").strip() == "[]"
+    assert python(f"import sys, kit, kit.cli; kit.doctor, kit.weights; print({loaded})").strip() == "[]"
 
 
 def test_every_public_name_is_there() -> None:
@@ -189,6 +189,7 @@ CARRIED = {
     "huggingface_hub": "transformers",
     "jupyter_client": "jupyterlab",
     "jupyter_core": "jupyterlab",
+    "jupyterlab_server": "jupyterlab",
     "nbconvert": "jupyterlab",
     "nltk": "sae-lens",
     "scipy": "scikit-learn",
@@ -293,7 +294,7 @@ def test_errors_are_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "kit" / "cli.py"))
+    monkeypatch.setattr(cli, "KIT", tmp_path / "kit")
     assert cli.main(["lab"]) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and err.startswith("kit lab: no notebooks/00_start_here.ipynb")

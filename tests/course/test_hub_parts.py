@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from course.room import cgroups, seat_server, settings, slips
+from course import __main__ as course_main
+from course.room import cgroups, hub, seat_server, settings, slips
 from kit import cli
 
 
@@ -156,16 +157,20 @@ def test_control_groups_of_version_2_by_their_file_names(tmp_path: Path) -> None
 def test_one_command_starts_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     commands: list[list[str]] = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_need", lambda module: None)
     monkeypatch.setattr(cli.os, "execv", lambda path, command: commands.append(command))
     cli.main(["hub", "--debug"])
-    assert commands == [[sys.executable, "-m", "workshop", "--debug"]]
+    assert commands == [[sys.executable, "-m", "course", "hub", "--debug"]]
+    started: list[list[str]] = []
+    monkeypatch.setattr(course_main, "need", lambda module: None)
+    monkeypatch.setattr(hub, "main", lambda arguments: started.append(arguments) or 0)
+    assert course_main.main(commands[0][3:]) == 0
+    assert started == [["--debug"]]
     assert Path.cwd() == settings.ROOT
 
 
 def test_a_hub_that_cannot_start_says_why_in_a_line() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "workshop"],
+        [sys.executable, "-m", "course.room.hub"],
         env=os.environ | {"KIT_HUB_IP": "0.0.0.0"},
         cwd=settings.ROOT,
         capture_output=True,
@@ -193,7 +198,7 @@ def test_a_hub_that_cannot_start_says_why_in_a_line() -> None:
 def test_a_seat_never_becomes_another_account(
     monkeypatch: pytest.MonkeyPatch, comment: str, uid: int, owner: int, mode: int, says: str
 ) -> None:
-    seats = pytest.importorskip("workshop.seats", reason="needs the extra hub")
+    seats = pytest.importorskip("course.room.seats", reason="needs the extra hub")
     entry = pwd.struct_passwd(("kit-x", "!", uid, uid, f"{comment},,,", "/home/kit-x", "/bin/sh"))
     monkeypatch.setattr(seats.pwd, "getpwnam", lambda login: entry)
     found = SimpleNamespace(st_uid=owner, st_mode=stat.S_IFDIR | mode)
@@ -206,7 +211,7 @@ def test_under_systemd_a_seat_is_a_unit_with_its_limits(monkeypatch: pytest.Monk
     """What is asked of systemd; that systemd does it is not shown by this test."""
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("the hub's configuration loads as root, on Linux")
-    seats = pytest.importorskip("workshop.seats", reason="needs the extra hub")
+    seats = pytest.importorskip("course.room.seats", reason="needs the extra hub")
     from systemdspawner import systemd
     from traitlets.config import PyFileConfigLoader
 
@@ -224,7 +229,7 @@ def test_under_systemd_a_seat_is_a_unit_with_its_limits(monkeypatch: pytest.Monk
     monkeypatch.setenv("KIT_CACHE", str(tmp_path / "hub" / "cache"))
     monkeypatch.setenv("KIT_TABLE", "/srv/table")
     monkeypatch.setenv("KIT_DTYPE", "float32")
-    config = PyFileConfigLoader("jupyterhub_config.py", settings.ROOT / "workshop").load_config()
+    config = PyFileConfigLoader("jupyterhub_config.py", settings.ROOT / "course" / "room").load_config()
     assert config.JupyterHub.spawner_class is seats.SystemdSeat
     assert config.Spawner.environment["KIT_TABLE"] == "/srv/table"
     assert config.Spawner.environment["KIT_DTYPE"] == "float32"
@@ -265,4 +270,4 @@ def test_under_systemd_a_seat_is_a_unit_with_its_limits(monkeypatch: pytest.Monk
     apart = {"PrivateTmp": "yes", "PrivateDevices": "yes", "NoNewPrivileges": "yes", "UMask": "0077"}
     assert {key: asked["properties"][key] for key in limits | apart} == limits | apart
     assert str(tmp_path / "hub" / "cache") in asked["properties"]["ReadOnlyDirectories"]
-    assert asked["cmd"] == [sys.executable, str(settings.ROOT / "workshop" / "seat_server.py")]
+    assert asked["cmd"] == [sys.executable, str(settings.ROOT / "course" / "room" / "seat_server.py")]

@@ -17,9 +17,10 @@ import nbformat
 import psutil
 import pytest
 
+from course.__main__ import main
 from course.room import rehearsal
 from kit.cli import lab as labcheck
-from kit.cli import main, warm_kernels
+from kit.cli import warm_kernels
 from tests import tiny
 
 linux = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="kernels are forked on Linux only")
@@ -113,7 +114,7 @@ def test_a_cell_that_fails_in_a_kernel_is_an_error_of_the_room(
 
 
 def test_what_cannot_be_rehearsed_is_said(lesson: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match=r"kernels=0: give a whole number, at least 1"):
+    with pytest.raises(ValueError, match=r"kernels=0: give a whole number from 1 on"):
         rehearsal.rehearse(0)
     with pytest.raises(ValueError, match=r"lesson.ipynb'.*1 code cells to run makes a panel"):
         rehearsal.rehearse(1, lesson, cells=1)
@@ -183,7 +184,7 @@ def test_a_forked_kernel_is_a_kernel_of_its_own(tmp_path: Path) -> None:
 @linux
 def test_kernels_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     script = (
-        "import os, time\nfrom kit.workshop import warm_kernels as w\n"
+        "import os, time\nfrom kit.cli import warm_kernels as w\n"
         "command = [__import__('sys').executable, '-m', 'ipykernel_launcher', '-f', 'k.json']\n"
         "kernel = w.fork(command, dict(os.environ), os.getcwd())\n"
         "print(kernel.pid, w.parent(), kernel.poll(), flush=True)\ntime.sleep(100)"

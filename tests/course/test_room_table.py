@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 from course import exercises
+from course.__main__ import main
 from course.exercises import events
 from course.exercises.events import Event
 from course.room import table as tables
 from course.room.room_table import RoomTable, html
 from course.room.table import Row, read_room
-from kit import cli
 from tests.test_browser import _run, _wait, browser, nameless
 
 NOW = 1_750_000_000.0  # past, for lines from the future are ignored
@@ -114,9 +114,9 @@ def test_the_terminal_shows_the_same(tmp_path: Path, capsys: pytest.CaptureFixtu
     ends = [match.end() for match in re.finditer(r"[\w-]+(?=  |$)", shown[1])][1:7]
     assert [shown[3][end - 1] for end in ends] == ["0"] * 5 + ["-"], "columns stand below heads"
     assert len(shown) == 2 + len(KNOWN)
-    assert cli.main(["table", str(tmp_path), "--notebook", "02"]) == 0
+    assert main(["table", str(tmp_path), "--notebook", "02"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2, "nobody has started notebook 02"
-    assert cli.main(["table", str(tmp_path / "nowhere")]) == 1
+    assert main(["table", str(tmp_path / "nowhere")]) == 1
     assert "nowhere" in capsys.readouterr().err
 
 
