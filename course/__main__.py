@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kit.cli import COURSE, doctor, need, parser_of, run
+from kit.cli import COURSE, doctor, need, open_lab, parser_of, run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     room.add_argument("--warm", action="store_true", help="fork the kernels from a warm one (Linux)")
     room.add_argument("--json", action="store_true", help="print the figures as JSON")
     add(_hub, COURSE["hub"], "jupyterhub")
+    add(_lab, "open the first notebook in JupyterLab, whose kernels are forked", "jupyter lab")
     table = add(_table, COURSE["table"])
     table.add_argument("folder", help="the folder that learners share with (KIT_TABLE)")
     table.add_argument("--notebook", metavar="NN", help="one notebook alone (02)")
@@ -90,6 +91,13 @@ def _hub(_args: argparse.Namespace, arguments: list[str]) -> int:
     need("jupyterhub")
     os.chdir(settings.ROOT)  # where `python -m` finds kit and course
     return hub.main(arguments)
+
+
+def _lab(_args: argparse.Namespace, arguments: list[str]) -> int:
+    from course.room import warm_kernels
+
+    warm_kernels.switch_on()
+    return open_lab(arguments)
 
 
 def _table(args: argparse.Namespace, _rest: list[str]) -> int:

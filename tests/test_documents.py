@@ -110,7 +110,9 @@ def test_the_map_shows_the_folders_that_are_there() -> None:
     drawn = {line.split()[0] for line in picture[1].splitlines()}
     folders = {f"kit/{p.name}" for p in (ROOT / "kit").iterdir() if (p / "__init__.py").is_file()}
     assert drawn == folders | {"course"}
-    inner = {f"{line.split()[0]}/{name}" for line in picture[1].splitlines() for name in re.findall(r"\b(\w+)/(?= |$)", line)}
+    inner = {
+        f"{line.split()[0]}/{name}" for line in picture[1].splitlines() for name in re.findall(r"\b(\w+)/(?= |$)", line)
+    }
     assert inner and all((ROOT / name).is_dir() for name in inner)
     homes = [ROOT / "kit", ROOT, *(ROOT / "kit" / "widgets").iterdir()]
     files = re.findall(r"`([\w/]+\.py)`", text)

@@ -24,9 +24,10 @@ from typing import Any
 import psutil
 from jupyter_client.provisioning import KernelProvisionerFactory
 
+from course.room import warm_kernels
 from kit.base.checks import check_counts
 from kit.base.progress import cores
-from kit.cli import doctor, warm_kernels
+from kit.cli import doctor
 
 _PATIENCE = 1800.0  # seconds for one cell, or one slider, in the slowest kernel
 _RESERVE = 2**30  # bytes for the system and the server
@@ -136,7 +137,7 @@ def rehearse(
         notebook: one whose panel is called ``panel``; the course's first when None.
         cells: only so many code cells (the one that makes the panel must be among them).
         warm: fork the kernels from one that has the libraries and the model
-            (:mod:`kit.cli.warm_kernels`; Linux).
+            (:mod:`course.room.warm_kernels`; Linux).
         show: called with one line whenever a stage begins or a kernel finishes one.
 
     Raises:

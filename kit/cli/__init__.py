@@ -122,11 +122,12 @@ def _fetch(_args: argparse.Namespace, _rest: list[str]) -> int:
 
 
 def _lab(args: argparse.Namespace, arguments: list[str]) -> int:
-    need("jupyterlab")
-    if args.warm:
-        from kit.cli import warm_kernels
+    return _course(args, arguments) if args.warm else open_lab(arguments)
 
-        warm_kernels.switch_on()
+
+def open_lab(arguments: list[str]) -> int:
+    """Become JupyterLab, at the first notebook unless the arguments name something else."""
+    need("jupyterlab")
     named = [a for a in arguments if not a.startswith("-") and Path(a).exists()]
     target = [] if named else _open_first()
     weights.fetch(doctor.machine_dtype())

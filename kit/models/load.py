@@ -124,7 +124,7 @@ def load_model(
 
 def preload() -> None:
     """Load the embedded model now for the first plain :func:`load_model` of this process, or of
-    each process that is forked from it (:mod:`kit.cli.warm_kernels`)."""
+    each process that is forked from it (``kit lab --warm``)."""
     model = load_model()
     residual_scale(model, 0)  # measured once per model
     _PRELOADED.append(model)

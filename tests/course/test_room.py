@@ -18,9 +18,8 @@ import psutil
 import pytest
 
 from course.__main__ import main
-from course.room import rehearsal
+from course.room import rehearsal, warm_kernels
 from kit.cli import lab as labcheck
-from kit.cli import warm_kernels
 from tests import tiny
 
 linux = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="kernels are forked on Linux only")
@@ -184,7 +183,7 @@ def test_a_forked_kernel_is_a_kernel_of_its_own(tmp_path: Path) -> None:
 @linux
 def test_kernels_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     script = (
-        "import os, time\nfrom kit.cli import warm_kernels as w\n"
+        "import os, time\nfrom course.room import warm_kernels as w\n"
         "command = [__import__('sys').executable, '-m', 'ipykernel_launcher', '-f', 'k.json']\n"
         "kernel = w.fork(command, dict(os.environ), os.getcwd())\n"
         "print(kernel.pid, w.parent(), kernel.poll(), flush=True)\ntime.sleep(100)"
@@ -230,7 +229,7 @@ def test_a_jupyterlab_of_kit_lab_warm_forks_its_kernels(tmp_path: Path, monkeypa
     dist = tmp_path / "kit_warm_probe-1.dist-info"  # as an installed kit has it, wherever we run
     dist.mkdir()
     (dist / "METADATA").write_text("Metadata-Version: 2.1\nName: kit-warm-probe\nVersion: 1\n")
-    target = "kit.cli.warm_kernels:WarmProvisioner"
+    target = "course.room.warm_kernels:WarmProvisioner"
     (dist / "entry_points.txt").write_text(f"[jupyter_client.kernel_provisioners]\n{warm_kernels.NAME} = {target}\n")
     pyproject = (ROOT / "pyproject.toml").read_text()
     assert f'{warm_kernels.NAME} = "{target}"' in pyproject
