@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kit
-from kit.base.directions import repel, unit
+from kit.base.directions import random_units, repel, unit
 from kit.models.bridge import runtime
 from kit.search import cpe
 from kit.search.rank_one_map import Band
@@ -71,7 +71,7 @@ def test_gradients_against_finite_differences(any_model: Any) -> None:
     model = kit.load_model(any_model.cfg.kit_folder, dtype="float64")
     band = Band(model, prompts(model), (1, 2), 3)
     phi, step = band.random(2, 1), 2e-3  # changes come out in float32
-    U = kit.directions.random_units(2, band.d_model, 3)
+    U = random_units(2, band.d_model, 3)
     _, grads = band.gradient(phi, U, 1.5)
     for seed in range(3):
         along = band.random(2, 10 + seed)
@@ -94,7 +94,7 @@ def test_chunks_do_not_matter(llama: Any) -> None:
 def test_two_iterations_by_hand(llama: Any) -> None:
     found = fitted(llama, iterations=2, temperature=0.7, repel_steps=3, seed=6)
     band, history = Band(llama, prompts(llama), (1, 2), 3), []
-    U = kit.directions.random_units(5, band.d_model, 6 + 1_000_003)
+    U = random_units(5, band.d_model, 6 + 1_000_003)
     phi = unit(band.gradient(band.random(5, 6), U, 2.0)[1])
     for _ in range(2):
         changes, grads = band.gradient(phi, U, 2.0)
@@ -392,7 +392,7 @@ def test_calibrated_radius_hits_its_ratio(llama: Any) -> None:
     found = cpe.calibrate(llama, prompts(llama), (1, 2), 3, 0.3, n_factors=6)
     assert found.ratio == pytest.approx(0.3, rel=0.02) and found.coefficient == found.value
     band = Band(llama, prompts(llama), (1, 2), 3)
-    aims = kit.directions.random_units(6, band.d_model, 0)
+    aims = random_units(6, band.d_model, 0)
     phi = unit(band.gradient(band.random(6, 0), aims, 0.01)[1])
     small = (band.delta(phi, 0.01) - band.delta(phi, -0.01)) / 0.02
     linear = found.value * small
