@@ -16,8 +16,8 @@ from kit.base.kernels import plain_kernels
 class Map:
     """A differentiable map of ``theta [d]``, zero at zero, that takes many thetas a call.
 
-    :class:`kit.search.layer_slice.LayerSlice` is one, made of a model's blocks; :class:`Map` itself wraps any
-    function, which is how the methods are tested on functions whose factors are known.
+    :class:`kit.search.layer_slice.LayerSlice` is one, made of a model's blocks; :class:`Map` itself
+    wraps any function, which is how the methods are tested on functions whose features are known.
 
     Attributes:
         d_model: the width d.
