@@ -3,8 +3,8 @@
 The measure is the recovered share of the gap between locked and unlocked accuracy (Greenblatt et
 al. 2024, arXiv:2405.19550; Mack, Panickssery and Turner 2026, arXiv:2606.29604).
 
-``python -m kit.recovery withholding`` measures what is not yet in its file, arm by arm and seed by
-seed, and prints the table: it may be stopped at any time and called again.
+``python -m course.unlock.recovery withholding`` measures what is not yet in its file, arm by arm
+and seed by seed, and prints the table: it may be stopped at any time and called again.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def _complete(path: Path, name: str, jobs: Sequence[tuple[str, int]]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure what is missing, save after every record, print the table."""
-    parser = argparse.ArgumentParser(prog="python -m kit.recovery", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m course.unlock.recovery", description=__doc__)
     parser.add_argument("organism", nargs="*", help=f"default: {', '.join(SETTINGS)}")
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=[*ARMS, "around"])
     parser.add_argument("--seeds", type=int, default=3)

@@ -206,9 +206,6 @@ class _Within:
         banned = 0 if self._banned is None else len(self._banned)
         self.dimensions = piece.d_model - banned if self._span is None else len(self._span)
 
-    def _outside(self, rows: Tensor) -> Tensor:
-        return rows if self._banned is None else rows - rows @ self._banned.T @ self._banned
-
     def _inside(self, span: Tensor) -> Tensor:
         """What of an orthonormal span is orthogonal to the banned: their projections would not do,
         since they leave the span."""
@@ -219,7 +216,9 @@ class _Within:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Rows ``[k, d]`` projected onto what is allowed."""
-        return self._outside(rows) if self._span is None else rows @ self._span.T @ self._span
+        if self._span is not None:
+            return rows @ self._span.T @ self._span
+        return rows if self._banned is None else rows - rows @ self._banned.T @ self._banned
 
 
 class _Search:
@@ -235,10 +234,9 @@ class _Search:
         """All together, as an orthogonal set; the set with the highest sum is kept."""
         with suppress(KeyboardInterrupt):
             for i in range(restarts):
-                theta, scores, history = self._climb(m, within, i, nearest_orthonormal)
-                if not history:
-                    break  # interrupted before there was a score
-                self._keep(theta, scores, history)
+                theta, scores, history = self._climb(m, within, i, together=True)
+                if history:
+                    self._keep(theta, scores, history)
                 if len(history) < self.steps:
                     break  # interrupted
 
@@ -251,7 +249,7 @@ class _Search:
         paths = [folder / f"melbo-{name}-{i:03d}.safetensors" for i in range(restarts)]
 
         def make(i: int) -> None:
-            theta, scores, history = self._climb(m, within, i, nearest_orthonormal)
+            theta, scores, history = self._climb(m, within, i, together=True)
             if len(history) < self.steps:
                 raise KeyboardInterrupt  # the next run makes it whole
             told = torch.tensor(history, dtype=torch.float64)
@@ -274,7 +272,7 @@ class _Search:
                 rows = within(rows)
                 return rows if found is None else rows - rows @ found.T @ found
 
-            theta, scores, history = self._climb(restarts, allowed, i, unit)
+            theta, scores, history = self._climb(restarts, allowed, i, together=False)
             if not history:
                 break
             best = int(scores.argmax())
@@ -285,19 +283,21 @@ class _Search:
                 break
 
     def _climb(
-        self, k: int, allowed: Callable[[Tensor], Tensor], run: int, arrange: Callable[[Tensor], Tensor]
+        self, k: int, allowed: Callable[[Tensor], Tensor], run: int, *, together: bool
     ) -> tuple[Tensor, Tensor, list[float]]:
+        """The best of k thetas ``[k, d]``, their scores ``[k]``, and the mean score at each
+        step."""
+        arrange = nearest_orthonormal if together else unit
         start = random_units(k, self.piece.d_model, self.seed + 7919 * run).to(self.piece.origin)
         theta = self.r * arrange(allowed(start))
         best, scores, history = theta.clone(), theta.new_zeros(k), []
         optimiser = torch.optim.AdamW([theta], lr=self.rate, betas=(0.9, 0.98), weight_decay=0, amsgrad=True)
-        together = arrange is nearest_orthonormal
         with suppress(KeyboardInterrupt):
             for _ in track(range(self.steps), "steps", status=lambda: f"objective {history[-1]:.4g}"):
                 now, grads = self.piece.gradient(theta, self.goal)
                 if not bool(now.isfinite().all() and grads.isfinite().all()):
                     raise ValueError(f"the objective is not finite at radius {self.r:.4g}: give a smaller radius")
-                better = (now > scores if not together else now.sum() > scores.sum()).expand(k)
+                better = (now.sum() > scores.sum() if together else now > scores).expand(k)
                 best = torch.where(better[:, None], theta, best)
                 scores = torch.where(better, now, scores)
                 history.append(float(now.mean()))

@@ -319,5 +319,5 @@ def test_seeds_of_a_model_go_through_all_of_it(llama: Any) -> None:
     assert len(table) == 10
     assert table["effect_random"].notna().all()
     group = statistics.same_token(fits[0])
-    said = fits[0]._slice().logits(fits[0].thetas)[:, 0].argmax(-1)
+    said = fits[0].piece.logits(fits[0].thetas)[:, 0].argmax(-1)
     assert len(set(said[group].tolist())) <= 1
