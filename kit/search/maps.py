@@ -126,5 +126,9 @@ class Map:
                 raise ValueError(f"directions have shape {list(given.shape)}: give [k, {self.d_model}]")
         if outputs is not None and len(outputs) != len(thetas):
             raise ValueError(f"{len(outputs)} output directions for {len(thetas)} thetas: give one for each")
-        for start in range(0, len(thetas), self.step):
-            yield slice(start, min(start + self.step, len(thetas)))
+        yield from passes(len(thetas), self.step)
+
+
+def passes(n: int, step: int) -> list[slice]:
+    """Slices of n rows, ``step`` at a time."""
+    return [slice(start, min(start + step, n)) for start in range(0, n, step)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +14,7 @@ from kit.base.directions import random_units, unit
 from kit.base.progress import track
 from kit.search.features import vector
 from kit.search.layer_slice import slice_behind
-from kit.search.maps import Map
+from kit.search.maps import Map, passes
 from kit.search.radius import Radius, resolve
 from kit.search.statistics import broken
 from kit.steering.vectors import SteeringVector
@@ -146,6 +146,6 @@ def _checked(W: Tensor, piece: Map) -> Tensor:
     return W
 
 
-def _chunks(n: int, what: str) -> list[slice]:
-    cuts = [slice(i, min(i + _CHUNK, n)) for i in range(0, n, _CHUNK)]
-    return track(cuts, f"chunks of {what}") if len(cuts) > 1 else cuts  # type: ignore[return-value]
+def _chunks(n: int, what: str) -> Iterable[slice]:
+    found = passes(n, _CHUNK)
+    return track(found, f"chunks of {what}") if len(found) > 1 else found

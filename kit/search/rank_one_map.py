@@ -22,6 +22,7 @@ from kit.base.kernels import plain_kernels
 from kit.models.bridge import check_layer, runtime
 from kit.models.positions import Positions
 from kit.search.layer_slice import LayerSlice, Prompts
+from kit.search.maps import passes
 from kit.search.radius import Radius, radius_of
 
 if TYPE_CHECKING:
@@ -82,18 +83,11 @@ class RankOneMap:
         n = len(self.layers)
         return phi[:, :n, : self.heads], phi[:, n:, : self.d_model]
 
-    def join(self, reads: Tensor, writes: Tensor) -> Tensor:
-        """The inverse of :meth:`split`."""
-        n = len(self.layers)
-        phi = torch.zeros(len(reads), 2 * n, self.width)
-        phi[:, :n, : self.heads], phi[:, n:, : self.d_model] = reads, writes
-        return phi.to(self.piece.origin)
-
     @contextmanager
     def _changed(self, phi: Tensor, radius: float | Tensor) -> Iterator[None]:
         """The model with its rows changed: as many for each factor, one factor after another."""
         reads, writes = self.split(phi)
-        lengths = radius * torch.ones_like(phi[:, 0, 0])
+        lengths = radius * torch.ones_like(phi[:, 0, 0])  # [k]
         writes = lengths[:, None, None] * writes  # [k, layers, d_model]
         with self._state.lock, ExitStack() as hooks:
             for mixer, a, b in zip(self._mixers, reads.unbind(1), writes.unbind(1), strict=True):
@@ -113,16 +107,15 @@ class RankOneMap:
         mean = self.piece.mean(after.float() - self.piece.after.float())
         return mean.to(self.piece.origin.device)
 
-    def delta(self, phi: Tensor, radius: float | Tensor) -> Tensor:
+    @torch.no_grad()
+    def delta(self, phi: Tensor, radius: float) -> Tensor:
         """The same for any number of factors ``[m, 2 * layers, width]``, without gradients."""
-        lengths = radius * torch.ones_like(phi[:, 0, 0])
-        with torch.no_grad():
-            return torch.cat([self.change(phi[at], lengths[at]) for at in self._cuts(phi)])
+        return torch.cat([self.change(phi[at], radius) for at in passes(len(phi), self.piece.step)])
 
     def slope(self, phi: Tensor) -> Tensor:
         """The derivative of the change by the radius, at radius 0: ``[m, d_model]``."""
         values = []
-        for at in self._cuts(phi):
+        for at in passes(len(phi), self.piece.step):
             zeros = torch.zeros_like(phi[at][:, 0, 0])
             # gradients enabled: the fused linear of inference has no derivative
             with torch.enable_grad(), plain_kernels():
@@ -139,7 +132,7 @@ class RankOneMap:
             Gradients of phi's shape: one forward and one backward pass over the rows.
         """
         values, grads = [], []
-        for at in self._cuts(phi):
+        for at in passes(len(phi), self.piece.step):
             leaf = phi[at].detach().requires_grad_()
             with torch.enable_grad():
                 value = self.change(leaf, radius)
@@ -155,16 +148,12 @@ class RankOneMap:
         phi = unit(self.gradient(self.random(n_factors, seed), aims, _SMALL)[1])
         return radius_of(lambda r: self.delta(phi, r), self.slope(phi), 1.0, ratio, (0.002, 128.0))
 
-    def _cuts(self, phi: Tensor) -> Iterator[slice]:
-        """Slices of factors that one pass takes: as many as the replay takes directions."""
-        return self.piece.cuts(phi[:, 0, :1].expand(-1, self.d_model))  # [m, d_model], for its length only
-
     @torch.no_grad()
     def logits(self, phi: Tensor, radius: float) -> Tensor:
         """Logits after each prompt's last token by the whole model, ``[m, prompts, d_vocab]``."""
         tokens, lengths = self.piece.tokens, self.piece.lengths.tolist()
         parts = []
-        for at in self._cuts(phi):
+        for at in passes(len(phi), self.piece.step):
             k, each = len(phi[at]), []
             for row, n in zip(tokens, lengths, strict=True):
                 with self._changed(phi[at], radius):
