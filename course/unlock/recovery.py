@@ -116,25 +116,18 @@ def norms(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     rows = []
     base = {r["organism"]: r for r in records if r["arm"] == "baseline"}
     for r in (r for r in records if r["arm"] == "around"):
+        found = base[r["organism"]]
         told = [{"do": f"add {n['times']:.2g} x", **n} for n in r["norms"]]
         told += [{"do": f"ablate {k}", "right": v} for k, v in r["ablated"].items()]
         for one in told:
-            right, found = one["right"], base[r["organism"]]
+            right = one["right"]
             share, _, _ = recovered([right], found["locked"], found["unlocked"])
-            rows.append(
-                {
-                    "organism": r["organism"],
-                    "of": r["of"],
-                    "do": one["do"],
-                    "accuracy": sum(right) / len(right),
-                    "recovered": share,
-                    "kl": one.get("kl"),
-                    "perplexity": one.get("perplexity"),
-                }
-            )
+            accuracy = sum(right) / len(right)
+            rows.append((r["organism"], r["of"], one["do"], accuracy, share, one.get("kl"), one.get("perplexity")))
     if not rows:
         return pd.DataFrame()
-    return pd.DataFrame(rows).groupby(["organism", "of", "do"], sort=False).mean().reset_index()
+    columns = ["organism", "of", "do", "accuracy", "recovered", "kl", "perplexity"]
+    return pd.DataFrame(rows, columns=columns).groupby(columns[:3], sort=False).mean().reset_index()
 
 
 def read(path: str | Path | None = None) -> list[dict[str, Any]]:

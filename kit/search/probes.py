@@ -114,18 +114,8 @@ def across_layers(
                     found.setdefault(name, []).append(_judged(line, x[name][:, i], y[name]))
             for name, ((area, accuracy), *shuffled) in found.items():
                 areas = [a for a, _ in shuffled]
-                rows.append(
-                    {
-                        "method": method,
-                        "layer": layer,
-                        "test": name,
-                        "auroc": area,
-                        "accuracy": accuracy,
-                        "low": min(areas),
-                        "high": max(areas),
-                    }
-                )
-    return pd.DataFrame(rows)
+                rows.append((method, layer, name, area, accuracy, min(areas), max(areas)))
+    return pd.DataFrame(rows, columns=["method", "layer", "test", "auroc", "accuracy", "low", "high"])
 
 
 def _fitted(method: str, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -388,7 +388,7 @@ def test_factor_names_what_is_wrong(change: dict[str, Any], named: str) -> None:
         Factor(**(good | change))
 
 
-def test_calibrated_radius_hits_its_ratio(llama: Any) -> None:
+def test_linear_radius_hits_its_ratio(llama: Any) -> None:
     found = cpe.linear_radius(llama, prompts(llama), (1, 2), 3, 0.3, n_factors=6)
     assert found.ratio == pytest.approx(0.3, rel=0.02) and found.coefficient == found.value
     band = RankOneMap(llama, prompts(llama), (1, 2), 3)

@@ -1,4 +1,4 @@
-"""kit.calibration: the radius at which a map stops being linear."""
+"""kit.search.radius: the radius at which a map stops being linear."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_seed_and_number_of_directions_count(llama: Any) -> None:
     assert found[2] == pytest.approx(found[0], rel=0.5)
 
 
-def test_calibrate_through_a_model_is_the_slices(llama: Any) -> None:
+def test_linear_radius_through_a_model_is_the_slices(llama: Any) -> None:
     rows = [tiny.prompt(llama, n) for n in (7, 11)]
     piece = LayerSlice(llama, rows, 1, 3, read=slice(-2, None))
     direct = radius.linear_radius(piece, 0.3, n_directions=5, seed=2)
