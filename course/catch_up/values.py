@@ -386,7 +386,7 @@ def _band_fields(band: Any) -> dict[str, Any]:
     read = (piece.weights > 0).sum(1).tolist()
     ends = all(bool((w[n - r : n] > 0).all()) for w, n, r in zip(piece.weights, lengths, read, strict=True))
     if len(set(read)) != 1 or not ends:
-        raise CannotStore("a kit.search.rank_one_map.RankOneMap that does not read the end of its prompts")
+        raise CannotStore("a band (RankOneMap) that does not read the end of its prompts")
     prompts = [row[:n].clone() for row, n in zip(piece.tokens, lengths, strict=True)]
     return {
         "model": band.model,

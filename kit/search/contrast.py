@@ -95,9 +95,8 @@ def fit(
     if method not in METHODS:
         raise ValueError(f"method={method!r}: use {', '.join(map(repr, METHODS))}")
     check_layer(model, layer)
-    up, down = (
-        side[:, :, 0] for side in _sides(model, positive, negative, [layer], read, "resid")
-    )  # [texts, tokens, d]
+    sides = _sides(model, positive, negative, [layer], read, "resid")
+    up, down = (side[:, :, 0] for side in sides)  # [texts, tokens, d]
     direction = METHODS[method](up.flatten(0, 1), down.flatten(0, 1))
     scores = []
     for train, test in _folds(len(up), len(down)):

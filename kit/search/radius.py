@@ -116,7 +116,7 @@ def radius_of(
         raise ValueError(f"tolerance={tolerance!r}: give a relative error between 0 and 1")
     size = linear.norm(dim=-1)
     if not bool(size.isfinite().all()):
-        raise ValueError("piece's derivative at 0 is not finite: J v holds NaN or infinity")
+        raise ValueError("the derivative at 0 is not finite: the linear part J v holds NaN or infinity")
     if not bool((size > 0).all()):
         raise ValueError(
             "J v = 0 for some random direction v: without a linear part there is no "
