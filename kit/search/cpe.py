@@ -109,16 +109,15 @@ def fit(
     U = random_units(n_factors, band.d_model, seed + 1_000_003).to(band.piece.origin)
     phi = band.random(n_factors, seed)
     history: list[float] = []
-    done = False
     with suppress(KeyboardInterrupt):
         phi = unit(_gradient(band, phi, U, r)[1])
         for _ in track(range(iterations), "iterations", status=lambda: f"objective {history[-1]:.4g}"):
             changes, grads = _gradient(band, phi, U, r)
             score = float((changes * U).sum(-1).mean())
             moved = repel(unit(grads), grads.flatten(1).norm(dim=-1), repel_steps, temperature)
-            phi, U, done = moved, unit(changes), True
+            phi, U = moved, unit(changes)
             history.append(score)
-    if not done:
+    if not history:
         raise KeyboardInterrupt("stopped before the first iteration was whole")
     return CPE(band, phi, band.delta(phi, r), r, history, seed)
 

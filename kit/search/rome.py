@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kit.base.divergence import kl
 from kit.base.progress import track
-from kit.models.activations import capture
+from kit.models.activations import Place, capture
 from kit.models.bridge import check_layer, fingerprint, runtime
 from kit.models.hook_points import at_decoder
 from kit.models.logit_lens import direct_attribution
@@ -84,12 +84,13 @@ def subject_end(model: TransformerBridge, fact: Fact, prefix: str = "") -> tuple
 def key(model: TransformerBridge, layer: int, fact: Fact, prefixes: Sequence[str] = PREFIXES) -> Tensor:
     """What the MLP's output matrix gets at the subject's last token, a mean over prefixes:
     ``[d_mlp]``."""
-    found = []
-    for prefix in prefixes:
-        tokens, at = subject_end(model, fact, prefix)
-        place = (layer, "neurons")
-        found.append(capture(model, tokens[:, : at + 1], [place])[place][0, at].float())
+    found = [_at(model, (layer, "neurons"), *subject_end(model, fact, prefix)) for prefix in prefixes]
     return torch.stack(found).mean(0).cpu()
+
+
+def _at(model: TransformerBridge, place: Place, tokens: Tensor, at: int) -> Tensor:
+    """The activation at one place and token, ``[width]``."""
+    return capture(model, tokens[:, : at + 1], [place])[place][0, at].float()
 
 
 @torch.no_grad()
@@ -217,7 +218,7 @@ def _value(
     end = text_tokens(model, fact.subject).shape[1] - 1
 
     def log_p(tokens: Tensor, at: int, delta: Tensor | None) -> Tensor:
-        def change(x: Tensor, _given: Tensor) -> Tensor:
+        def change(x: Tensor, _given: Tensor) -> Tensor:  # [1, n, d_model]
             if delta is None:
                 return x
             return torch.cat([x[:, :at], x[:, at : at + 1] + delta.to(x), x[:, at + 1 :]], 1)
@@ -231,7 +232,7 @@ def _value(
         with torch.no_grad():
             plain = log_p(essence, end, None)
             start = torch.stack([log_p(*p, None)[answers[1]] for p in prompts]).exp().mean()
-        size = _written(model, layer, *prompts[0])
+        size = float(_at(model, (layer, "mlp_out"), *prompts[0]).norm())  # of what the MLP writes there
         delta = torch.zeros(model.cfg.d_model, requires_grad=True)
         optimiser = torch.optim.Adam([delta], lr=lr * size / model.cfg.d_model**0.5)
         total = float("inf")
@@ -253,12 +254,6 @@ def _value(
         with torch.no_grad():
             done = torch.stack([log_p(*p, delta)[answers[1]] for p in prompts]).exp().mean()
     return delta.detach(), float(start), float(done)
-
-
-def _written(model: TransformerBridge, layer: int, tokens: Tensor, at: int) -> float:
-    """Norm of what the MLP writes at a token."""
-    place = (layer, "mlp_out")
-    return float(capture(model, tokens[:, : at + 1], [place])[place][0, at].float().norm())
 
 
 @torch.no_grad()
