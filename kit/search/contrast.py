@@ -97,7 +97,7 @@ def fit(
     check_layer(model, layer)
     sides = _sides(model, positive, negative, [layer], read, "resid")
     up, down = (side[:, :, 0] for side in sides)  # [texts, tokens, d]
-    direction = METHODS[method](up.flatten(0, 1), down.flatten(0, 1))
+    direction = METHODS[method](up.flatten(0, 1), down.flatten(0, 1))  # of [texts * tokens, d]
     scores = []
     for train, test in _folds(len(up), len(down)):
         found = METHODS[method](*(side[i].flatten(0, 1) for side, i in zip((up, down), train, strict=True)))

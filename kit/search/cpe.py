@@ -114,7 +114,8 @@ def fit(
         for _ in track(range(iterations), "iterations", status=lambda: f"objective {history[-1]:.4g}"):
             changes, grads = _gradient(band, phi, U, r)
             score = float((changes * U).sum(-1).mean())
-            moved = repel(unit(grads), grads.flatten(1).norm(dim=-1), repel_steps, temperature)
+            strength = grads.flatten(1).norm(dim=-1)  # [m], over all blocks of a factor
+            moved = repel(unit(grads), strength, repel_steps, temperature)
             phi, U = moved, unit(changes)
             history.append(score)
     if not history:

@@ -195,7 +195,7 @@ class LayerSlice(Map):
     def mean(self, shift: Tensor) -> Tensor:
         """The mean over read-out positions, then prompts: ``[..., prompts, pos, d]`` to
         ``[..., d]``."""
-        return torch.einsum("...npd,np->...d", shift, self.weights)
+        return torch.einsum("...npd,np->...d", shift, self.weights)  # n prompts, p positions
 
     def change(self, thetas: Tensor) -> Tensor:
         """Mean change at the target for each row of ``thetas`` ``[n, d]``: ``[n, d]``."""

@@ -211,13 +211,13 @@ class _Within:
         since they leave the span."""
         if self._banned is None:
             return span
-        _, s, vh = torch.linalg.svd(span @ self._banned.T @ self._banned @ span.T)
+        _, s, vh = torch.linalg.svd(span @ self._banned.T @ self._banned @ span.T)  # [n, n], n rows of the span
         return vh[s < 1e-5] @ span  # eigenvalues are squared cosines with the banned
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Rows ``[k, d]`` projected onto what is allowed."""
         if self._span is not None:
-            return rows @ self._span.T @ self._span
+            return rows @ self._span.T @ self._span  # [k, d] @ [d, n] @ [n, d]
         return rows if self._banned is None else rows - rows @ self._banned.T @ self._banned
 
 

@@ -156,7 +156,7 @@ class RankOneMap:
         for at in passes(len(phi), self.piece.step):
             k, each = len(phi[at]), []
             for row, n in zip(tokens, lengths, strict=True):
-                with self._changed(phi[at], radius):
+                with self._changed(phi[at], radius):  # a row of the same prompt for each factor
                     out = self._state.decoder(input_ids=row[:n].expand(k, -1), use_cache=False, logits_to_keep=1)
                 each.append(out.logits[:, -1].float())
             parts.append(torch.stack(each, dim=1))
@@ -173,7 +173,7 @@ def _rank_one(a: Tensor, b: Tensor) -> Any:
 
     def hook(_module: Any, args: Any, out: Tensor) -> Tensor:
         z = args[0].unflatten(0, (len(a), -1))  # [k, prompts, pos, heads]
-        along = torch.einsum("kpth,kh->kpt", z, a.to(z))
+        along = torch.einsum("kpth,kh->kpt", z, a.to(z))  # [k, prompts, pos]
         step = along[..., None] * b[:, None, None].to(z)  # [k, prompts, pos, d_model]
         return out + step.flatten(0, 1)  # [k * prompts, pos, d_model]
 

@@ -110,7 +110,7 @@ def second_moment(model: TransformerBridge, layer: int, texts: Sequence[str] | T
     total, n = torch.zeros(()), 0
     for rows in track(list(tokens.split(8)), "batches of text"):
         kept = capture(model, rows, [(layer, "neurons"), (layer, "resid")])
-        keys = kept[layer, "neurons"][counted(kept[layer, "resid"])].float().cpu()
+        keys = kept[layer, "neurons"][counted(kept[layer, "resid"])].float().cpu()  # [tokens, d_mlp]
         total, n = total + keys.T @ keys, n + len(keys)
     return total / n
 
