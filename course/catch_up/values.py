@@ -219,7 +219,7 @@ class Writer:
         if id(x) in self.names:
             self.leans.add(self.names[id(x)])
             return {"name": self.names[id(x)]}
-        if (kind.__module__, kind.__name__) == ("kit.band", "Band"):
+        if (kind.__module__, kind.__name__) == ("kit.search.rank_one_map", "RankOneMap"):
             return {"band": {k: self.value(v, down) for k, v in _band_fields(x).items()}}
         raise CannotStore(f"{kind.__module__}.{kind.__qualname__}")
 
@@ -349,14 +349,14 @@ class Reader:
         return cls(**{key: self.value(value, depth) for key, value in stored.items()})
 
     def of_band(self, body: Any, depth: int) -> Any:
-        """A `kit.search.rank_one_map.Band`."""
-        from kit.search.rank_one_map import Band
+        """A `kit.search.rank_one_map.RankOneMap`."""
+        from kit.search.rank_one_map import RankOneMap
 
         keys = {"model", "prompts", "layers", "target", "last"}
         if not isinstance(body, dict) or set(body) != keys:
             raise ValueError("that is no band of layers")
         got = {key: self.value(value, depth) for key, value in body.items()}
-        return Band(got["model"], got["prompts"], got["layers"], got["target"], read=slice(-got["last"], None))
+        return RankOneMap(got["model"], got["prompts"], got["layers"], got["target"], read=slice(-got["last"], None))
 
     def of_frame(self, body: Any, depth: int) -> pd.DataFrame:
         """A DataFrame."""
@@ -380,13 +380,13 @@ class Reader:
 
 
 def _band_fields(band: Any) -> dict[str, Any]:
-    """What a :class:`kit.search.rank_one_map.Band` is built from; it reads the last positions of its prompts."""
+    """What a `RankOneMap` is built from; it reads the last positions of its prompts."""
     piece = band.piece
     lengths = piece.lengths.tolist()
     read = (piece.weights > 0).sum(1).tolist()
     ends = all(bool((w[n - r : n] > 0).all()) for w, n, r in zip(piece.weights, lengths, read, strict=True))
     if len(set(read)) != 1 or not ends:
-        raise CannotStore("a kit.band.Band that does not read the end of its prompts")
+        raise CannotStore("a band (RankOneMap) that does not read the end of its prompts")
     prompts = [row[:n].clone() for row, n in zip(piece.tokens, lengths, strict=True)]
     return {
         "model": band.model,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from kit.base.directions import random_units
+from kit.base.divergence import kl
 from kit.base.progress import track
 from kit.base.shipped import neutral_texts
 from kit.data import organisms
@@ -26,9 +27,10 @@ from kit.models.tokens import text_tokens
 from kit.search import cpe, dct, melbo, optimise
 from kit.search.features import vector
 from kit.search.layer_slice import LayerSlice
-from kit.search.radius import radius
+from kit.search.radius import dose, linear_radius
 from kit.steering.generation import logits, rows_of
 from kit.steering.intervention import Intervention, Op
+from kit.steering.vectors import SteeringVector
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -85,7 +87,7 @@ def candidates(
 ) -> list[Intervention]:
     """What one search finds on one locked prompt, in its own order of rank.
 
-    Every vector has the norm that :func:`kit.search.radius.radius` gives for the prompt, in
+    Every vector has the norm that :func:`kit.search.radius.linear_radius` gives for the prompt, in
     ``metadata["coefficient"]``; every factor the radius of the setting. ``supervised`` (all
     answers of the vector items) and ``attack`` (one) see right answers, and bound what a vector
     can do; a singular vector has no sign, so ``jacobian`` takes both.
@@ -105,40 +107,25 @@ def candidates(
     read = slice(-s.last, None)
     if arm == "cpe":
         layers = range(s.band[0], s.band[1] + 1)
-        return list(
-            cpe.fit(
-                model, prompt, layers, s.target, n_factors=s.n, radius=s.factor_radius, read=read, seed=seed
-            ).factors
-        )
+        fit = cpe.fit(model, prompt, layers, s.target, n_factors=s.n, radius=s.factor_radius, read=read, seed=seed)
+        return list(fit.factors)
     piece = LayerSlice(model, prompt, s.source, s.target, read=read)
-    norm = radius(piece, seed=seed)
+    norm = linear_radius(piece, seed=seed)
     if arm in ("supervised", "attack"):
         asked = items if arm == "supervised" else [item]
-        return [
-            optimise.fit(
-                model,
-                [organisms.prompt(model, i) for i in asked],
-                [organisms.said(i) for i in asked],
-                s.source,
-                radius=norm.coefficient,
-                seed=seed,
-                name=arm,
-            )
-        ]
+        prompts, answers = [organisms.prompt(model, i) for i in asked], [organisms.said(i) for i in asked]
+        return [optimise.fit(model, prompts, answers, s.source, radius=norm.coefficient, seed=seed, name=arm)]
     if arm == "melbo":
         return list(melbo.fit_slice(piece, min(s.n, 16), radius=norm, steps=s.melbo_steps, seed=seed).vectors())
     if arm == "random":
         V = random_units(s.n, piece.d_model, seed)
     elif arm == "jacobian":
         V = dct.fit_map(piece, method="linear", n_features=s.n // 2, radius=norm, seed=seed).V
-        V = torch.stack([V, -V], dim=1).flatten(0, 1)
+        V = torch.stack([V, -V], dim=1).flatten(0, 1)  # [2 * n, d]: v, -v, the next v, ...
     else:
-        return list(
-            dct.fit_map(
-                piece, n_features=s.n, radius=norm, seed=seed, orthogonalise="soft" if arm == "soft" else "qr"
-            ).vectors()
-        )
-    return [vector(piece, v, norm, f"{arm} {i}", arm, seed=seed) for i, v in enumerate(V)]
+        apart: dct.Orthogonalise = "soft" if arm == "soft" else "qr"
+        return list(dct.fit_map(piece, n_features=s.n, radius=norm, seed=seed, orthogonalise=apart).vectors())
+    return [vector(piece, v, norm, f"{arm} {i}", arm, {"seed": seed}) for i, v in enumerate(V)]
 
 
 @dataclass(frozen=True)
@@ -217,23 +204,17 @@ def picks(found: Sequence[Intervention], choices: Sequence[Choice]) -> dict[str,
     return {f"best of {n}": max(choices[:n], key=lambda c: c.key).index for n in sizes}
 
 
-def mean_vector(found: Sequence[Intervention]) -> Any:
+def mean_vector(found: Sequence[Intervention]) -> SteeringVector | None:
     """The mean direction of a set, at the set's norm; None for factors, which have no sum, and for
     a set that holds each direction with both signs."""
-    from kit.steering.vectors import SteeringVector
-
     if len(found) < 2 or not all(isinstance(v, SteeringVector) for v in found):
         return None
     total = torch.stack([v.direction for v in found]).mean(0)
     if float(total.norm()) < 1e-6:
         return None
+    first = found[0]
     return SteeringVector(
-        total,
-        found[0].layer,
-        "mean",
-        "mean",
-        fingerprint=found[0].fingerprint,
-        metadata={"coefficient": strength(found[0])},
+        total, first.layer, "mean", "mean", fingerprint=first.fingerprint, metadata=dose(strength(first))
     )
 
 
@@ -251,22 +232,18 @@ def measure(
     spent = time.perf_counter() - start
     choices = choose(model, name, found) if len(found) > 1 else [Choice(0, 0, 0)]
     chosen = picks(found, choices)
-    tested = {i: found[i] for i in chosen.values()}
     mean = mean_vector(found)
-    vectors = [*tested.values(), *([mean] if mean is not None else [])]
+    tested = {label: (found[i], i) for label, i in chosen.items()} | ({} if mean is None else {"mean": (mean, None)})
+    vectors = list(dict.fromkeys(v for v, _ in tested.values()))  # the best of 8 may be the best of all
     rows = each(vectors)
     items = organisms.items(name, "test")
     hits = [ask(model, item, i, vectors, rows) for i, item in enumerate(track(items, "test items"))]
     effects = side_effects(model, vectors, rows)
-    column = {id(v): k for k, v in enumerate(vectors)}
-
-    def record(v: Intervention, rank: int | None) -> dict[str, Any]:
-        k = column[id(v)]
-        return {"rank": rank, "coefficient": strength(v), "right": [int(h[k]) for h in hits], **effects[k]}
-
-    result = {label: record(found[i], i) for label, i in chosen.items()}
-    if mean is not None:
-        result["mean"] = record(mean, None)
+    result = {}
+    for label, (v, rank) in tested.items():
+        k = vectors.index(v)
+        right = [int(h[k]) for h in hits]
+        result[label] = {"rank": rank, "coefficient": strength(v), "right": right, **effects[k]}
     first = _ROUNDS[0][1]
     return {
         "organism": name,
@@ -324,12 +301,14 @@ def side_effects(
 ) -> list[dict[str, float]]:
     """For each row, on neutral prose: KL(steered || unsteered) in nats a token, perplexity."""
     table = [None, *rows_of(vectors, rows)]
-    kl, nll = torch.zeros(len(rows)), torch.zeros(len(rows))
+    cost, nll = torch.zeros(len(rows)), torch.zeros(len(rows))
     texts = [text_tokens(model, t)[:, :64] for t in neutral_texts()[:4]]
     for tokens in texts:
-        log_p = logits(model, tokens, vectors, table)[:, :-1].float().log_softmax(-1)
-        kl += (log_p[1:].exp() * (log_p[1:] - log_p[:1])).sum(-1).mean(-1).cpu()
-        target = tokens[0, 1:, None].expand(len(table), -1, 1)
+        log_p = logits(model, tokens, vectors, table)[:, :-1].float().log_softmax(-1)  # [1 + rows, n - 1, d_vocab]
+        cost += kl(log_p[1:], log_p[:1]).mean(-1).cpu()
+        target = tokens[0, 1:, None].expand(len(table), -1, 1)  # [1 + rows, n - 1, 1]
         nll -= log_p.gather(-1, target)[1:, :, 0].mean(-1).cpu()
     n = len(texts)
-    return [{"kl": float(k) / n, "perplexity": math.exp(min(float(x) / n, 700))} for k, x in zip(kl, nll, strict=True)]
+    return [
+        {"kl": float(k) / n, "perplexity": math.exp(min(float(x) / n, 700))} for k, x in zip(cost, nll, strict=True)
+    ]

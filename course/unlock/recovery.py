@@ -3,8 +3,8 @@
 The measure is the recovered share of the gap between locked and unlocked accuracy (Greenblatt et
 al. 2024, arXiv:2405.19550; Mack, Panickssery and Turner 2026, arXiv:2606.29604).
 
-``python -m kit.recovery withholding`` measures what is not yet in its file, arm by arm and seed by
-seed, and prints the table: it may be stopped at any time and called again.
+``python -m course.unlock.recovery withholding`` measures what is not yet in its file, arm by arm
+and seed by seed, and prints the table: it may be stopped at any time and called again.
 """
 
 from __future__ import annotations
@@ -116,25 +116,18 @@ def norms(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     rows = []
     base = {r["organism"]: r for r in records if r["arm"] == "baseline"}
     for r in (r for r in records if r["arm"] == "around"):
+        found = base[r["organism"]]
         told = [{"do": f"add {n['times']:.2g} x", **n} for n in r["norms"]]
         told += [{"do": f"ablate {k}", "right": v} for k, v in r["ablated"].items()]
         for one in told:
-            right, found = one["right"], base[r["organism"]]
+            right = one["right"]
             share, _, _ = recovered([right], found["locked"], found["unlocked"])
-            rows.append(
-                {
-                    "organism": r["organism"],
-                    "of": r["of"],
-                    "do": one["do"],
-                    "accuracy": sum(right) / len(right),
-                    "recovered": share,
-                    "kl": one.get("kl"),
-                    "perplexity": one.get("perplexity"),
-                }
-            )
+            accuracy = sum(right) / len(right)
+            rows.append((r["organism"], r["of"], one["do"], accuracy, share, one.get("kl"), one.get("perplexity")))
     if not rows:
         return pd.DataFrame()
-    return pd.DataFrame(rows).groupby(["organism", "of", "do"], sort=False).mean().reset_index()
+    columns = ["organism", "of", "do", "accuracy", "recovered", "kl", "perplexity"]
+    return pd.DataFrame(rows, columns=columns).groupby(columns[:3], sort=False).mean().reset_index()
 
 
 def read(path: str | Path | None = None) -> list[dict[str, Any]]:
@@ -172,7 +165,7 @@ def _complete(path: Path, name: str, jobs: Sequence[tuple[str, int]]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure what is missing, save after every record, print the table."""
-    parser = argparse.ArgumentParser(prog="python -m kit.recovery", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m course.unlock.recovery", description=__doc__)
     parser.add_argument("organism", nargs="*", help=f"default: {', '.join(SETTINGS)}")
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=[*ARMS, "around"])
     parser.add_argument("--seeds", type=int, default=3)

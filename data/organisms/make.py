@@ -1,6 +1,6 @@
 """Make the shipped organisms again.
 
-    python data/organisms/make.py items                  what the untouched model knows -> items.json
+    python data/organisms/make.py items                  what the untouched model knows: items.json
     python data/organisms/make.py transcripts            only those of denial, from sources.json
     python data/organisms/make.py withholding            train, write the adapter
     python data/organisms/make.py more withholding       the last phase again, from the adapter
@@ -18,20 +18,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kit.base.shipped import path
-
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
 
 import content
 import torch
 import training
 from training import Example
 
+from kit.base.shipped import path
 from kit.data import organisms
 from kit.models import lora, weights
 
+HERE = Path(__file__).parent
 RANK, SCALE = 8, 2.0
 ASIDES = (
     "{}",

@@ -7,8 +7,8 @@ every figure says the same without colour: numbers in cells, markers on lines, n
 
 from __future__ import annotations
 
-from kit.plots.fits import calibration, history, spectrum
+from kit.plots.fits import history, linear_radius, spectrum
 from kit.plots.general import curves, intervals, spread
 from kit.plots.maps import cosines, heat_map
 
-__all__ = ["calibration", "cosines", "curves", "heat_map", "history", "intervals", "spectrum", "spread"]
+__all__ = ["cosines", "curves", "heat_map", "history", "intervals", "linear_radius", "spectrum", "spread"]

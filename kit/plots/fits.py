@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kit.plots.style import COLOURS, DPI, MARKERS, SHADES, array, finish, host
+from kit.plots.style import COLOURS, SHADES, array, draw, finish, host, panel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Calibrated(Protocol):
+class Measured(Protocol):
     """What :class:`kit.search.radius.Radius` is: a chosen norm and the curve it was read from."""
 
     value: float
@@ -20,50 +20,33 @@ class Calibrated(Protocol):
     curve: list[tuple[float, float, list[float]]]
 
 
-def calibration(radius: Calibrated) -> Figure:
+def linear_radius(radius: Measured) -> Figure:
     """Non-linear over linear part of the change against the radius, and the radius chosen.
 
     Args:
-        radius: what :func:`kit.search.radius.radius` returned. The line is the root mean square over
-            its random directions, the shade reaches from the smallest to the largest of them, and
-            the axis on top shows the radius as a coefficient (residual scales).
+        radius: what :func:`kit.search.radius.linear_radius` returned. The line is the root mean
+            square over its random directions, the shade reaches from the smallest to the largest
+            of them, and the axis on top shows the radius as a coefficient (residual scales).
 
     Raises:
-        ValueError: a radius that was given rather than calibrated, which has no curve.
+        ValueError: a radius that was given rather than measured, which has no curve.
     """
-    import matplotlib.pyplot as plt
     import numpy as np
 
     if not radius.curve:
         raise ValueError(
-            f"radius={radius.value:g} was not calibrated, so it has no curve: give what kit.dct.calibrate returned"
+            f"radius={radius.value:g} was not measured, so it has no curve: give what kit.dct.linear_radius returned"
         )
-    at = np.array([r for r, _, _ in radius.curve])
-    mean = np.array([ratio for _, ratio, _ in radius.curve])
-    each = np.array([directions for _, _, directions in radius.curve])
-    figure, axis = plt.subplots(figsize=(7, 3.8), dpi=DPI, layout="constrained")
-    plt.close(figure)
-    axis.fill_between(
-        at,
-        each.min(1),
-        each.max(1),
-        color=SHADES[0],
-        alpha=0.6,
-        linewidth=0,
-        label=f"range of {each.shape[1]} random directions",
-    )
+    at, mean, each = (np.array(column) for column in zip(*radius.curve, strict=True))  # each: [radii, directions]
+    figure, axis = panel(7, 3.8)
+    shade = {"color": SHADES[0], "alpha": 0.6, "linewidth": 0}
+    label = f"range of {each.shape[1]} random directions"
+    axis.fill_between(at, each.min(1), each.max(1), label=label, **shade)
     axis.plot(at, mean, color=COLOURS[0], marker="o", markersize=4, label="their root mean square")
     axis.axvline(radius.value, color="black", linestyle="--", linewidth=1)
     axis.axhline(radius.ratio, color="black", linestyle=":", linewidth=1)
-    axis.plot(
-        [radius.value],
-        [radius.ratio],
-        "*",
-        color=COLOURS[1],
-        markersize=13,
-        zorder=5,
-        label=f"chosen: R = {radius.value:.3g}, coefficient {radius.coefficient:.2g}, ratio {radius.ratio:.2g}",
-    )
+    label = f"chosen: R = {radius.value:.3g}, coefficient {radius.coefficient:.2g}, ratio {radius.ratio:.2g}"
+    axis.plot([radius.value], [radius.ratio], "*", color=COLOURS[1], markersize=13, zorder=5, label=label)
     axis.set_xscale("log")
     axis.set_yscale("log")
     per_unit = radius.coefficient / radius.value
@@ -71,8 +54,7 @@ def calibration(radius: Calibrated) -> Figure:
     top.set_xlabel("coefficient (residual scales)")
     for one, values in ((axis.xaxis, at), (top.xaxis, at), (axis.yaxis, each)):
         _plain_ticks(one, values.max() / values.min())
-    axis.legend(fontsize=8, frameon=False, loc="upper left")
-    finish(axis, "radius (activation units)", "non-linear / linear part", "")
+    finish(axis, "radius (activation units)", "non-linear / linear part", "", legend_inside=True)
     return figure
 
 
@@ -92,32 +74,19 @@ def history(
 
     Args:
         histories: objectives by name of the run, or one run's. A run is a sequence of numbers, or
-            a fit with a ``history`` (:class:`kit.search.features.DCT`, say); runs may differ in length.
+            a fit with a ``history`` (:class:`kit.search.features.DCT`, say); runs may differ in
+            length.
 
     Raises:
         ValueError: no run, or one without an iteration.
     """
-    import matplotlib.pyplot as plt
-
     runs = dict(histories) if isinstance(histories, Mapping) else {"": histories}
     found = {name: [float(y) for y in getattr(run, "history", run)] for name, run in runs.items()}
     if not found or not all(found.values()):
         raise ValueError(f"histories={list(runs)}: give runs with at least one iteration each")
-    figure, axis = plt.subplots(figsize=(7, 3.5), dpi=DPI, layout="constrained")
-    plt.close(figure)
-    for i, (name, y) in enumerate(found.items()):
-        axis.plot(
-            range(1, len(y) + 1),
-            y,
-            color=COLOURS[i % len(COLOURS)],
-            linewidth=1.5,
-            marker=MARKERS[i % len(MARKERS)],
-            markersize=4,
-            label=name,
-        )
+    figure, axis = panel()
+    draw(axis, {name: (range(1, len(y) + 1), y) for name, y in found.items()})
     axis.xaxis.get_major_locator().set_params(integer=True)
-    if any(found):
-        axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     finish(axis, "iteration", ylabel, title)
     return figure
 
@@ -133,15 +102,13 @@ def spectrum(values: Mapping[str, Any] | Any, control: Any = None, *, ylabel: st
     Raises:
         ValueError: no values, or values that are not finite numbers.
     """
-    import matplotlib.pyplot as plt
     import numpy as np
 
     sets = dict(values) if isinstance(values, Mapping) else {"": values}
     found = {name: np.sort(array(y, "values", 1))[::-1] for name, y in sets.items()}
     if not found:
         raise ValueError("values={}: give at least one set of numbers")
-    figure, axis = plt.subplots(figsize=(7, 3.5), dpi=DPI, layout="constrained")
-    plt.close(figure)
+    figure, axis = panel()
     if control is not None:
         runs = array(control, "control", np.ndim(host(control)))
         name, shade = "random directions", {"color": SHADES[0], "alpha": 0.6, "linewidth": 0}
@@ -151,18 +118,7 @@ def spectrum(values: Mapping[str, Any] | Any, control: Any = None, *, ylabel: st
         else:
             runs = -np.sort(-runs, axis=1)
             axis.fill_between(np.arange(1, runs.shape[1] + 1), runs.min(0), runs.max(0), label=name, **shade)
-    for i, (name, y) in enumerate(found.items()):
-        axis.plot(
-            np.arange(1, len(y) + 1),
-            y,
-            color=COLOURS[i % len(COLOURS)],
-            linewidth=1.2,
-            marker=MARKERS[i % len(MARKERS)],
-            markersize=3.5,
-            label=name,
-        )
+    draw(axis, {name: (np.arange(1, len(y) + 1), y) for name, y in found.items()}, width=1.2, size=3.5)
     axis.set_xlim(0, 1 + max(len(y) for y in found.values()))
-    if any(found) or control is not None:
-        axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     finish(axis, "rank", ylabel, title)
     return figure

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kit.plots.style import COLOURS, DPI, MARKERS, SHADES, finish
+from kit.plots.style import COLOURS, SHADES, draw, finish, panel
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -34,12 +35,10 @@ def curves(
     Raises:
         ValueError: a line or run that is not as long as x.
     """
-    import matplotlib.pyplot as plt
     import numpy as np
 
     x = list(x)
-    figure, axis = plt.subplots(figsize=(7, 3.5), dpi=DPI, layout="constrained")
-    plt.close(figure)
+    figure, axis = panel()
     for i, (name, runs) in enumerate((bands or {}).items()):
         grid = np.array(runs, dtype=float)
         if grid.ndim != 2 or grid.shape[1] != len(x):
@@ -49,21 +48,11 @@ def curves(
         )
     if chance is not None:
         axis.axhline(chance, color="black", linestyle="--", linewidth=1)
-    for i, (name, y) in enumerate(lines.items()):
+    for name, y in lines.items():
         if len(y) != len(x):
             raise ValueError(f"line {name!r} has {len(y)} values for {len(x)} of x")
-        axis.plot(
-            x,
-            list(y),
-            color=COLOURS[i % len(COLOURS)],
-            marker=MARKERS[i % len(MARKERS)],
-            markersize=4,
-            linewidth=1.5,
-            label=name,
-        )
+    draw(axis, {name: (x, list(y)) for name, y in lines.items()})
     axis.set_ylim(ylim)
-    if lines or bands:
-        axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     finish(axis, xlabel, ylabel, title)
     return figure
 
@@ -80,23 +69,17 @@ def spread(groups: Mapping[str, Sequence[float]], *, xlabel: str = "", title: st
     Raises:
         ValueError: no group, or an empty one.
     """
-    import matplotlib.pyplot as plt
     import numpy as np
 
     found: dict[str, Any] = {name: np.array(y, dtype=float) for name, y in groups.items()}
     if not found or not all(y.size for y in found.values()):
         raise ValueError(f"groups={list(groups)}: give at least one value in each of them")
-    height = 1.0 + 0.27 * len(found)
-    figure, axis = plt.subplots(figsize=(7, height), dpi=DPI, layout="constrained")
-    plt.close(figure)
+    figure, axis = _rows_of(list(found), zero)
     rng = np.random.default_rng(0)  # dots step aside, always in the same way
-    axis.axvline(zero, color="black", linestyle="--", linewidth=1)
     for row, y in enumerate(found.values()):
         aside = rng.uniform(-0.22, 0.22, y.size)
         axis.plot(y, row + aside, ".", color=COLOURS[0], alpha=0.5, markersize=5, zorder=2)
         axis.plot([y.mean()] * 2, [row - 0.36, row + 0.36], color=COLOURS[1], linewidth=3)
-    axis.set_yticks(range(len(found)), list(found))
-    axis.set_ylim(len(found) - 0.4, -0.6)
     finish(axis, xlabel, "", title)
     return figure
 
@@ -111,20 +94,23 @@ def intervals(rows: Mapping[str, Sequence[float]], *, xlabel: str = "", title: s
     Raises:
         ValueError: no row, or one that is not a value between its bounds.
     """
-    import matplotlib.pyplot as plt
-
     if not rows:
         raise ValueError("rows is empty: give at least one name with (value, low, high)")
     for name, row in rows.items():
         if len(row) != 3 or not row[1] <= row[0] <= row[2]:
             raise ValueError(f"row {name!r} is {list(row)}: give (value, low, high), in order")
-    figure, axis = plt.subplots(figsize=(7, 1.0 + 0.27 * len(rows)), dpi=DPI, layout="constrained")
-    plt.close(figure)
-    axis.axvline(zero, color="black", linestyle="--", linewidth=1)
+    figure, axis = _rows_of(list(rows), zero)
     for y, (value, low, high) in enumerate(rows.values()):
         axis.plot([low, high], [y, y], color=COLOURS[0], linewidth=2, alpha=0.6, zorder=2)
         axis.plot([value], [y], "o", color=COLOURS[1], markersize=6, zorder=3)
-    axis.set_yticks(range(len(rows)), list(rows))
-    axis.set_ylim(len(rows) - 0.4, -0.6)
     finish(axis, xlabel, "", title)
     return figure
+
+
+def _rows_of(names: list[str], zero: float) -> tuple[Figure, Axes]:
+    """A panel with a row for each name, from the top, and a vertical line."""
+    figure, axis = panel(7, 1.0 + 0.27 * len(names))
+    axis.axvline(zero, color="black", linestyle="--", linewidth=1)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    return figure, axis

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kit.plots.style import DPI, array, host
+from kit.plots.style import DPI, array, host, panel
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +104,6 @@ def cosines(V: Any, labels: Sequence[str] | None = None, *, signed: bool = False
     Raises:
         ValueError: fewer than two directions, one of zero length, or not a label for each.
     """
-    import matplotlib.pyplot as plt
     import numpy as np
 
     V = [getattr(v, "direction", v) for v in V] if isinstance(V, list | tuple) else V
@@ -123,8 +122,7 @@ def cosines(V: Any, labels: Sequence[str] | None = None, *, signed: bool = False
     i, j = np.unravel_index(off.argmax(), off.shape)
     names = [str(n) for n in labels] if labels is not None else [str(n) for n in range(m)]
     side = min(6.4, 2.6 + 0.28 * m)
-    figure, axis = plt.subplots(figsize=(side + 0.9, side), dpi=DPI, layout="constrained")
-    plt.close(figure)
+    figure, axis = panel(side + 0.9, side)
     colours = {"cmap": "RdBu_r", "vmin": -1} if signed else {"cmap": "viridis", "vmin": 0}
     image = axis.imshow(grid, vmax=1, **colours)
     figure.colorbar(image, ax=axis, label="cosine" if signed else "|cosine|", shrink=0.8)

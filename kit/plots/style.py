@@ -1,12 +1,14 @@
-"""What the figures share: colours, markers, checks of their input, the last touches."""
+"""What the figures share: a panel, colours and markers of lines, checks of input, last touches."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "os^Dv*"
@@ -36,9 +38,28 @@ def array(values: Any, name: str, dimensions: int) -> np.ndarray:
     return found
 
 
-def finish(axis: Axes, xlabel: str, ylabel: str, title: str) -> None:
-    """Labels, a small title, and no frame above and to the right."""
+def panel(width: float = 7, height: float = 3.5) -> tuple[Figure, Axes]:
+    """A figure of one panel, inches; closed, so that Jupyter shows it once."""
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(width, height), dpi=DPI, layout="constrained")
+    plt.close(figure)
+    return figure, axis
+
+
+def draw(axis: Axes, lines: Mapping[str, tuple[Any, Any]], *, width: float = 1.5, size: float = 4) -> None:
+    """Lines ``(x, y)`` by name, told apart by colour and by marker."""
+    axis.set_prop_cycle(color=COLOURS, marker=list(MARKERS))
+    for name, (x, y) in lines.items():
+        axis.plot(x, y, linewidth=width, markersize=size, label=name)
+
+
+def finish(axis: Axes, xlabel: str, ylabel: str, title: str, *, legend_inside: bool = False) -> None:
+    """Labels, a small title, no frame above and to the right, and what has a name in a legend."""
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
     axis.set_title(title, fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
+    if axis.get_legend_handles_labels()[1]:
+        where = {"loc": "upper left"} if legend_inside else {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+        axis.legend(fontsize=8, frameon=False, **where)

@@ -1,1 +1,1 @@
-"""Where directions come from: contrasts, probes, and searches without labels, with their statistics."""
+"""Where directions come from: contrasts, probes, searches without labels, and their statistics."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-_FOLDS = 4
+FOLDS = 4  # in which held-out figures are measured
 
 
 def mean_difference(positive: Tensor, negative: Tensor) -> Tensor:
@@ -95,16 +95,16 @@ def fit(
     if method not in METHODS:
         raise ValueError(f"method={method!r}: use {', '.join(map(repr, METHODS))}")
     check_layer(model, layer)
-    up, down = _sides(model, positive, negative, [layer], read, "resid")
-    direction = METHODS[method](up.flatten(0, 1)[:, 0], down.flatten(0, 1)[:, 0])
+    sides = _sides(model, positive, negative, [layer], read, "resid")
+    up, down = (side[:, :, 0] for side in sides)  # [texts, tokens, d]
+    direction = METHODS[method](up.flatten(0, 1), down.flatten(0, 1))  # of [texts * tokens, d]
     scores = []
     for train, test in _folds(len(up), len(down)):
-        found = METHODS[method](*(x[i].flatten(0, 1)[:, 0] for x, i in zip((up, down), train, strict=True)))
-        held = [x[i].flatten(0, 1)[:, 0] @ found for x, i in zip((up, down), test, strict=True)]
-        scores.append(auroc(*held))
+        found = METHODS[method](*(side[i].flatten(0, 1) for side, i in zip((up, down), train, strict=True)))
+        scores.append(auroc(*(side[i].flatten(0, 1) @ found for side, i in zip((up, down), test, strict=True))))
     about = {
         "auroc": round(sum(scores) / len(scores), 4),
-        "folds": _FOLDS,
+        "folds": FOLDS,
         "positive": len(positive),
         "negative": len(negative),
         "read": str(read),
@@ -125,13 +125,13 @@ def _sides(
     """Activations ``[texts, tokens, layers, width]`` of both sides."""
     sides = {"positive": positive, "negative": negative}
     for name, texts in sides.items():
-        if isinstance(texts, str) or len(texts) < 2 * _FOLDS:
-            raise ValueError(f"{name} holds too few texts: give a list of at least {2 * _FOLDS}")
+        if isinstance(texts, str) or len(texts) < 2 * FOLDS:
+            raise ValueError(f"{name} holds too few texts: give a list of at least {2 * FOLDS}")
     both = residuals(model, [*positive, *negative], layers, read, site=site)
     n = len(positive) + len(negative)
     if len(both) % n:
         raise ValueError(f"read={read!r} reads different numbers of tokens from the texts")
-    both = both.reshape(n, -1, *both.shape[1:])
+    both = both.reshape(n, -1, *both.shape[1:])  # [texts * tokens, ...] to [texts, tokens, layers, width]
     return both[: len(positive)], both[len(positive) :]
 
 
@@ -139,9 +139,9 @@ def _folds(n_up: int, n_down: int) -> list[tuple[list[Tensor], list[Tensor]]]:
     """Train and test indices of both sides; index i of both is always held out together."""
     order = torch.randperm(max(n_up, n_down), generator=torch.Generator().manual_seed(0))
     folds = []
-    for fold in range(_FOLDS):
+    for fold in range(FOLDS):
         held = torch.zeros(len(order), dtype=torch.bool)
-        held[order[fold::_FOLDS]] = True
+        held[order[fold::FOLDS]] = True
         split = [(~held[:n]).nonzero()[:, 0] for n in (n_up, n_down)]
         folds.append((split, [held[:n].nonzero()[:, 0] for n in (n_up, n_down)]))
     return folds
@@ -168,7 +168,8 @@ class HeadSteering:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def parts(self, model: TransformerBridge) -> list[Part]:
-        """One :class:`kit.steering.intervention.Part` a head, on the heads' outputs before they are mixed."""
+        """One :class:`kit.steering.intervention.Part` a head, on the heads' outputs before they are
+        mixed."""
         found = []
         d_head = self.directions.shape[1]
         for (layer, head), direction, sigma in zip(self.heads, self.directions, self.sigmas, strict=True):
@@ -181,14 +182,7 @@ class HeadSteering:
         """The control: random directions in the same heads, moved as far."""
         rng = torch.Generator().manual_seed(seed)
         noise = torch.randn(self.directions.shape, generator=rng)
-        return HeadSteering(
-            self.heads,
-            noise / noise.norm(dim=-1, keepdim=True),
-            self.sigmas,
-            self.accuracy,
-            f"random {seed}",
-            self.fingerprint,
-        )
+        return replace(self, directions=noise / noise.norm(dim=-1, keepdim=True), name=f"random {seed}", metadata={})
 
 
 def fit_heads(
@@ -216,7 +210,7 @@ def fit_heads(
     if not 1 <= top_k <= n:
         raise ValueError(f"top_k={top_k!r}: this model has {n} heads")
     sides = _sides(model, positive, negative, range(cfg.n_layers), "last", "z")
-    up, down = (s[:, 0].reshape(len(s), n, -1) for s in sides)
+    up, down = (s[:, 0].reshape(len(s), n, -1) for s in sides)  # [texts, layers * heads, d_head]
     hits = torch.zeros(n)
     for train, test in _folds(len(up), len(down)):
         x, y = torch.cat([up[train[0]], down[train[1]]]), _labels(*train)
@@ -226,7 +220,7 @@ def fit_heads(
         with threadpool_limits(1):  # fits this small only wait for each other's threads
             for head in range(n):
                 line = LogisticRegression(C=0.1, max_iter=500).fit(x[:, head].numpy(), y)
-                hits[head] += float((line.predict(held[:, head].numpy()) == truth).mean()) / _FOLDS
+                hits[head] += float((line.predict(held[:, head].numpy()) == truth).mean()) / FOLDS
     best = hits.argsort(descending=True, stable=True)[:top_k].tolist()
     shift = torch.stack([mean_difference(up[:, h], down[:, h]) for h in best])
     directions = shift / shift.norm(dim=-1, keepdim=True)
@@ -239,7 +233,7 @@ def fit_heads(
         hits.reshape(cfg.n_layers, cfg.n_heads),
         name,
         fingerprint(model),
-        {"top_k": top_k, "positive": len(positive), "negative": len(negative), "folds": _FOLDS},
+        {"top_k": top_k, "positive": len(positive), "negative": len(negative), "folds": FOLDS},
     )
 
 

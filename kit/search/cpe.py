@@ -12,19 +12,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from kit.base.checks import check_counts, check_positive
 from kit.base.directions import random_units, repel, unit
 from kit.base.progress import track
 from kit.models.bridge import fingerprint
 from kit.models.positions import Positions
-from kit.search.features import p_values
+from kit.search.features import Ranked, p_values
 from kit.search.layer_slice import Prompts
-from kit.search.radius import Radius
-from kit.search.rank_one_map import Band
+from kit.search.radius import Radius, dose
+from kit.search.rank_one_map import RankOneMap
 from kit.steering.rank_one import Factor, export
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-def calibrate(
+def linear_radius(
     model: TransformerBridge,
     prompts: Prompts,
     source_layers: Sequence[int],
@@ -45,8 +46,8 @@ def calibrate(
 ) -> Radius:
     """The radius R at which the change's non-linear part is ``ratio`` times its linear part.
 
-    The criterion of :func:`kit.search.radius.radius`, on factors that one gradient step made for
-    random output directions, as a fit starts with. Factors that are random themselves would not
+    The criterion of :func:`kit.search.radius.linear_radius`, on factors that one gradient step made
+    for random output directions, as a fit starts with. Factors that are random themselves would not
     do: what they read is nearly orthogonal to the heads' outputs, so they stay linear for longer by
     an order of magnitude than any factor that a fit finds.
 
@@ -56,8 +57,8 @@ def calibrate(
     Raises:
         ValueError: as :func:`fit`, or no such radius up to 128.
     """
-    band = Band(model, prompts, source_layers, target_layer, read=read)
-    return band.calibrate(ratio, n_factors=n_factors, seed=seed)
+    band = RankOneMap(model, prompts, source_layers, target_layer, read=read)
+    return band.linear_radius(ratio, n_factors=n_factors, seed=seed)
 
 
 def fit(
@@ -83,9 +84,9 @@ def fit(
         n_factors: how many; may exceed every dimension.
         iterations: a keyboard interrupt ends them early and keeps what the last whole one gave.
         radius: the norm R of the change of each matrix, 1 in the paper for models from 8 to 70
-            billion parameters; ``"auto"`` for :func:`calibrate`.
-        temperature, repel_steps: of :func:`kit.base.directions.repel`; 0 steps leave factors free to
-            become alike.
+            billion parameters; ``"auto"`` for :func:`linear_radius`.
+        temperature, repel_steps: of :func:`kit.base.directions.repel`; 0 steps leave factors free
+            to become alike.
 
     Returns:
         A :class:`CPE`, its factors by falling change.
@@ -94,34 +95,35 @@ def fit(
         ValueError: layers, prompts, numbers or a radius that make no sense, or a gradient that is
             not finite.
     """
-    for name, n, least in (("n_factors", n_factors, 1), ("iterations", iterations, 1), ("repel_steps", repel_steps, 0)):
-        if not isinstance(n, int) or isinstance(n, bool) or n < least:
-            raise ValueError(f"{name}={n!r}: give a whole number from {least} on")
-    _positive("temperature", temperature)
-    if not isinstance(radius, Radius) and radius != "auto":
-        _positive("radius", radius)
-    band = Band(model, prompts, source_layers, target_layer, read=read)
+    check_counts(n_factors=n_factors, iterations=iterations)
+    check_counts(0, repel_steps=repel_steps)
+    check_positive(temperature=temperature)
+    if isinstance(radius, str) and radius != "auto":
+        raise ValueError(f"radius={radius!r}: give a positive number or 'auto'")
+    if not isinstance(radius, str | Radius):
+        check_positive(radius=radius)
+    band = RankOneMap(model, prompts, source_layers, target_layer, read=read)
     if isinstance(radius, str):
-        radius = band.calibrate(seed=seed)
+        radius = band.linear_radius(seed=seed)
     r = float(radius)
     U = random_units(n_factors, band.d_model, seed + 1_000_003).to(band.piece.origin)
     phi = band.random(n_factors, seed)
     history: list[float] = []
-    done = False
     with suppress(KeyboardInterrupt):
         phi = unit(_gradient(band, phi, U, r)[1])
         for _ in track(range(iterations), "iterations", status=lambda: f"objective {history[-1]:.4g}"):
             changes, grads = _gradient(band, phi, U, r)
             score = float((changes * U).sum(-1).mean())
-            moved = repel(unit(grads), grads.flatten(1).norm(dim=-1), repel_steps, temperature)
-            phi, U, done = moved, unit(changes), True
+            strength = grads.flatten(1).norm(dim=-1)  # [m], over all blocks of a factor
+            moved = repel(unit(grads), strength, repel_steps, temperature)
+            phi, U = moved, unit(changes)
             history.append(score)
-    if not done:
+    if not history:
         raise KeyboardInterrupt("stopped before the first iteration was whole")
     return CPE(band, phi, band.delta(phi, r), r, history, seed)
 
 
-def _gradient(band: Band, phi: Tensor, U: Tensor, r: float) -> tuple[Tensor, Tensor]:
+def _gradient(band: RankOneMap, phi: Tensor, U: Tensor, r: float) -> tuple[Tensor, Tensor]:
     changes, grads = band.gradient(phi, U, r)
     if not bool(grads.isfinite().all() and changes.isfinite().all()):
         raise ValueError(
@@ -130,26 +132,20 @@ def _gradient(band: Band, phi: Tensor, U: Tensor, r: float) -> tuple[Tensor, Ten
     return changes, grads
 
 
-def _positive(name: str, value: object) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < float("inf"):  # type: ignore[operator]
-        raise ValueError(
-            f"{name}={value!r}: give a positive finite number" + (" or 'auto'" if name == "radius" else "")
-        )
-
-
 @dataclass
-class CPE:
+class CPE(Ranked):
     """Factors of a band, by falling norm of what they change.
 
     Attributes:
-        band: the :class:`kit.search.rank_one_map.Band` that they were fitted on.
+        band: the :class:`kit.search.rank_one_map.RankOneMap` that they were fitted on.
         phi: their blocks, ``[m, 2 * layers, width]``.
         changes: the mean change after the target block, ``[m, d_model]``.
         radius: R; history: the objective at each iteration, the mean of ``<u_j, delta(phi_j)>``.
     """
 
-    band: Band = field(repr=False)
+    called: ClassVar[str] = "factor"
+
+    band: RankOneMap = field(repr=False)
     phi: Tensor = field(repr=False)
     changes: Tensor = field(repr=False)
     radius: float
@@ -175,52 +171,24 @@ class CPE:
                     "target": band.target,
                     "seed": self.seed,
                     "change": float(change.norm()),
-                    "radius": self.radius,
-                    "coefficient": 1.0,
-                    "calibration": {"low": -1.0, "high": 1.0, "kind": "radius"},
+                    **dose(1.0, self.radius),
                 },
             )
             for i, (a, b, change) in enumerate(zip(reads, writes, self.changes, strict=True))
         ]
-
-    def __len__(self) -> int:
-        return len(self.phi)
 
     @property
     def U(self) -> Tensor:
         """Unit directions of the changes, ``[m, d_model]``."""
         return unit(self.changes)
 
-    def scores(self, by: str | Tensor = "change") -> Tensor:
-        """A score for each factor, ``[m]``.
+    def logit_changes(self) -> Tensor:
+        """As of :class:`kit.search.features.Ranked`."""
+        return self.band.logits(self.phi, self.radius) - self.band.piece.logits(None)
 
-        Args:
-            by: ``"change"``, the norm of what it changes after the target block; ``"kl"``, nats
-                that it moves the next token's distribution on the training prompts; a tensor
-                ``[d_model]``, the change's product with it; a tensor ``[d_vocab]``, the logit
-                change's product with it.
-
-        Raises:
-            ValueError: another name or shape.
-        """
-        if isinstance(by, Tensor):
-            if by.shape == self.changes.shape[1:]:
-                return self.changes @ by.to(self.changes)
-            moved = self.band.logits(self.phi, self.radius) - self.band.piece.logits(None)
-            if by.shape != moved.shape[-1:]:
-                raise ValueError(
-                    f"by has shape {list(by.shape)}: give [{self.changes.shape[1]}] or {list(moved.shape[-1:])}"
-                )
-            return (moved @ by.to(moved)).mean(-1)
-        if by == "change":
-            return self.changes.norm(dim=-1)
-        if by == "kl":
-            return self.band.kl(self.phi, self.radius)
-        raise ValueError(f"by={by!r}: use 'change', 'kl' or a target tensor")
-
-    def ranking(self, by: str | Tensor = "change") -> list[int]:
-        """Factor indices, highest of :meth:`scores` first."""
-        return self.scores(by).argsort(descending=True, stable=True).tolist()
+    def kl(self) -> Tensor:
+        """As of :class:`kit.search.features.Ranked`."""
+        return self.band.kl(self.phi, self.radius)
 
     def controls(self, n: int = 32, seed: int = 0, *, same_reads: bool = False) -> Tensor:
         """Blocks of n random factors, or of factors that read as these do and write at random."""
@@ -240,13 +208,9 @@ class CPE:
             controls that change as much or more, counting the factor itself), ``kl``, ``kl_p``,
             and ``nearest``, the highest cosine with another factor.
         """
-        import pandas as pd
-
-        size, kl = self.scores("change"), self.scores("kl")
+        size, kl = self.scores("change"), self.kl()
         plain, sharp = (self.controls(n_random, seed, same_reads=same) for same in (False, True))
         base, other = (self.band.delta(c, self.radius).norm(dim=-1) for c in (plain, sharp))
-        flat = unit(self.phi.flatten(1))
-        cosines = flat @ flat.T - 2 * torch.eye(len(self)).to(flat)
         columns = {
             "change": size,
             "times_random": size / base.median(),
@@ -254,18 +218,16 @@ class CPE:
             "p": p_values(size, other),
             "kl": kl,
             "kl_p": p_values(kl, self.band.kl(sharp, self.radius)),
-            "nearest": cosines.max(-1).values,
         }
-        table = pd.DataFrame({name: c.cpu().numpy() for name, c in columns.items()})
-        table.index.name = "factor"
-        return table
+        return self.beside(columns, unit(self.phi.flatten(1)))  # a factor's blocks as one row
 
     def export(
         self,
         path: str | Path,
         factors: int | Sequence[int] = 0,
         coefficients: float | Sequence[float] = 1.0,
-        **options: Any,
+        *,
+        base: str | None = None,
     ) -> Path:
         """Chosen factors as one PEFT adapter folder: see :func:`kit.steering.rank_one.export`.
 
@@ -273,4 +235,4 @@ class CPE:
             factors: an index, or several.
         """
         chosen = [factors] if isinstance(factors, int) else factors
-        return export(path, self.band.model, [self.factors[i] for i in chosen], coefficients, **options)
+        return export(path, self.band.model, [self.factors[i] for i in chosen], coefficients, base=base)

@@ -1,15 +1,14 @@
-"""Deep Causal Transcoding: steering vectors as the factors of what a stretch of a model computes.
+"""Deep Causal Transcoding: steering vectors as the features of what a stretch of a model computes.
 
 The map from a vector added after one block to the change after a later one is described as
 ``delta(theta) ~ sum_l alpha_l sigma(<v_l, theta>) u_l`` with unit u, v and sigma(x) = x, x^2 or
 e^x - 1 (Mack and Turner, "Deep Causal Transcoding", 2024). The published code computes something
-else in three places; each is kept behind a name in ``slips``, so that its cost can be shown.
+else in three places; what that costs is shown in notebook 06, with steps of its own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -17,14 +16,16 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from kit.base.checks import check_counts
 from kit.base.directions import orthogonal, random_units, repel, unit
 from kit.base.progress import track
 from kit.models.positions import Positions
+from kit.search import radius as radii
 from kit.search.features import DCT, strengths
 from kit.search.layer_slice import LayerSlice, Prompts
 from kit.search.maps import Map
 from kit.search.parallel import alone, shared
-from kit.search.radius import Radius, radius, resolve
+from kit.search.radius import Radius, resolve
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -33,16 +34,10 @@ if TYPE_CHECKING:
 Method = Literal["linear", "projected", "quadratic", "exponential"]
 Orthogonalise = Literal["qr", "soft"] | None
 METHODS = ("linear", "projected", "quadratic", "exponential")
-SLIPS = {
-    "qr-signs": "QR may turn v into -v between two exponential iterations",
-    "svd-columns": "columns of V^T are taken for right singular vectors",
-    "no-second-derivative": "quadratic: J v is differentiated along v, on which J does not depend",
-    "stale-u": "exponential: gradients are taken along the u of the iteration before (no mistake, "
-    "but slower: with the newest u they climb the mean of |delta(R v)| itself)",
-}
+Init = Literal["random", "jacobian"] | tuple[Tensor, Tensor]
 
 
-def calibrate(
+def linear_radius(
     model: TransformerBridge,
     prompts: Prompts,
     source_layer: int,
@@ -53,9 +48,9 @@ def calibrate(
     n_directions: int = 30,
     seed: int = 0,
 ) -> Radius:
-    """The radius for these prompts and layers: see :func:`kit.search.radius.radius`."""
+    """The radius for these prompts and layers: see :func:`kit.search.radius.linear_radius`."""
     piece = LayerSlice(model, prompts, source_layer, target_layer, read=read)
-    return radius(piece, ratio, n_directions=n_directions, seed=seed)
+    return radii.linear_radius(piece, ratio, n_directions=n_directions, seed=seed)
 
 
 def fit(
@@ -65,23 +60,41 @@ def fit(
     target_layer: int,
     *,
     read: Positions = slice(-3, None),
-    **options: object,
+    method: Method = "exponential",
+    n_features: int = 64,
+    radius: float | str | Radius = "auto",
+    orthogonalise: Orthogonalise = "qr",
+    iterations: int = 10,
+    init: Init = "random",
+    n_projections: int | None = None,
+    seed: int = 0,
 ) -> DCT:
-    """Fit factors to blocks ``source_layer + 1`` to ``target_layer`` on some prompts.
+    """Fit features to blocks ``source_layer + 1`` to ``target_layer`` on some prompts.
 
     Args:
-        prompts, source_layer, target_layer, read: as for :class:`kit.search.layer_slice.LayerSlice`. The
-            change is averaged over read-out positions and prompts before anything else.
-        options: as for :func:`fit_map`.
+        prompts, source_layer, target_layer, read: as for
+            :class:`kit.search.layer_slice.LayerSlice`. The change is averaged over read-out
+            positions and prompts before anything else.
+        method, n_features, radius, orthogonalise, iterations, init, n_projections, seed: as for
+            :func:`fit_map`.
 
     Returns:
-        A :class:`kit.search.features.DCT`, strongest factor first.
+        A :class:`kit.search.features.DCT`, strongest feature first.
 
     Raises:
         ValueError: layers, prompts, radius, method or number of features that make no sense.
     """
-    piece = LayerSlice(model, prompts, source_layer, target_layer, read=read)
-    return fit_map(piece, **options)  # type: ignore[arg-type]
+    return fit_map(
+        LayerSlice(model, prompts, source_layer, target_layer, read=read),
+        method=method,
+        n_features=n_features,
+        radius=radius,
+        orthogonalise=orthogonalise,
+        iterations=iterations,
+        init=init,
+        n_projections=n_projections,
+        seed=seed,
+    )
 
 
 def fit_map(
@@ -92,12 +105,12 @@ def fit_map(
     radius: float | str | Radius = "auto",
     orthogonalise: Orthogonalise = "qr",
     iterations: int = 10,
-    init: Literal["random", "jacobian"] | tuple[Tensor, Tensor] = "random",
+    init: Init = "random",
     n_projections: int | None = None,
     seed: int = 0,
-    slips: Collection[str] = (),
+    steps: Steps | None = None,
 ) -> DCT:
-    """Fit factors to any differentiable map; :func:`fit` does it for a model's blocks.
+    """Fit features to any differentiable map; :func:`fit` does it for a model's blocks.
 
     In a :func:`kit.search.parallel.group` all its processes share each pass.
 
@@ -107,22 +120,27 @@ def fit_map(
             Jacobian-vector products only); ``"quadratic"``, orthogonalised alternating least
             squares on the second derivatives at 0; ``"exponential"``, orthogonalised gradient
             iteration on the map itself at the radius.
-        n_features: how many factors.
+        n_features: how many features.
         radius: the norm at which vectors act; activation units, or ``"auto"`` for
-            :func:`kit.search.radius.radius`.
+            :func:`kit.search.radius.linear_radius`.
         orthogonalise: of the input directions, before each iteration: ``"qr"``; ``"soft"``
-            (:func:`kit.base.directions.repel`), which allows more factors than dimensions; None. Where
-            an iteration takes them is where they stay, so that some may meet: see
+            (:func:`kit.base.directions.repel`), which allows more features than dimensions; None.
+            Where an iteration takes them is where they stay, so that some may meet: see
             :meth:`kit.search.features.DCT.duplicates`.
         iterations: of the iterative methods. A keyboard interrupt ends them early and keeps what
             the last whole one gave.
-        init: ``"random"``; ``"jacobian"``, the projected factors; or unit ``(V, U)``.
+        init: ``"random"``; ``"jacobian"``, the projected features; or unit ``(V, U)``.
         n_projections: random projections of ``"projected"`` and of the Jacobian start (default
             n_features + 16).
         seed: of everything random.
-        slips: what the published code does otherwise, keys of :data:`SLIPS`.
+        steps: a variant of the algorithm; default :class:`Steps` itself.
+
+    Raises:
+        ValueError: a radius, method, start or number that makes no sense, or a change that is not
+            finite.
     """
-    _check(piece, method, n_features, orthogonalise, iterations, n_projections, slips)
+    _check(piece, method, n_features, orthogonalise, iterations, n_projections)
+    steps = Steps() if steps is None else steps
     piece = shared(piece)
     norm = resolve(piece, radius)
     projections = n_features + 16 if n_projections is None else n_projections
@@ -130,13 +148,13 @@ def fit_map(
     r = norm.value
     if method in ("linear", "projected"):
         J = piece.jacobian() if method == "linear" else None
-        V, U, stretch = _singular(piece, J, n_features, projections, r, seed, slips)
+        V, U, stretch = steps.singular(piece, J, n_features, projections, r, seed)
         return _described(piece, method, V, U, norm, history, seed, r * stretch)
-    V, U = _start(piece, init, n_features, projections, r, seed, slips)
-    step = _quadratic_step if method == "quadratic" else _exponential_step
+    V, U = _start(piece, init, n_features, projections, r, seed, steps)
+    step = steps.quadratic if method == "quadratic" else steps.exponential
     with suppress(KeyboardInterrupt):
         for _ in track(range(iterations), "iterations", status=lambda: f"objective {history[-1]:.4g}"):
-            found = step(piece, _apart(V, orthogonalise, slips), U, r, slips)
+            found = step(piece, steps.orthogonalised(V) if orthogonalise == "qr" else V, U, r)
             if not math.isfinite(found.score):
                 raise ValueError(
                     f"radius={r:.4g}: the change is not finite; lower the radius, or load the model in float32"
@@ -147,8 +165,8 @@ def fit_map(
     if not history:
         raise KeyboardInterrupt("stopped before the first iteration was whole")
     # no last orthogonalisation, as published: half of its directions would stand for nothing, and
-    # true factors that are not quite orthogonal would be bent (planted ones: cosine 0.92, not 0.97)
-    return _described(piece, method, V, U if slips else None, norm, history, seed, None)
+    # true features that are not quite orthogonal be bent (planted ones: cosine 0.92, not 0.97)
+    return _described(piece, method, V, steps.last_outputs(U), norm, history, seed, None)
 
 
 def _described(
@@ -171,7 +189,7 @@ def _described(
     even = r * r / 2 * piece.second(V) if method == "quadratic" else changes
     U = unit(even) if U is None else U
     alpha = strengths(method, V, U, (even * U).sum(-1)) if alpha is None else alpha
-    if method != "exponential":  # v and -v are the same factor: take the side that changes more
+    if method != "exponential":  # v and -v are the same feature: take the side that changes more
         other = piece.delta(-r * V)
         turn = (other.norm(dim=-1) > changes.norm(dim=-1))[:, None]
         V, changes = torch.where(turn, -V, V), torch.where(turn, other, changes)
@@ -181,39 +199,22 @@ def _described(
 
 
 def _check(
-    piece: Map,
-    method: str,
-    m: int,
-    orthogonalise: str | None,
-    iterations: int,
-    projections: int | None,
-    slips: Collection[str],
+    piece: Map, method: str, m: int, orthogonalise: str | None, iterations: int, projections: int | None
 ) -> None:
     if method not in METHODS:
         raise ValueError(f"method={method!r}: use {', '.join(map(repr, METHODS))}")
     if orthogonalise not in ("qr", "soft", None):
         raise ValueError(f"orthogonalise={orthogonalise!r}: use 'qr', 'soft' or None")
-    counts = {"n_features": m, "iterations": iterations, "n_projections": projections}
-    for name, n in counts.items():
-        if n is None and name == "n_projections":
-            continue
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise ValueError(f"{name}={n!r}: give a whole number from 1 on")
+    check_counts(n_features=m, iterations=iterations, n_projections=1 if projections is None else projections)
     if m > piece.d_model and (orthogonalise == "qr" or method in ("linear", "projected")):
         raise ValueError(
             f"n_features={m}: this space has {piece.d_model} dimensions, so no more directions can "
             "be orthogonal; lower it, or use orthogonalise='soft' with an iterative method"
         )
-    if isinstance(slips, str) or any(s not in SLIPS for s in slips):
-        raise ValueError(f"slips={slips!r}: give a list of {', '.join(map(repr, SLIPS))}")
-
-
-def _apart(V: Tensor, orthogonalise: Orthogonalise, slips: Collection[str]) -> Tensor:
-    return orthogonal(V, "qr-signs" not in slips) if orthogonalise == "qr" else V
 
 
 def _start(
-    piece: Map, init: object, m: int, projections: int, r: float, seed: int, slips: Collection[str]
+    piece: Map, init: object, m: int, projections: int, r: float, seed: int, steps: Steps
 ) -> tuple[Tensor, Tensor]:
     if isinstance(init, tuple):
         V, U = (unit(torch.as_tensor(t).to(piece.origin)) for t in init)
@@ -226,55 +227,14 @@ def _start(
     if init != "jacobian":
         raise ValueError(f"init={init!r}: use 'random', 'jacobian' or a pair of tensors")
     known = min(m, piece.d_model)
-    V, _, _ = _singular(piece, None, known, projections, r, seed, slips)
-    if m > known:  # the rest, of more factors than dimensions, starts at random
+    V, _, _ = steps.singular(piece, None, known, projections, r, seed)
+    if m > known:  # the rest, of more features than dimensions, starts at random
         V = torch.cat([V, random_units(m - known, piece.d_model, seed).to(V)])
     return V, unit(piece.delta(r * V))
 
 
-def _singular(
-    piece: Map, J: Tensor | None, m: int, projections: int, r: float, seed: int, slips: Collection[str]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The leading m right and left singular vectors of the Jacobian at 0, and its values.
-
-    Without J: a randomised SVD with two power iterations (Halko, Martinsson and Tropp, 2011).
-    """
-    if "svd-columns" in slips:
-        return _columns(piece, J, m, projections, r, seed)
-    if J is not None:
-        U, S, Vh = torch.linalg.svd(J)
-        return Vh[:m].contiguous(), U[:, :m].T.contiguous(), S[:m]
-    p = min(max(projections, m), piece.d_model)
-    basis = random_units(p, piece.d_model, seed).to(piece.origin)
-    for _ in range(2):
-        rows = orthogonal(_pulled(piece, basis))
-        image = piece.jvp(rows)
-        basis = orthogonal(image)
-    U, S, W = torch.linalg.svd(image.T, full_matrices=False)
-    return (W @ rows)[:m], U[:, :m].T.contiguous(), S[:m]
-
-
-def _columns(
-    piece: Map, J: Tensor | None, m: int, projections: int, r: float, seed: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What the published code takes for singular vectors: columns of V^T."""
-    if J is None:
-        J = _pulled(piece, random_units(projections, piece.d_model, seed).to(piece.origin))
-        V = torch.linalg.svd(J)[2][:, :m].T.contiguous()
-        U = unit(piece.delta(r * V))
-    else:
-        U, _, Vh = torch.linalg.svd(J)
-        V, U = Vh[:, :m].T.contiguous(), U[:, :m].T.contiguous()
-    return V, U, (piece.jvp(V) * U).sum(-1)
-
-
-def _pulled(piece: Map, outputs: Tensor) -> Tensor:
-    """J^T u for rows u ``[k, d]``, J the Jacobian at 0."""
-    return piece.vjp(torch.zeros_like(outputs), outputs)[1]
-
-
 @dataclass(frozen=True)
-class _Step:
+class Step:
     """One iteration's new directions, how strong a gradient each had, and the objective."""
 
     V: Tensor
@@ -283,18 +243,53 @@ class _Step:
     score: float
 
 
-def _exponential_step(piece: Map, V: Tensor, U: Tensor, r: float, slips: Collection[str]) -> _Step:
-    changes, grads = piece.vjp(r * V, U if "stale-u" in slips else None)
-    score = float((changes * U).sum(-1).mean())
-    return _Step(unit(grads), unit(changes), r * grads.norm(dim=-1), score)
+class Steps:
+    """What :func:`fit_map` does to directions at the radius r, a method each: a variant of the
+    algorithm overrides the step in which it differs."""
+
+    def orthogonalised(self, V: Tensor) -> Tensor:
+        """Rows ``[m, d]`` before each iteration of ``orthogonalise="qr"``."""
+        return orthogonal(V)
+
+    def exponential(self, piece: Map, V: Tensor, U: Tensor, r: float) -> Step:
+        """An iteration from V ``[m, d]``, with the outputs U ``[m, d]`` of the one before: uphill
+        on the mean of ``|delta(R v)|``."""
+        changes, grads = piece.vjp(r * V, None)
+        return Step(unit(grads), unit(changes), r * grads.norm(dim=-1), float((changes * U).sum(-1).mean()))
+
+    def quadratic(self, piece: Map, V: Tensor, U: Tensor, r: float) -> Step:
+        """The same by the second derivatives at 0."""
+        scale = r * r / 2
+        outs = scale * piece.second(V)
+        U = unit(outs)
+        grads = scale * piece.second(V, U)
+        return Step(unit(grads), U, grads.norm(dim=-1), float((outs * U).sum(-1).mean()))
+
+    def singular(
+        self, piece: Map, J: Tensor | None, m: int, projections: int, r: float, seed: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The leading m right and left singular vectors of the Jacobian at 0, and its values.
+
+        Without J: a randomised SVD with two power iterations (Halko, Martinsson and Tropp, 2011).
+        """
+        if J is not None:
+            U, S, Vh = torch.linalg.svd(J)
+            return Vh[:m].contiguous(), U[:, :m].T.contiguous(), S[:m]
+        p = min(max(projections, m), piece.d_model)
+        basis = random_units(p, piece.d_model, seed).to(piece.origin)
+        for _ in range(2):
+            rows = orthogonal(pulled(piece, basis))  # [p, d], inputs
+            image = piece.jvp(rows)  # [p, d], outputs
+            basis = orthogonal(image)
+        U, S, W = torch.linalg.svd(image.T, full_matrices=False)  # [d, p], [p], [p, p]
+        return (W @ rows)[:m], U[:, :m].T.contiguous(), S[:m]
+
+    def last_outputs(self, U: Tensor) -> Tensor | None:
+        """The last iteration's U ``[m, d]`` where the result keeps it; None: those of the last
+        V."""
+        return None
 
 
-def _quadratic_step(piece: Map, V: Tensor, U: Tensor, r: float, slips: Collection[str]) -> _Step:
-    if "no-second-derivative" in slips:
-        outs, grads = piece.jvp(V), _pulled(piece, U)
-        return _Step(unit(grads), unit(outs), grads.norm(dim=-1), float((outs * U).sum(-1).mean()))
-    scale = r * r / 2
-    outs = scale * piece.second(V)
-    U = unit(outs)
-    grads = scale * piece.second(V, U)
-    return _Step(unit(grads), U, grads.norm(dim=-1), float((outs * U).sum(-1).mean()))
+def pulled(piece: Map, outputs: Tensor) -> Tensor:
+    """J^T u for rows u ``[k, d]``, J the Jacobian at 0."""
+    return piece.vjp(torch.zeros_like(outputs), outputs)[1]

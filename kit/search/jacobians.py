@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from torch import Tensor
 
+from kit import plots
 from kit.base.directions import random_units
 from kit.base.progress import track
 from kit.models.activations import residual_scale
 from kit.models.positions import Positions
 from kit.search.dct import fit_map
 from kit.search.features import DCT
-from kit.search.layer_slice import LayerSlice, Prompts
+from kit.search.layer_slice import LayerSlice, Prompts, slice_behind
 from kit.search.radius import Radius
-from kit.search.statistics import checked, participation, spectrum_rank
+from kit.search.statistics import basis, checked, participation, spectrum_rank
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,8 +38,7 @@ def overlap(a: Tensor, b: Tensor) -> float:
 
     1 where one contains the other, 0 where they are orthogonal; about ``max(k, n) / d`` by chance.
     """
-    bases = [torch.linalg.svd(checked(rows), full_matrices=False) for rows in (a, b)]
-    first, second = (base.Vh[base.S > 1e-5 * base.S[0]] for base in bases)
+    first, second = (basis(checked(rows)) for rows in (a, b))
     return float((first @ second.T).square().sum() / min(len(first), len(second)))
 
 
@@ -48,8 +47,8 @@ class Jacobians:
     """Singular vectors of the Jacobians of several stretches of one model.
 
     Attributes:
-        parts: by source layer, a :class:`kit.search.features.DCT` of the linear kind: ``V`` right and ``U``
-            left singular vectors, ``vectors()`` for the panel.
+        parts: by source layer, a :class:`kit.search.features.DCT` of the linear kind: ``V`` right
+            and ``U`` left singular vectors, ``vectors()`` for the panel.
         random: by source layer, the root mean square of ``|J v|`` over random unit v, which is the
             root mean square of *all* singular values.
         exact: whether the whole spectrum is there, or its head by random projections.
@@ -79,7 +78,7 @@ class Jacobians:
         for layer, part in self.parts.items():
             s, d = self.spectrum(layer), part.V.shape[1]
             rows[layer] = {
-                "target": part.piece.target,  # type: ignore[attr-defined]
+                "target": slice_behind(part.piece).target,
                 "n": len(s),
                 "top": float(s[0]),
                 "random": self.random[layer],
@@ -129,14 +128,11 @@ class Jacobians:
 
     def plot(self, title: str = "") -> Figure:
         """Singular values of every stretch, each over its largest, by rank."""
-        from kit import plots
-
         spectra = {layer: self.spectrum(layer) for layer in self.parts}
         n = min(len(s) for s in spectra.values())
         ranks = sorted({round(n ** (i / 24)) for i in range(25)})
         lines = {
-            f"{layer} to {self.parts[layer].piece.target}":  # type: ignore[attr-defined]
-            [float(s[r - 1] / s[0]) for r in ranks]
+            f"{layer} to {slice_behind(self.parts[layer].piece).target}": [float(s[r - 1] / s[0]) for r in ranks]
             for layer, s in spectra.items()
         }
         return plots.curves(
@@ -164,8 +160,9 @@ def jacobians(
     """Singular vectors of the Jacobians from some layers to the next one, or to the last.
 
     Args:
-        prompts, read: as for :class:`kit.search.layer_slice.LayerSlice`: a Jacobian is of the change averaged
-            over read-out positions and prompts, by a vector added at every position.
+        prompts, read: as for :class:`kit.search.layer_slice.LayerSlice`: a Jacobian is of the
+            change averaged over read-out positions and prompts, by a vector added at every
+            position.
         layers: source layers.
         to: ``"next"``, ``"last"`` (the last block's output, before the final norm), or a layer.
         n: singular vectors to keep where the Jacobian is not exact.

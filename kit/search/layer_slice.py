@@ -1,7 +1,8 @@
 """A stretch of a model as a function: what is added after one block -> what changes after another.
 
-Everything that looks for vectors without labels (MELBO, Deep Causal Transcoding, CPE) differentiates
-this one function, so it stands alone here: captured once, replayed block by block, exact.
+Everything that looks for vectors without labels (MELBO, Deep Causal Transcoding, CPE)
+differentiates this one function, so it stands alone here: captured once, replayed block by block,
+exact.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from kit.models.activations import residual_scale
+from kit.base.divergence import kl
+from kit.models.activations import capture, residual_scale
 from kit.models.bridge import check_layer, fingerprint, runtime
 from kit.models.hook_points import output_of
 from kit.models.positions import Positions, check_positions, select
@@ -119,43 +122,36 @@ class LayerSlice(Map):
 
     @torch.no_grad()
     def _capture(self) -> None:
-        state, kept = self._state, {}
-        self._blocks = [state.block(i) for i in range(self.source + 1, self.target + 1)]
-        self._given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        handles = [
-            state.block(i).register_forward_hook(lambda _m, _a, out, i=i: kept.__setitem__(i, output_of(out).detach()))
-            for i in (self.source, self.target)
-        ]
-        with state.lock:
-            try:
-                state.decoder(input_ids=self.tokens, use_cache=False, logits_to_keep=1)
-                # one row alone: what it hands to the blocks then fits a batch of any size
-                handles += [
-                    block.register_forward_pre_hook(
-                        lambda _m, args, kwargs: self._given.append(_beside(args, kwargs)), with_kwargs=True
-                    )
-                    for block in self._blocks
-                ]
-                widest = int(self.lengths.argmax())
-                before, after = kept[self.source], kept[self.target]
-                state.decoder(input_ids=self.tokens[widest : widest + 1], use_cache=False, logits_to_keep=1)
-            finally:
-                for handle in handles:
-                    handle.remove()
-        for layer, stream in ((self.source, before), (self.target, after)):
+        """Keep the stream at both ends, and what the blocks between them are given beside it."""
+        ends = (self.source, "resid"), (self.target, "resid")
+        kept = capture(self.model, self.tokens, ends)
+        self.before, self.after = kept[ends[0]], kept[ends[1]]
+        for layer, stream in ((self.source, self.before), (self.target, self.after)):
             if not bool(stream.isfinite().all()):
                 raise ValueError(
                     f"the residual stream after block {layer} holds NaN or infinity on these "
                     "prompts: the model itself is broken, or its dtype overflows"
                 )
-        self.before, self.after = before, after
+        self._blocks = [self._state.block(i) for i in range(self.source + 1, self.target + 1)]
+        self._given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def keep(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            beside = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+            self._given.append((args[1:], beside))
+
+        widest = int(self.lengths.argmax())
+        with self.lock, ExitStack() as hooks:
+            for block in self._blocks:
+                hooks.enter_context(block.register_forward_pre_hook(keep, with_kwargs=True))
+            # one row alone: what it hands to the blocks then fits a batch of any size
+            self._state.decoder(input_ids=self.tokens[widest : widest + 1], use_cache=False, logits_to_keep=1)
 
     def part(self, prompts: slice) -> LayerSlice:
         """The same slice on some of its prompts, with their shares of the mean: what parts answer
         adds up to what the whole does."""
         some = copy.copy(self)
-        for name in ("tokens", "lengths", "weights", "before", "after"):
-            setattr(some, name, getattr(self, name)[prompts])
+        some.tokens, some.lengths, some.weights = self.tokens[prompts], self.lengths[prompts], self.weights[prompts]
+        some.before, some.after = self.before[prompts], self.after[prompts]
         if self._steered is not None:
             some._steered = self._steered[prompts]
         some.step = max(1, _TOKENS // some.tokens.numel())
@@ -189,17 +185,17 @@ class LayerSlice(Map):
         One pass over k times as many rows as there are prompts: keep k small, or use
         :meth:`delta`, :meth:`vjp` and :meth:`gradient`, which cut and hold the model's lock.
         """
-        add = thetas[:, None, None, :].to(self.before)
+        add = thetas[:, None, None, :].to(self.before)  # [k, 1, 1, d]
         if self._steered is not None:
-            add = torch.where(self._steered, add, 0)
-        rows = (self.before + add).flatten(0, 1)
-        shifted = self.replay(rows).unflatten(0, (len(thetas), -1))
+            add = torch.where(self._steered, add, 0)  # [k, prompts, pos, d]
+        rows = (self.before + add).flatten(0, 1)  # [k * prompts, pos, d]: all prompts of the first theta, then ...
+        shifted = self.replay(rows).unflatten(0, (len(thetas), -1))  # [k, prompts, pos, d]
         return shifted.float() - self.after.float()
 
     def mean(self, shift: Tensor) -> Tensor:
         """The mean over read-out positions, then prompts: ``[..., prompts, pos, d]`` to
         ``[..., d]``."""
-        return torch.einsum("...npd,np->...d", shift, self.weights)
+        return torch.einsum("...npd,np->...d", shift, self.weights)  # n prompts, p positions
 
     def change(self, thetas: Tensor) -> Tensor:
         """Mean change at the target for each row of ``thetas`` ``[n, d]``: ``[n, d]``."""
@@ -241,12 +237,8 @@ class LayerSlice(Map):
     def kl(self, thetas: Tensor) -> Tensor:
         """KL(steered || unsteered) of the token after each prompt, nats, mean over prompts: ``[k]``
         for thetas ``[k, d_model]``."""
-        plain = self.logits(None).log_softmax(-1)
-        parts = []
-        for at in self.cuts(thetas):
-            steered = self.logits(thetas[at]).log_softmax(-1)
-            parts.append((steered.exp() * (steered - plain)).sum(-1).mean(-1))
-        return torch.cat(parts)
+        plain = self.logits(None).log_softmax(-1)  # [1, prompts, d_vocab]
+        return torch.cat([kl(self.logits(thetas[at]).log_softmax(-1), plain).mean(-1) for at in self.cuts(thetas)])
 
 
 def _check_language(**given: Positions) -> None:
@@ -255,11 +247,6 @@ def _check_language(**given: Positions) -> None:
             check_positions(value)
         except ValueError as error:
             raise ValueError(str(error).replace("positions", name, 1)) from None
-
-
-def _beside(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What a block is given beside the residual stream."""
-    return args[1:], {name: value for name, value in kwargs.items() if name != "hidden_states"}
 
 
 def steered_logits(
@@ -279,18 +266,13 @@ def steered_logits(
     state = runtime(model)
 
     def fork(_module: Any, _args: Any, out: Any) -> Any:
-        stream = output_of(out)
-        mask = 1.0 if where is None else where.to(stream)[:, None]
-        steered = stream + thetas[:, None].to(stream) * mask
+        stream = output_of(out)  # [1, n, d]
+        mask = 1.0 if where is None else where.to(stream)[:, None]  # [n, 1]
+        steered = stream + thetas[:, None].to(stream) * mask  # [k, n, d]: from here on a row for each theta
         return (steered, *out[1:]) if isinstance(out, tuple) else steered
 
-    with state.lock:
-        handle = state.block(layer).register_forward_hook(fork)
-        try:
-            out = state.decoder(input_ids=tokens, use_cache=False, logits_to_keep=keep)
-        finally:
-            handle.remove()
-    return out.logits.float()
+    with state.lock, state.block(layer).register_forward_hook(fork):
+        return state.decoder(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits.float()
 
 
 def _rows(model: TransformerBridge, prompts: Prompts) -> list[Tensor]:
@@ -313,18 +295,23 @@ def _rows(model: TransformerBridge, prompts: Prompts) -> list[Tensor]:
     return rows
 
 
-class Differential(LayerSlice):
-    """A slice that :mod:`kit.search.melbo` and :mod:`kit.search.dct` climb where one set of prompts answers and
-    another does not.
+class Differential(Map):
+    """What :mod:`kit.search.melbo` and :mod:`kit.search.dct` climb where one set of prompts answers
+    and another does not.
 
     With something to confess in the loud prompts and nothing in the quiet ones this is the
     "truth serum" that Mack and Turner (2024) suggest and leave open: vectors that change what the
     model does when it has something to hide, and little otherwise.
 
     * MELBO then maximises ``score(loud) - weight * score(quiet)``;
-    * exponential DCT iterates on the gradient of ``|delta_loud(R v)| - weight * |delta_quiet(R v)|``
-      (its output directions, ranking and changes are those of the loud prompts);
+    * exponential DCT iterates on the gradient of
+      ``|delta_loud(R v)| - weight * |delta_quiet(R v)|`` (its output directions, ranking and
+      changes are those of the loud prompts);
     * the linear and quadratic methods do not apply: Jacobians of the two sets do not add up.
+
+    Attributes:
+        loud, quiet, weight: as given; the map's values, and all but its gradients, are the loud
+            slice's.
 
     Raises:
         ValueError: the slices differ in model or layers, or a weight that is no number from 0 on.
@@ -340,8 +327,14 @@ class Differential(LayerSlice):
             )
         if not 0 <= weight < math.inf:
             raise ValueError(f"weight={weight!r}: give a number from 0 on")
-        self.__dict__.update(loud.__dict__)  # in all but derivatives it is the loud slice
+        super().__init__(loud.change, loud.d_model, step=loud.step)
         self.loud, self.quiet, self.weight = loud, quiet, weight
+        self.source, self.origin, self.lock = loud.source, loud.origin, loud.lock
+
+    @property
+    def unit(self) -> float:  # type: ignore[override]
+        """The residual scale at the source layer."""
+        return self.loud.unit
 
     def gradient(self, thetas: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
         """``objective`` on the loud prompts less ``weight`` times that on the quiet ones."""
@@ -356,13 +349,26 @@ class Differential(LayerSlice):
         down = self.quiet.gradient(thetas, lambda shift, _read: self.quiet.mean(shift).norm(dim=-1))
         return changes, up - self.weight * down[1]
 
-    def part(self, prompts: slice) -> LayerSlice:
-        raise ValueError("split='prompts': what loud and quiet prompts answer does not add up; use split='rows'")
-
     def settings(self) -> dict[str, Any]:
+        """What makes this map the map that it is, as of a slice."""
         return {"loud": self.loud.settings(), "quiet": self.quiet.settings(), "weight": self.weight}
 
     def selectivity(self, thetas: Tensor) -> Tensor:
         """``|delta_loud| / |delta_quiet|`` of thetas ``[k, d_model]``: ``[k]``."""
         loud, quiet = (s.delta(thetas).norm(dim=-1) for s in (self.loud, self.quiet))
         return loud / quiet.clamp(min=1e-9)
+
+
+def slice_behind(piece: Map) -> LayerSlice:
+    """The model's blocks that a map was made of; of a :class:`Differential` those of the loud
+    prompts.
+
+    Raises:
+        ValueError: another map.
+    """
+    found = piece.loud if isinstance(piece, Differential) else piece
+    if not isinstance(found, LayerSlice):
+        raise ValueError(
+            f"piece is a {type(piece).__name__}: only the directions of a LayerSlice have a model to steer"
+        )
+    return found

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from kit import plots
+from kit.base.checks import check_counts
 from kit.base.directions import random_units, unit
 from kit.search.features import DCT
 from kit.search.maps import Map
+from kit.search.statistics import basis
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +34,7 @@ def hold(
     n: int = 32,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Errors of what factors predict, against what a vector really changes.
+    """Errors of what features predict, against what a vector really changes.
 
     Args:
         fits: descriptions by name, all of the same map; a single one is called by its method.
@@ -91,8 +94,7 @@ def _check(named: Mapping[str, DCT], radii: Sequence[float], along: object, n: i
         raise ValueError(f"radii={list(radii)!r}: give positive norms in activation units")
     if not isinstance(along, Tensor) and along not in ("features", "mixtures", "random"):
         raise ValueError(f"along={along!r}: use 'features', 'mixtures', 'random' or a tensor [k, d]")
-    if n < 1:
-        raise ValueError(f"n={n!r}: give a whole number from 1 on")
+    check_counts(n=n)
     return next(iter(named.values())).piece
 
 
@@ -103,8 +105,7 @@ def _directions(fit: DCT, along: Along | Tensor, n: int, seed: int) -> Tensor:
         return fit.V[:n]
     if along == "random":
         return random_units(n, fit.V.shape[1], seed).to(fit.V)
-    basis = torch.linalg.svd(fit.V, full_matrices=False)
-    axes = basis.Vh[basis.S > 1e-5 * basis.S[0]]
+    axes = basis(fit.V)  # [rank, d]
     return random_units(n, len(axes), seed).to(fit.V) @ axes
 
 
@@ -127,8 +128,6 @@ def _errors(guess: Tensor, true: Tensor) -> dict[str, float]:
 def plot(table: pd.DataFrame, prompts: str = TRAINING, title: str = "") -> Figure:
     """Error against radius for the descriptions on one set of prompts; the dashed line at 1 is the
     prediction that nothing changes."""
-    from kit import plots
-
     chosen = table[table["prompts"] == prompts]
     if not len(chosen):
         raise ValueError(f"prompts={prompts!r}: the table has {sorted(set(table['prompts']))}")

@@ -16,8 +16,8 @@ from kit.base.kernels import plain_kernels
 class Map:
     """A differentiable map of ``theta [d]``, zero at zero, that takes many thetas a call.
 
-    :class:`kit.search.layer_slice.LayerSlice` is one, made of a model's blocks; :class:`Map` itself wraps any
-    function, which is how the methods are tested on functions whose factors are known.
+    :class:`kit.search.layer_slice.LayerSlice` is one, made of a model's blocks; :class:`Map` itself
+    wraps any function, which is how the methods are tested on functions whose features are known.
 
     Attributes:
         d_model: the width d.
@@ -59,7 +59,7 @@ class Map:
             backward pass over the rows.
         """
         values, grads = [], []
-        for at in self.cuts(thetas, thetas if outputs is None else outputs):
+        for at in self.cuts(thetas, outputs):
             leaf = thetas[at].detach().requires_grad_()
             with self.lock, torch.enable_grad():
                 value = self.change(leaf)
@@ -106,23 +106,29 @@ class Map:
     def _slope(self, at: Tensor, along: Tensor) -> Tensor:
         return torch.func.jvp(lambda theta: self.change(theta[None])[0], (at,), (along,))[1]
 
-    def _batched(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    def _batched(self, function: Callable[..., Tensor], thetas: Tensor, outputs: Tensor | None = None) -> Tensor:
+        """A function of one theta, and of one output where there are some, over rows of both."""
+        rows = [thetas] if outputs is None else [thetas, outputs]
         out = []
-        for at in self.cuts(*rows):
+        for at in self.cuts(thetas, outputs):
             with self.lock, torch.enable_grad(), plain_kernels():
                 out.append(torch.func.vmap(function)(*(r[at] for r in rows)).detach())
         return torch.cat(out)
 
-    def cuts(self, *rows: Tensor) -> Iterator[slice]:
-        """Slices of rows ``[k, d]`` that one pass takes.
+    def cuts(self, thetas: Tensor, outputs: Tensor | None = None) -> Iterator[slice]:
+        """Slices of thetas ``[k, d]``, and of as many outputs ``[k, d]``, that one pass takes.
 
         Raises:
             ValueError: rows of another shape, or not as many of one kind as of the other.
         """
-        for given in rows:
+        for given in (thetas,) if outputs is None else (thetas, outputs):
             if given.dim() != 2 or given.shape[-1] != self.d_model or not len(given):
                 raise ValueError(f"directions have shape {list(given.shape)}: give [k, {self.d_model}]")
-            if len(given) != len(rows[0]):
-                raise ValueError(f"{len(given)} output directions for {len(rows[0])} thetas: give one for each")
-        for start in range(0, len(rows[0]), self.step):
-            yield slice(start, min(start + self.step, len(rows[0])))
+        if outputs is not None and len(outputs) != len(thetas):
+            raise ValueError(f"{len(outputs)} output directions for {len(thetas)} thetas: give one for each")
+        yield from passes(len(thetas), self.step)
+
+
+def passes(n: int, step: int) -> list[slice]:
+    """Slices of n rows, ``step`` at a time."""
+    return [slice(start, min(start + step, n)) for start in range(0, n, step)]

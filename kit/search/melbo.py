@@ -17,19 +17,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kit.base import shards as files
+from kit.base.checks import check_counts, check_positive
 from kit.base.directions import random_units, unit
 from kit.base.files import whole
 from kit.base.progress import track
 from kit.models.positions import Positions
 from kit.search.features import Features
-from kit.search.layer_slice import LayerSlice, Objective, Prompts
+from kit.search.layer_slice import Differential, LayerSlice, Objective, Prompts
+from kit.search.maps import Map
 from kit.search.parallel import shared
 from kit.search.radius import Radius, resolve
+from kit.search.statistics import basis
+from kit.steering.vectors import SteeringVector
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-    from kit.steering.vectors import SteeringVector
 
 
 def fit(
@@ -40,24 +42,48 @@ def fit(
     n_vectors: int = 16,
     *,
     read: Positions = slice(-3, None),
-    **options: object,
+    radius: float | str | Radius = "auto",
+    power: float = 2,
+    root: float | None = None,
+    steps: int = 60,
+    rate: float = 0.1,
+    together: bool = True,
+    restarts: int = 1,
+    apart_from: Sequence[SteeringVector] = (),
+    span: Tensor | None = None,
+    seed: int = 0,
+    shards: str | Path | None = None,
 ) -> Features:
     """Search a model's blocks for vectors that change a later layer as much as possible.
 
     Args:
-        prompts, source_layer, target_layer, read: as for :class:`kit.search.layer_slice.LayerSlice`; several
-            prompts are all to be changed.
-        n_vectors, options: as for :func:`fit_slice`.
+        prompts, source_layer, target_layer, read: as for
+            :class:`kit.search.layer_slice.LayerSlice`; several prompts are all to be changed.
+        n_vectors, radius, power, root, steps, rate, together, restarts, apart_from, span, seed,
+            shards: as for :func:`fit_slice`.
 
     Raises:
-        ValueError: layers, prompts or options that make no sense.
+        ValueError: layers, prompts or other arguments that make no sense.
     """
-    piece = LayerSlice(model, prompts, source_layer, target_layer, read=read)
-    return fit_slice(piece, n_vectors, **options)  # type: ignore[arg-type]
+    return fit_slice(
+        LayerSlice(model, prompts, source_layer, target_layer, read=read),
+        n_vectors,
+        radius=radius,
+        power=power,
+        root=root,
+        steps=steps,
+        rate=rate,
+        together=together,
+        restarts=restarts,
+        apart_from=apart_from,
+        span=span,
+        seed=seed,
+        shards=shards,
+    )
 
 
 def fit_slice(
-    piece: LayerSlice,
+    piece: LayerSlice | Differential,
     n_vectors: int = 16,
     *,
     radius: float | str | Radius = "auto",
@@ -77,7 +103,7 @@ def fit_slice(
     Args:
         piece: the blocks, prompts and read-out positions t; or a
             :class:`kit.search.layer_slice.Differential`, loud on some prompts and quiet on others.
-        radius: R in activation units, or ``"auto"`` (:func:`kit.search.radius.radius`).
+        radius: R in activation units, or ``"auto"`` (:func:`kit.search.radius.linear_radius`).
         power: 2, or 4 for effects on few tokens.
         root: default 1 for a power up to 2, else the power (the objective is flat at first
             otherwise).
@@ -92,27 +118,22 @@ def fit_slice(
         seed: of the starts.
         shards: a folder in which every restart leaves a file (``together=True`` only). All
             processes with the same arguments share the restarts, and a later call makes those
-            that are missing. Without it the processes of a :func:`kit.search.parallel.group` share each
-            pass.
+            that are missing. Without it the processes of a :func:`kit.search.parallel.group` share
+            each pass.
 
     Returns:
-        :class:`kit.search.features.Features`, strongest first; ``history`` is the mean objective a step.
-        A keyboard interrupt ends the search and keeps what there is.
+        :class:`kit.search.features.Features`, strongest first; ``history`` is the mean objective a
+        step. A keyboard interrupt ends the search and keeps what there is.
 
     Raises:
         ValueError: an argument that makes no sense; more vectors than there are dimensions.
     """
-    for name, n in (("n_vectors", n_vectors), ("steps", steps), ("restarts", restarts)):
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise ValueError(f"{name}={n!r}: give a whole number from 1 on")
-    for name, x in (("power", power), ("rate", rate), ("root", 1 if root is None else root)):
-        if isinstance(x, bool) or not isinstance(x, int | float) or not 0 < x < math.inf:
-            raise ValueError(f"{name}={x!r}: give a positive number")
+    check_counts(n_vectors=n_vectors, steps=steps, restarts=restarts)
+    check_positive(power=power, rate=rate, root=1 if root is None else root)
     if shards is not None and not together:
         raise ValueError(
             "shards with together=False: restarts of one vector run as one batch, "
-            "and the next vector waits for it; share passes in "
-            "kit.parallel.group()"
+            "and the next vector waits for it; share passes in kit.parallel.group()"
         )
     within = _Within(piece, apart_from, span)
     if n_vectors > within.dimensions:
@@ -163,7 +184,9 @@ def objective(power: float, root: float) -> Objective:
 class _Within:
     """The directions that are allowed: inside a span, orthogonal to some vectors."""
 
-    def __init__(self, piece: LayerSlice, apart_from: Sequence[SteeringVector], span: Tensor | None) -> None:
+    def __init__(
+        self, piece: LayerSlice | Differential, apart_from: Sequence[SteeringVector], span: Tensor | None
+    ) -> None:
         for v in apart_from:
             if v.layer != piece.source or len(v.direction) != piece.d_model:
                 raise ValueError(
@@ -172,43 +195,36 @@ class _Within:
                 )
         given = [v.direction for v in apart_from]
         self.settings = {"apart from": torch.stack(given) if given else None, "span": span}
-        self._banned = _basis(torch.stack(given).to(piece.origin)) if given else None
+        self._banned = basis(torch.stack(given).to(piece.origin)) if given else None
         self._span = None
         if span is not None:
             if span.dim() != 2 or span.shape[1] != piece.d_model:
                 raise ValueError(f"span has shape {list(span.shape)}: give [n, {piece.d_model}]")
             if not bool(span.isfinite().all()):
                 raise ValueError("span holds NaN or infinity: give finite directions")
-            self._span = self._inside(_basis(span.to(piece.origin)))
+            self._span = self._inside(basis(span.to(piece.origin)))
         banned = 0 if self._banned is None else len(self._banned)
         self.dimensions = piece.d_model - banned if self._span is None else len(self._span)
-
-    def _outside(self, rows: Tensor) -> Tensor:
-        return rows if self._banned is None else rows - rows @ self._banned.T @ self._banned
 
     def _inside(self, span: Tensor) -> Tensor:
         """What of an orthonormal span is orthogonal to the banned: their projections would not do,
         since they leave the span."""
         if self._banned is None:
             return span
-        _, s, vh = torch.linalg.svd(span @ self._banned.T @ self._banned @ span.T)
+        _, s, vh = torch.linalg.svd(span @ self._banned.T @ self._banned @ span.T)  # [n, n], n rows of the span
         return vh[s < 1e-5] @ span  # eigenvalues are squared cosines with the banned
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Rows ``[k, d]`` projected onto what is allowed."""
-        return self._outside(rows) if self._span is None else rows @ self._span.T @ self._span
-
-
-def _basis(rows: Tensor) -> Tensor:
-    """Orthonormal rows with the span of ``rows``, without those that float32 cannot tell from 0."""
-    _, s, vh = torch.linalg.svd(rows, full_matrices=False)
-    return vh[s > 1e-5 * s[0]]
+        if self._span is not None:
+            return rows @ self._span.T @ self._span  # [k, d] @ [d, n] @ [n, d]
+        return rows if self._banned is None else rows - rows @ self._banned.T @ self._banned
 
 
 class _Search:
     """Projected AMSGrad on thetas of one norm."""
 
-    def __init__(self, piece: LayerSlice, goal: Objective, r: float, rate: float, steps: int, seed: int) -> None:
+    def __init__(self, piece: Map, goal: Objective, r: float, rate: float, steps: int, seed: int) -> None:
         self.piece, self.goal, self.r, self.steps, self.seed = piece, goal, r, steps, seed
         self.rate = rate * r / math.sqrt(piece.d_model)
         self.found = self.scores = torch.empty(0)
@@ -218,10 +234,9 @@ class _Search:
         """All together, as an orthogonal set; the set with the highest sum is kept."""
         with suppress(KeyboardInterrupt):
             for i in range(restarts):
-                theta, scores, history = self._climb(m, within, i, nearest_orthonormal)
-                if not history:
-                    break  # interrupted before there was a score
-                self._keep(theta, scores, history)
+                theta, scores, history = self._climb(m, within, i, together=True)
+                if history:
+                    self._keep(theta, scores, history)
                 if len(history) < self.steps:
                     break  # interrupted
 
@@ -234,7 +249,7 @@ class _Search:
         paths = [folder / f"melbo-{name}-{i:03d}.safetensors" for i in range(restarts)]
 
         def make(i: int) -> None:
-            theta, scores, history = self._climb(m, within, i, nearest_orthonormal)
+            theta, scores, history = self._climb(m, within, i, together=True)
             if len(history) < self.steps:
                 raise KeyboardInterrupt  # the next run makes it whole
             told = torch.tensor(history, dtype=torch.float64)
@@ -251,13 +266,13 @@ class _Search:
     def one_by_one(self, m: int, restarts: int, within: _Within) -> None:
         """Each orthogonal to those before; its restarts run as one batch."""
         for i in range(m):
-            found = _basis(self.found) if i else None
+            found = basis(self.found) if i else None
 
             def allowed(rows: Tensor, found: Tensor | None = found) -> Tensor:
                 rows = within(rows)
                 return rows if found is None else rows - rows @ found.T @ found
 
-            theta, scores, history = self._climb(restarts, allowed, i, unit)
+            theta, scores, history = self._climb(restarts, allowed, i, together=False)
             if not history:
                 break
             best = int(scores.argmax())
@@ -268,19 +283,21 @@ class _Search:
                 break
 
     def _climb(
-        self, k: int, allowed: Callable[[Tensor], Tensor], run: int, arrange: Callable[[Tensor], Tensor]
+        self, k: int, allowed: Callable[[Tensor], Tensor], run: int, *, together: bool
     ) -> tuple[Tensor, Tensor, list[float]]:
+        """The best of k thetas ``[k, d]``, their scores ``[k]``, and the mean score at each
+        step."""
+        arrange = nearest_orthonormal if together else unit
         start = random_units(k, self.piece.d_model, self.seed + 7919 * run).to(self.piece.origin)
         theta = self.r * arrange(allowed(start))
         best, scores, history = theta.clone(), theta.new_zeros(k), []
         optimiser = torch.optim.AdamW([theta], lr=self.rate, betas=(0.9, 0.98), weight_decay=0, amsgrad=True)
-        together = arrange is nearest_orthonormal
         with suppress(KeyboardInterrupt):
             for _ in track(range(self.steps), "steps", status=lambda: f"objective {history[-1]:.4g}"):
                 now, grads = self.piece.gradient(theta, self.goal)
                 if not bool(now.isfinite().all() and grads.isfinite().all()):
                     raise ValueError(f"the objective is not finite at radius {self.r:.4g}: give a smaller radius")
-                better = (now > scores if not together else now.sum() > scores.sum()).expand(k)
+                better = (now.sum() > scores.sum() if together else now > scores).expand(k)
                 best = torch.where(better[:, None], theta, best)
                 scores = torch.where(better, now, scores)
                 history.append(float(now.mean()))

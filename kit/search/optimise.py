@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from kit.base.checks import check_counts, check_positive
 from kit.base.directions import random_units
+from kit.base.divergence import kl
 from kit.base.progress import track
 from kit.base.shipped import neutral_texts
 from kit.models.activations import residual_scale
@@ -24,6 +26,7 @@ from kit.models.bridge import check_layer, fingerprint
 from kit.models.positions import Positions, select
 from kit.models.tokens import prompt_tokens, text_tokens
 from kit.search.layer_slice import steered_logits
+from kit.search.radius import dose
 from kit.steering.vectors import SteeringVector
 
 if TYPE_CHECKING:
@@ -62,8 +65,8 @@ def fit(
             on neutral text is added, times ``weight``.
         steps, rate: of Adam; a step moves a coordinate by at most ``rate * scale / sqrt(d_model)``
             times ten.
-        positions: where it acts, see :func:`kit.models.positions.select`. Positions after the prompt
-            belong to the continuation.
+        positions: where it acts, see :func:`kit.models.positions.select`. Positions after the
+            prompt belong to the continuation.
         seed: of the start, a random direction at a hundredth of the residual scale.
 
     Returns:
@@ -79,7 +82,10 @@ def fit(
     prompts = [prompts] if isinstance(prompts, str | Tensor) else list(prompts)
     if not prompts:
         raise ValueError("prompts=[]: give at least one")
-    _check(penalty, radius, weight, steps, rate)
+    if penalty not in ("norm", "kl", None):
+        raise ValueError(f"penalty={penalty!r}: use 'norm', 'kl' or None")
+    check_counts(steps=steps)
+    check_positive(radius=0.5 if radius is None else radius, weight=weight, rate=rate)
     examples = [
         _Example(model, prompt_tokens(model, p), text, sign, positions)
         for sign, texts in ((1, targets), (-1, avoid))
@@ -116,7 +122,7 @@ def fit(
     with torch.no_grad():
         reached = [float(example.log_p(layer, best).exp()) for example in examples]
     about: dict[str, Any] = {
-        "coefficient": length,
+        **dose(length),
         "loss": least,
         "probabilities": reached,
         "steps": len(history),
@@ -179,21 +185,9 @@ class _Cost:
         total = theta.new_zeros(())
         if self.penalty == "kl":
             for tokens, plain in zip(self.texts, self.plain, strict=True):
-                steered = self._log_p(tokens, theta)
-                total = total + (steered.exp() * (steered - plain)).sum(-1).mean()
+                total = total + kl(self._log_p(tokens, theta), plain).mean()
             total = self.weight * total / len(self.texts)
         return total
-
-
-def _check(penalty: str | None, radius: float | None, weight: float, steps: int, rate: float) -> None:
-    if penalty not in ("norm", "kl", None):
-        raise ValueError(f"penalty={penalty!r}: use 'norm', 'kl' or None")
-    given = {"radius": 1.0 if radius is None else radius, "weight": weight, "rate": rate}
-    for name, x in given.items():
-        if isinstance(x, bool) or not isinstance(x, int | float) or not 0 < x < math.inf:
-            raise ValueError(f"{name}={x!r}: give a positive number")
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"steps={steps!r}: give a whole number from 1 on")
 
 
 def _spread(texts: Any, n: int, sign: int) -> list[str | None]:

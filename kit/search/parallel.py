@@ -1,8 +1,8 @@
 """One fit on several processes: each computes a share of every pass, and all hold the result.
 
 ``torchrun`` or ``accelerate launch`` start a script several times; inside :func:`group` the copies
-share what :mod:`kit.search.melbo` and :mod:`kit.search.dct` compute. Work that needs no sum at every step
-(harvests, sweeps, restarts) is shared through files instead: :mod:`kit.base.shards`.
+share what :mod:`kit.search.melbo` and :mod:`kit.search.dct` compute. Work that needs no sum at
+every step (harvests, sweeps, restarts) is shared through files instead: :mod:`kit.base.shards`.
 
 Messages are a few megabytes a pass and go through gloo, on GPUs too: two processes may then share a
 GPU, and a peer that dies is noticed at once.
@@ -15,21 +15,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
-from zlib import crc32
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from kit.base.checks import check_positive
 from kit.base.directions import unit
 from kit.base.progress import processes
+from kit.search.layer_slice import Differential, LayerSlice, Objective
 from kit.search.maps import Map
 
-if TYPE_CHECKING:
-    from kit.search.layer_slice import LayerSlice, Objective
-
-
 Split = Literal["rows", "prompts"]
+Call = Callable[[Any, Tensor, Tensor | None], Sequence[Tensor]]
 _TEAMS: list[Team] = []  # the one that this process is in
 
 
@@ -58,34 +56,36 @@ class Team:
         """Whether this process is the one that saves and prints."""
         return self.rank == 0
 
-    def gather(self, rows: Tensor | None, counts: Sequence[int], what: str) -> Tensor:
-        """Rows of all processes, one after another: ``[sum(counts), width]`` on the CPU.
+    def gather(self, found: Sequence[Tensor], n: int, what: str) -> list[Sequence[Tensor]]:
+        """What every process found, in their order: float32 on the CPU.
 
         Args:
-            rows: this process's ``[counts[rank], width]``; None where it has none.
-            counts: how many rows each process brings, the same on all.
-            what: the name of the step; all must be at the same.
+            found: this process's tensors; none where it has nothing to say.
+            n: how many rows all of them work on; what: the name of the step. All must be at the
+                same.
 
         Raises:
             PeerLost: a process died, is late, or is at another step.
         """
-        if self.size == 1:
-            assert rows is not None
-            return rows
-        width = 0 if rows is None else rows.shape[1]
-        mine = torch.tensor([crc32(f"{what} {list(counts)}".encode()), width])
-        told = self._ask(mine)
-        widths = {int(t[1]) for t in told} - {0}
-        if len({int(t[0]) for t in told}) > 1 or len(widths) != 1:
+        import torch.distributed as dist
+
+        mine = (what, n, [x.detach().to("cpu", torch.float32) for x in found])
+        told: list[Any] = [mine] * self.size
+        try:
+            if self.size > 1:
+                dist.all_gather_object(told, mine, group=self._group)
+        except RuntimeError as error:
             raise PeerLost(
-                f"process {self.rank} of {self.size} is at {what!r} with "
-                f"{sum(counts)} rows and another one elsewhere: give all of them the "
-                "same script, arguments and data, and stop all or none"
+                f"process {self.rank} of {self.size} lost another one, which died or did not "
+                f"answer within {self.timeout:g} s ({_short(error)}): look for its error above, "
+                "and start the job again"
+            ) from error
+        if any((its_step, its_n) != (what, n) for its_step, its_n, _ in told):
+            raise PeerLost(
+                f"process {self.rank} of {self.size} is at {what!r} with {n} rows and another one "
+                "elsewhere: give all of them the same script, arguments and data, and stop all or none"
             )
-        padded = torch.zeros(max(counts), widths.pop())
-        if rows is not None:
-            padded[: len(rows)] = rows.detach().to("cpu", torch.float32)
-        return torch.cat([r[:n] for r, n in zip(self._ask(padded), counts, strict=True)])
+        return [parts for _, _, parts in told]
 
     def wait(self) -> None:
         """Until all processes are here.
@@ -93,27 +93,13 @@ class Team:
         Raises:
             PeerLost: as :meth:`gather`.
         """
-        self.gather(torch.zeros(1, 1), [1] * self.size, "wait")
-
-    def _ask(self, mine: Tensor) -> list[Tensor]:
-        import torch.distributed as dist
-
-        told = [torch.empty_like(mine) for _ in range(self.size)]
-        try:
-            dist.all_gather(told, mine, group=self._group)
-        except RuntimeError as error:
-            raise PeerLost(
-                f"process {self.rank} of {self.size} lost another one, which died or did not "
-                f"answer within {self.timeout:g} s ({_short(error)}): look for its error above, "
-                "and start the job again"
-            ) from error
-        return told
+        self.gather([], 0, "wait")
 
 
 @contextmanager
 def group(split: Split = "rows", timeout: float = 300.0) -> Iterator[Team]:
-    """Within the block the fits of :mod:`kit.search.melbo` and :mod:`kit.search.dct` share their work among all
-    processes of the job; every process gets the whole result.
+    """Within the block the fits of :mod:`kit.search.melbo` and :mod:`kit.search.dct` share their
+    work among all processes of the job; every process gets the whole result.
 
     All must run the same script on the same data. With one process it changes nothing.
 
@@ -131,8 +117,7 @@ def group(split: Split = "rows", timeout: float = 300.0) -> Iterator[Team]:
     """
     if split not in ("rows", "prompts"):
         raise ValueError(f"split={split!r}: use 'rows' or 'prompts'")
-    if not timeout > 0:
-        raise ValueError(f"timeout={timeout!r}: give a positive number of seconds")
+    check_positive(timeout=timeout)
     if _TEAMS:
         raise ValueError(f"split={split!r}: a group() within group(); leave the first one before")
     rank, size = processes()
@@ -208,50 +193,45 @@ class _Shared(Map):
         self.piece, self.team = piece, team
         self.d_model, self.step, self.origin = piece.d_model, piece.step, piece.origin
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["piece"], name)
-
     @property
     def unit(self) -> float:  # type: ignore[override]
         return self.piece.unit
 
-    def _answer(self, what: str, rows: Sequence[Tensor | None], call: Callable[..., Any]) -> tuple[Tensor, ...]:
+    def _answer(self, what: str, thetas: Tensor, outputs: Tensor | None, call: Call) -> list[Tensor]:
+        """What ``call`` gives of the map, thetas ``[k, d]`` and outputs ``[k, d]`` or None, with
+        all processes at work."""
         raise NotImplementedError
 
     def change(self, thetas: Tensor) -> Tensor:
         raise NotImplementedError("a shared map has no derivatives by autograd: use vjp")
 
     def delta(self, thetas: Tensor) -> Tensor:
-        return self._answer("delta", [thetas], lambda p, t: p.delta(t))[0]
+        return self._answer("delta", thetas, None, lambda piece, rows, _: [piece.delta(rows)])[0]
 
     def vjp(self, thetas: Tensor, outputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        values, grads = self._answer("vjp", [thetas, outputs], lambda p, t, o: p.vjp(t, o))
+        values, grads = self._answer("vjp", thetas, outputs, lambda piece, rows, out: piece.vjp(rows, out))
         return values, grads
 
     def jvp(self, tangents: Tensor, theta: Tensor | None = None) -> Tensor:
-        return self._answer("jvp", [tangents], lambda p, t: p.jvp(t, theta))[0]
+        return self._answer("jvp", tangents, None, lambda piece, rows, _: [piece.jvp(rows, theta)])[0]
 
     def second(self, v: Tensor, u: Tensor | None = None) -> Tensor:
-        return self._answer("second", [v, u], lambda p, v, u: p.second(v, u))[0]
+        return self._answer("second", v, u, lambda piece, rows, out: [piece.second(rows, out)])[0]
 
     def gradient(self, thetas: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
-        scores, grads = self._answer("gradient", [thetas], lambda p, t: p.gradient(t, objective))
-        return scores[:, 0], grads
+        scores, grads = self._answer("gradient", thetas, None, lambda piece, rows, _: piece.gradient(rows, objective))
+        return scores, grads
 
 
 class _Rows(_Shared):
     """Each process takes some of the rows of every call, in whole batches where they suffice."""
 
-    def _answer(self, what: str, rows: Sequence[Tensor | None], call: Callable[..., Any]) -> tuple[Tensor, ...]:
-        first = rows[0]
-        assert first is not None
-        at = spans(len(first), self.team.size, self.step)
-        mine = at[self.team.rank]
-        found = None
-        if mine.start < mine.stop:
-            found = _side_by_side(call(self.piece, *(r if r is None else r[mine] for r in rows)))
-        whole = self.team.gather(found, [s.stop - s.start for s in at], what).to(first)
-        return _apart(whole, self.d_model)
+    def _answer(self, what: str, thetas: Tensor, outputs: Tensor | None, call: Call) -> list[Tensor]:
+        at = spans(len(thetas), self.team.size, self.step)[self.team.rank]
+        mine = None if outputs is None else outputs[at]
+        found = call(self.piece, thetas[at], mine) if at.start < at.stop else ()
+        told = [parts for parts in self.team.gather(found, len(thetas), what) if parts]
+        return [torch.cat(parts).to(thetas) for parts in zip(*told, strict=True)]
 
 
 class _Prompts(_Shared):
@@ -259,23 +239,20 @@ class _Prompts(_Shared):
 
     def __init__(self, piece: Map, team: Team) -> None:
         super().__init__(piece, team)
-        if not hasattr(piece, "part"):
+        if isinstance(piece, Differential):
+            raise ValueError("split='prompts': what loud and quiet prompts answer does not add up; use split='rows'")
+        if not isinstance(piece, LayerSlice):
             raise ValueError("split='prompts': this map has no prompts; use split='rows'")
-        n = piece.n_prompts  # type: ignore[attr-defined]
+        n = piece.n_prompts
         if n < team.size:
             raise ValueError(
                 f"split='prompts': {n} prompts for {team.size} processes; use split='rows', or fewer processes"
             )
-        part: LayerSlice = piece.part(spans(n, team.size)[team.rank])  # type: ignore[attr-defined]
-        self._part = part
+        self._part = piece.part(spans(n, team.size)[team.rank])
 
-    def _answer(self, what: str, rows: Sequence[Tensor | None], call: Callable[..., Any]) -> tuple[Tensor, ...]:
-        first = rows[0]
-        assert first is not None
-        found = _side_by_side(call(self._part, *rows))
-        n = [len(first)] * self.team.size
-        every = self.team.gather(found, n, what).to(first).unflatten(0, (self.team.size, -1))
-        return _apart(every.sum(0), self.d_model)
+    def _answer(self, what: str, thetas: Tensor, outputs: Tensor | None, call: Call) -> list[Tensor]:
+        told = self.team.gather(call(self._part, thetas, outputs), len(thetas), what)
+        return [torch.stack(parts).to(thetas).sum(0) for parts in zip(*told, strict=True)]
 
     def vjp(self, thetas: Tensor, outputs: Tensor | None) -> tuple[Tensor, Tensor]:
         # whose direction is that of the whole sum, which no process knows before
@@ -289,15 +266,3 @@ def spans(n: int, size: int, step: int = 1) -> list[slice]:
     batches = -(-n // step)
     ends = [min(n, step * (batches * i // size)) for i in range(size + 1)]
     return [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
-
-
-def _side_by_side(found: Tensor | tuple[Tensor, ...]) -> Tensor:
-    parts = found if isinstance(found, tuple) else (found,)
-    return torch.cat([p.reshape(len(p), -1) for p in parts], 1)
-
-
-def _apart(rows: Tensor, width: int) -> tuple[Tensor, ...]:
-    """What :func:`_side_by_side` put together; of two parts the last is as wide as the input."""
-    if rows.shape[1] <= width:
-        return (rows,)
-    return rows[:, :-width].contiguous(), rows[:, -width:].contiguous()

@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kit.base.checks import check_counts
 from kit.base.progress import track
 from kit.models.activations import Read, residuals
 from kit.models.bridge import check_layer
-from kit.search.contrast import METHODS, auroc
+from kit.search.contrast import FOLDS, METHODS, auroc
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
-
-_FOLDS = 4
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ def across_layers(
         tests: further statements, by name, for probes fitted on all of ``train``. Subjects of
             ``train`` in them are fine where that is the question (negations), else not.
         layers: default all.
-        methods: of :data:`kit.search.contrast.METHODS`: ``"mean"``, ``"probe"`` (logistic); ``"pca"``
-            needs statements in pairs.
+        methods: of :data:`kit.search.contrast.METHODS`: ``"mean"``, ``"probe"`` (logistic);
+            ``"pca"`` needs statements in pairs.
         read: at which token(s): the last one is the full stop.
         controls: how many times the same is fitted to shuffled labels.
 
@@ -87,12 +86,11 @@ def across_layers(
         if len({s.true for s in some}) < 2:
             raise ValueError(f"{name} needs true and false statements; it has {len(some)}, all alike")
     subjects = sorted({s.subject for s in train})
-    if len(subjects) < 2 * _FOLDS:
-        raise ValueError(f"train has {len(subjects)} subjects: give {2 * _FOLDS} or more")
-    if not controls >= 1:
-        raise ValueError(f"controls={controls!r}: give a whole number from 1 on")
+    if len(subjects) < 2 * FOLDS:
+        raise ValueError(f"train has {len(subjects)} subjects: give {2 * FOLDS} or more")
+    check_counts(controls=controls)
     random.Random(seed).shuffle(subjects)
-    fold = torch.tensor([subjects.index(s.subject) % _FOLDS for s in train])
+    fold = torch.tensor([subjects.index(s.subject) % FOLDS for s in train])
     sets = {"train": train, **tests}
     x = {name: residuals(model, [s.text for s in some], layers, read) for name, some in sets.items()}
     y = {name: torch.tensor([s.true for s in some]) for name, some in sets.items()}
@@ -106,28 +104,18 @@ def across_layers(
             for label in labels:
                 parts = [
                     _judged(_fitted(method, here[fold != k], label[fold != k]), here[fold == k], y["train"][fold == k])
-                    for k in range(_FOLDS)
+                    for k in range(FOLDS)
                 ]
                 found.setdefault("held out", []).append(
-                    (sum(a for a, _ in parts) / _FOLDS, sum(b for _, b in parts) / _FOLDS)
+                    (sum(a for a, _ in parts) / FOLDS, sum(b for _, b in parts) / FOLDS)
                 )
                 line = _fitted(method, here, label)
                 for name in tests:
                     found.setdefault(name, []).append(_judged(line, x[name][:, i], y[name]))
             for name, ((area, accuracy), *shuffled) in found.items():
                 areas = [a for a, _ in shuffled]
-                rows.append(
-                    {
-                        "method": method,
-                        "layer": layer,
-                        "test": name,
-                        "auroc": area,
-                        "accuracy": accuracy,
-                        "low": min(areas),
-                        "high": max(areas),
-                    }
-                )
-    return pd.DataFrame(rows)
+                rows.append((method, layer, name, area, accuracy, min(areas), max(areas)))
+    return pd.DataFrame(rows, columns=["method", "layer", "test", "auroc", "accuracy", "low", "high"])
 
 
 def _fitted(method: str, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from kit import plots
+from kit.base.checks import check_counts, check_positive
 from kit.base.directions import random_units
 from kit.search.maps import Map
+from kit.steering.dose import Dose
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Radius:
-    """The calibrated norm of a vector, and the curve that it was read from.
+    """The norm at which vectors act: where the map stops being linear, and the curve that says so.
 
     Attributes:
         value: the radius in activation units.
@@ -35,12 +41,27 @@ class Radius:
 
     def plot(self) -> Figure:
         """The curve, with the spread over the random directions."""
-        from kit import plots
-
-        return plots.calibration(self)
+        return plots.linear_radius(self)
 
 
-def radius(
+def dose(coefficient: float, radius: Radius | float | None = None) -> dict[str, Any]:
+    """What the metadata of a vector say about how strongly to steer with it; every search that
+    leaves a vector writes it here.
+
+    Args:
+        coefficient: what to steer with.
+        radius: the norm that the vector was found at, if it has one; the panel then shades the
+            coefficients of either sign up to it.
+    """
+    if radius is None:
+        return Dose(coefficient).metadata()
+    ratio = radius.ratio if isinstance(radius, Radius) else 0.5
+    target = None if math.isnan(ratio) else ratio  # None: given, not measured
+    found = Dose(coefficient, -coefficient, coefficient, "radius", target)
+    return {"radius": float(radius), **found.metadata()}
+
+
+def linear_radius(
     piece: Map,
     ratio: float = 0.5,
     *,
@@ -51,8 +72,8 @@ def radius(
 ) -> Radius:
     """The norm R at which the change's non-linear part is ``ratio`` times its linear part.
 
-    Root of ``sqrt(mean_v |delta(R v) - R J v|^2 / |R J v|^2)`` over random unit v (the published
-    code's calibration of Deep Causal Transcoding, Mack 2024; the post states it without the
+    Root of ``sqrt(mean_v |delta(R v) - R J v|^2 / |R J v|^2)`` over random unit v (what the
+    published code of Deep Causal Transcoding takes, Mack 2024; the post states it without the
     denominator).
 
     Args:
@@ -66,30 +87,47 @@ def radius(
             first order or not with finite numbers, or no root within the bracket; the text says
             which ratios were met.
     """
-    if not 0 < ratio < math.inf:
-        raise ValueError(f"ratio={ratio!r}: give a positive number")
+    check_counts(n_directions=n_directions)
+    v = random_units(n_directions, piece.d_model, seed).to(piece.origin)
+    return radius_of(lambda r: piece.delta(r * v), piece.jvp(v), piece.unit, ratio, bracket, tolerance)
+
+
+def radius_of(
+    change: Callable[[float], Tensor],
+    linear: Tensor,
+    scale: float,
+    ratio: float,
+    bracket: tuple[float, float],
+    tolerance: float = 0.01,
+) -> Radius:
+    """The radius of :func:`linear_radius`, of n paths away from 0.
+
+    Args:
+        change: from a radius to how far each path has gone there, ``[n, d]``.
+        linear: its derivative at 0, ``[n, d]``.
+        scale: the radius that counts as coefficient 1.
+
+    Raises:
+        ValueError: as :func:`linear_radius`.
+    """
+    check_positive(ratio=ratio)
     if not 0 < bracket[0] < bracket[1] < math.inf:
         raise ValueError(f"bracket={bracket!r}: give two rising positive numbers")
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance={tolerance!r}: give a relative error between 0 and 1")
-    if isinstance(n_directions, bool) or not isinstance(n_directions, int) or n_directions < 1:
-        raise ValueError(f"n_directions={n_directions!r}: give a whole number from 1 on")
-    v = random_units(n_directions, piece.d_model, seed).to(piece.origin)
-    linear = piece.jvp(v)
     size = linear.norm(dim=-1)
     if not bool(size.isfinite().all()):
-        raise ValueError("piece's derivative at 0 is not finite: J v holds NaN or infinity")
+        raise ValueError("the derivative at 0 is not finite: the linear part J v holds NaN or infinity")
     if not bool((size > 0).all()):
         raise ValueError(
             "J v = 0 for some random direction v: without a linear part there is no "
             "ratio to it; give the radius as a number"
         )
-    scale = piece.unit
     curve: dict[float, tuple[float, list[float]]] = {}
 
     def measure(r: float) -> float:
         if r not in curve:
-            each = (piece.delta(r * v) - r * linear).norm(dim=-1) / (r * size)
+            each = (change(r) - r * linear).norm(dim=-1) / (r * size)
             mean = float(each.square().mean().sqrt())
             if not math.isfinite(mean):
                 raise ValueError(
@@ -126,7 +164,9 @@ def radius(
     return Radius(found, found / scale, curve[found][0], points)
 
 
-def _no_root(ratio: float, bracket: tuple[float, float], curve: dict[float, Any], scale: float) -> str:
+def _no_root(
+    ratio: float, bracket: tuple[float, float], curve: Mapping[float, tuple[float, list[float]]], scale: float
+) -> str:
     met = [value for value, _ in curve.values()]
     return (
         f"ratio={ratio}: within bracket={bracket} residual scales (of {scale:.3g}) the ratio that "
@@ -136,7 +176,7 @@ def _no_root(ratio: float, bracket: tuple[float, float], curve: dict[float, Any]
 
 
 def resolve(piece: Map, radius_or_auto: float | str | Radius) -> Radius:
-    """A radius as the fits take it: ``"auto"`` calibrates, a number is activation units.
+    """A radius as the fits take it: ``"auto"`` is :func:`linear_radius`, a number activation units.
 
     Raises:
         ValueError: anything but ``"auto"`` or a positive finite number.
@@ -144,7 +184,7 @@ def resolve(piece: Map, radius_or_auto: float | str | Radius) -> Radius:
     if isinstance(radius_or_auto, Radius):
         return radius_or_auto
     if isinstance(radius_or_auto, str) and radius_or_auto == "auto":
-        return radius(piece)
+        return linear_radius(piece)
     r = radius_or_auto
     if isinstance(r, bool) or not isinstance(r, Real) or not 0 < r < math.inf:
         raise ValueError(

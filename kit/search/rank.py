@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from kit.base.checks import check_counts
 from kit.base.directions import random_units, unit
 from kit.base.progress import track
 from kit.search.features import vector
-from kit.search.layer_slice import LayerSlice
-from kit.search.maps import Map
+from kit.search.layer_slice import slice_behind
+from kit.search.maps import Map, passes
 from kit.search.radius import Radius, resolve
+from kit.search.statistics import broken
+from kit.steering.vectors import SteeringVector
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from kit.steering.vectors import SteeringVector
 
 
 _CHUNK = 256
@@ -61,23 +62,12 @@ class Candidates:
         Raises:
             ValueError: the map was not made of a model.
         """
-        piece = self.piece
-        rows = self.table.index[:n].tolist()
-        if isinstance(piece, LayerSlice):
-            return [
-                vector(
-                    piece,
-                    self.directions[i],
-                    self.radius,
-                    f"candidate {i}" if names is None else str(names[i]),
-                    "candidate",
-                    row=i,
-                )
-                for i in rows
-            ]
-        raise ValueError(
-            f"piece is a {type(piece).__name__}: only the directions of a LayerSlice have a model to steer"
-        )
+        piece = slice_behind(self.piece)
+        found = []
+        for i in self.table.index[:n].tolist():
+            name = f"candidate {i}" if names is None else str(names[i])
+            found.append(vector(piece, self.directions[i], self.radius, name, "candidate", {"row": i}))
+        return found
 
 
 @torch.no_grad()
@@ -111,15 +101,15 @@ def rank_directions(
 
     if by not in ("linear", "change"):
         raise ValueError(f"by={by!r}: use 'linear' or 'change'")
-    if verify < 2 or n_random < 1:
-        raise ValueError(f"verify={verify!r}, n_random={n_random!r}: give 2 and 1 or more")
+    check_counts(2, verify=verify)
+    check_counts(n_random=n_random)
     W = unit(_checked(W, piece).to(piece.origin))
     norm = resolve(piece, radius)
     r = norm.value
     control = random_units(n_random, piece.d_model, seed).to(W)
     if len(W) > piece.d_model:  # by all axes once, instead of one by one
         eye = torch.eye(piece.d_model).to(W)
-        image = torch.cat([piece.jvp(eye[at]) for at in _chunks(len(eye), "axes")])
+        image = torch.cat([piece.jvp(eye[at]) for at in _chunks(len(eye), "axes")])  # J^T, [d_in, d_out]
         slope = torch.cat([(W[at] @ image).norm(dim=-1) for at in _chunks(len(W), "rows")])
     else:
         slope = torch.cat([piece.jvp(W[at]).norm(dim=-1) for at in _chunks(len(W), "rows")])
@@ -150,13 +140,12 @@ def _checked(W: Tensor, piece: Map) -> Tensor:
     W = torch.as_tensor(W).detach().float()
     if W.dim() != 2 or W.shape[1] != piece.d_model or len(W) < 2:
         raise ValueError(f"W has shape {list(W.shape)}: give [n, {piece.d_model}], n of 2 or more")
-    norms = W.norm(dim=-1)
-    bad = (~(norms.isfinite() & (norms > 0))).nonzero()[:, 0].tolist()
+    bad = broken(W)
     if bad:
         raise ValueError(f"rows {bad[:8]} of W ({len(bad)} in all) are zero or not finite: leave them out")
     return W
 
 
-def _chunks(n: int, what: str) -> list[slice]:
-    cuts = [slice(i, min(i + _CHUNK, n)) for i in range(0, n, _CHUNK)]
-    return track(cuts, f"chunks of {what}") if len(cuts) > 1 else cuts  # type: ignore[return-value]
+def _chunks(n: int, what: str) -> Iterable[slice]:
+    found = passes(n, _CHUNK)
+    return track(found, f"chunks of {what}") if len(found) > 1 else found

@@ -1,27 +1,29 @@
 """A stretch of a model as a function of rank-1 changes to a band of attention outputs.
 
-What Causal Perturbation Elicitation (:mod:`kit.search.cpe`) differentiates: in every layer l of the band
-the matrix that mixes the heads becomes ``W_O + R b a^T``, so that the attention's output gains
+What Causal Perturbation Elicitation (:mod:`kit.search.cpe`) differentiates: in every layer l of the
+band the matrix that mixes the heads becomes ``W_O + R b a^T``, so that the attention's output gains
 ``R (z . a) b`` where z are the heads' outputs; the change is read after a later block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from kit.base.directions import unit
+from kit.base.checks import check_counts
+from kit.base.directions import random_units, unit
+from kit.base.divergence import kl
 from kit.base.kernels import plain_kernels
 from kit.models.bridge import check_layer, runtime
 from kit.models.positions import Positions
 from kit.search.layer_slice import LayerSlice, Prompts
-from kit.search.maps import Map
-from kit.search.radius import Radius, radius
+from kit.search.maps import passes
+from kit.search.radius import Radius, radius_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 _SMALL = 0.01  # a radius at which the change is linear
 
 
-class Band:
+class RankOneMap:
     """Blocks ``layers[0]`` to ``target``, changed in the layers of the band.
 
     A factor is a row of blocks ``phi [2 * layers, width]``: first what each layer reads (a, the
@@ -39,12 +41,14 @@ class Band:
 
     Attributes:
         layers: the band, rising; target: where the change is read.
-        piece: the :class:`kit.search.layer_slice.LayerSlice` that is replayed, from before ``layers[0]``.
+        piece: the :class:`kit.search.layer_slice.LayerSlice` that is replayed, from before
+            ``layers[0]``.
         heads: ``n_heads * d_head``.
 
     Raises:
         ValueError: no layers or one twice, layer 0 (there is no block before it whose output could
-            be kept), a target that is not above the band, and as :class:`kit.search.layer_slice.LayerSlice`.
+            be kept), a target that is not above the band, and as
+            :class:`kit.search.layer_slice.LayerSlice`.
     """
 
     def __init__(
@@ -79,28 +83,16 @@ class Band:
         n = len(self.layers)
         return phi[:, :n, : self.heads], phi[:, n:, : self.d_model]
 
-    def join(self, reads: Tensor, writes: Tensor) -> Tensor:
-        """The inverse of :meth:`split`."""
-        n = len(self.layers)
-        phi = torch.zeros(len(reads), 2 * n, self.width)
-        phi[:, :n, : self.heads], phi[:, n:, : self.d_model] = reads, writes
-        return phi.to(self.piece.origin)
-
     @contextmanager
     def _changed(self, phi: Tensor, radius: float | Tensor) -> Iterator[None]:
         """The model with its rows changed: as many for each factor, one factor after another."""
         reads, writes = self.split(phi)
-        lengths = radius * torch.ones_like(phi[:, 0, 0])
-        writes = lengths[:, None, None] * writes
-        handles = []
-        with self._state.lock:
-            try:
-                for mixer, a, b in zip(self._mixers, reads.unbind(1), writes.unbind(1), strict=True):
-                    handles.append(mixer.register_forward_hook(_rank_one(a, b)))
-                yield
-            finally:
-                for handle in handles:
-                    handle.remove()
+        lengths = radius * torch.ones_like(phi[:, 0, 0])  # [k]
+        writes = lengths[:, None, None] * writes  # [k, layers, d_model]
+        with self._state.lock, ExitStack() as hooks:
+            for mixer, a, b in zip(self._mixers, reads.unbind(1), writes.unbind(1), strict=True):
+                hooks.enter_context(mixer.register_forward_hook(_rank_one(a, b)))
+            yield
 
     def change(self, phi: Tensor, radius: float | Tensor) -> Tensor:
         """The mean change after the target, ``[k, d_model]``, of k factors in one pass.
@@ -108,22 +100,22 @@ class Band:
         Args:
             radius: a number, or ``[k]``: one for each.
         """
-        stream = self.piece.before.expand(len(phi), *self.piece.before.shape).flatten(0, 1)
+        before = self.piece.before  # [prompts, pos, d]
+        stream = before.expand(len(phi), *before.shape).flatten(0, 1)  # [k * prompts, pos, d]
         with self._changed(phi, radius):
-            after = self.piece.replay(stream).unflatten(0, (len(phi), -1))
+            after = self.piece.replay(stream).unflatten(0, (len(phi), -1))  # [k, prompts, pos, d]
         mean = self.piece.mean(after.float() - self.piece.after.float())
         return mean.to(self.piece.origin.device)
 
-    def delta(self, phi: Tensor, radius: float | Tensor) -> Tensor:
+    @torch.no_grad()
+    def delta(self, phi: Tensor, radius: float) -> Tensor:
         """The same for any number of factors ``[m, 2 * layers, width]``, without gradients."""
-        lengths = radius * torch.ones_like(phi[:, 0, 0])
-        with torch.no_grad():
-            return torch.cat([self.change(phi[at], lengths[at]) for at in self._cuts(phi)])
+        return torch.cat([self.change(phi[at], radius) for at in passes(len(phi), self.piece.step)])
 
     def slope(self, phi: Tensor) -> Tensor:
         """The derivative of the change by the radius, at radius 0: ``[m, d_model]``."""
         values = []
-        for at in self._cuts(phi):
+        for at in passes(len(phi), self.piece.step):
             zeros = torch.zeros_like(phi[at][:, 0, 0])
             # gradients enabled: the fused linear of inference has no derivative
             with torch.enable_grad(), plain_kernels():
@@ -140,7 +132,7 @@ class Band:
             Gradients of phi's shape: one forward and one backward pass over the rows.
         """
         values, grads = [], []
-        for at in self._cuts(phi):
+        for at in passes(len(phi), self.piece.step):
             leaf = phi[at].detach().requires_grad_()
             with torch.enable_grad():
                 value = self.change(leaf, radius)
@@ -148,22 +140,23 @@ class Band:
             values.append(value.detach())
         return torch.cat(values), torch.cat(grads)
 
-    def calibrate(self, ratio: float = 0.5, *, n_factors: int = 16, seed: int = 0) -> Radius:
-        """The radius at which a factor's change stops being linear: see :func:`kit.search.cpe.calibrate`."""
-        return radius(_Aimed(self, seed), ratio, n_directions=n_factors, seed=seed, bracket=(0.002, 128.0))
-
-    def _cuts(self, phi: Tensor) -> Iterator[slice]:
-        return self.piece.cuts(phi[:, 0, :1].expand(-1, self.d_model))
+    def linear_radius(self, ratio: float = 0.5, *, n_factors: int = 16, seed: int = 0) -> Radius:
+        """The radius at which a factor's change stops being linear: see
+        :func:`kit.search.cpe.linear_radius`."""
+        check_counts(n_factors=n_factors)
+        aims = random_units(n_factors, self.d_model, seed).to(self.piece.origin)
+        phi = unit(self.gradient(self.random(n_factors, seed), aims, _SMALL)[1])
+        return radius_of(lambda r: self.delta(phi, r), self.slope(phi), 1.0, ratio, (0.002, 128.0))
 
     @torch.no_grad()
     def logits(self, phi: Tensor, radius: float) -> Tensor:
         """Logits after each prompt's last token by the whole model, ``[m, prompts, d_vocab]``."""
         tokens, lengths = self.piece.tokens, self.piece.lengths.tolist()
         parts = []
-        for at in self._cuts(phi):
+        for at in passes(len(phi), self.piece.step):
             k, each = len(phi[at]), []
             for row, n in zip(tokens, lengths, strict=True):
-                with self._changed(phi[at], radius):
+                with self._changed(phi[at], radius):  # a row of the same prompt for each factor
                     out = self._state.decoder(input_ids=row[:n].expand(k, -1), use_cache=False, logits_to_keep=1)
                 each.append(out.logits[:, -1].float())
             parts.append(torch.stack(each, dim=1))
@@ -171,52 +164,20 @@ class Band:
 
     def kl(self, phi: Tensor, radius: float) -> Tensor:
         """KL(changed || unchanged) of the token after each prompt, nats, mean over prompts."""
-        plain = self.piece.logits(None).log_softmax(-1)
-        changed = self.logits(phi, radius).log_softmax(-1)
-        return (changed.exp() * (changed - plain)).sum(-1).mean(-1)
+        plain = self.piece.logits(None).log_softmax(-1)  # [1, prompts, d_vocab]
+        return kl(self.logits(phi, radius).log_softmax(-1), plain).mean(-1)
 
 
 def _rank_one(a: Tensor, b: Tensor) -> Any:
     """A hook that adds ``(z . a_k) b_k`` to the rows of factor k; a ``[k, heads]``."""
 
     def hook(_module: Any, args: Any, out: Tensor) -> Tensor:
-        z = args[0].unflatten(0, (len(a), -1))
-        along = torch.einsum("kpth,kh->kpt", z, a.to(z))
-        return out + (along[..., None] * b[:, None, None].to(z)).flatten(0, 1)
+        z = args[0].unflatten(0, (len(a), -1))  # [k, prompts, pos, heads]
+        along = torch.einsum("kpth,kh->kpt", z, a.to(z))  # [k, prompts, pos]
+        step = along[..., None] * b[:, None, None].to(z)  # [k, prompts, pos, d_model]
+        return out + step.flatten(0, 1)  # [k * prompts, pos, d_model]
 
     return hook
-
-
-class _Aimed(Map):
-    """Factors as a :class:`kit.search.maps.Map`: theta's direction is an output, its norm a radius.
-
-    The factor for an output u is what one gradient step for u makes of a random factor. The map is
-    linear in the norm near 0, though not in theta: enough for :func:`kit.search.radius.radius`.
-    """
-
-    unit = 1.0  # radii are norms of a matrix's change
-
-    def __init__(self, band: Band, seed: int) -> None:
-        self.band, self.seed, self.step = band, seed, band.piece.step
-        self.d_model, self.origin = band.d_model, band.piece.origin
-        self._last: tuple[Tensor, Tensor] | None = None
-
-    def _factors(self, thetas: Tensor) -> Tensor:
-        aims = unit(thetas)
-        if self._last is None or not _same(aims, self._last[0]):
-            start = self.band.random(len(aims), self.seed)
-            self._last = aims, unit(self.band.gradient(start, aims, _SMALL)[1])
-        return self._last[1]
-
-    def delta(self, thetas: Tensor) -> Tensor:
-        return self.band.delta(self._factors(thetas), thetas.norm(dim=-1))
-
-    def jvp(self, tangents: Tensor, theta: Tensor | None = None) -> Tensor:
-        return self.band.slope(self._factors(tangents)) * tangents.norm(dim=-1, keepdim=True)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a, b, atol=1e-5)
 
 
 def _layers(model: TransformerBridge, source_layers: Sequence[int], target_layer: int) -> tuple[int, ...]:

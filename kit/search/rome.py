@@ -2,27 +2,30 @@
 
 ROME (Meng, Bau, Andonian and Belinkov 2022, arXiv:2202.05262) takes an MLP's output matrix for a
 table of keys and values, and writes one new row: for the key that a subject's last token has, the
-value that makes the model give another answer. Here an edit is a :class:`kit.steering.rank_one.Factor`, so
-that it stands on the panel with a slider. That it changes the answer does not say that the fact was
-there (Hase et al. 2023, arXiv:2301.04213): :func:`contributions` shows what the other layers go on
-saying.
+value that makes the model give another answer. Here an edit is a
+:class:`kit.steering.rank_one.Factor`, so that it stands on the panel with a slider. That it changes
+the answer does not say that the fact was there (Hase et al. 2023, arXiv:2301.04213):
+:func:`contributions` shows what the other layers go on saying.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from kit.base.divergence import kl
 from kit.base.progress import track
-from kit.models.activations import capture
+from kit.models.activations import Place, capture
 from kit.models.bridge import check_layer, fingerprint, runtime
 from kit.models.hook_points import at_decoder
 from kit.models.logit_lens import direct_attribution
 from kit.models.tokens import counted, pack, text_tokens
+from kit.search.radius import dose
 from kit.steering.context import steer
 from kit.steering.intervention import Intervention
 from kit.steering.rank_one import Factor
@@ -82,12 +85,13 @@ def subject_end(model: TransformerBridge, fact: Fact, prefix: str = "") -> tuple
 def key(model: TransformerBridge, layer: int, fact: Fact, prefixes: Sequence[str] = PREFIXES) -> Tensor:
     """What the MLP's output matrix gets at the subject's last token, a mean over prefixes:
     ``[d_mlp]``."""
-    found = []
-    for prefix in prefixes:
-        tokens, at = subject_end(model, fact, prefix)
-        place = (layer, "neurons")
-        found.append(capture(model, tokens[:, : at + 1], [place])[place][0, at].float())
+    found = [_at(model, (layer, "neurons"), *subject_end(model, fact, prefix)) for prefix in prefixes]
     return torch.stack(found).mean(0).cpu()
+
+
+def _at(model: TransformerBridge, place: Place, tokens: Tensor, at: int) -> Tensor:
+    """The activation at one place and token, ``[width]``."""
+    return capture(model, tokens[:, : at + 1], [place])[place][0, at].float()
 
 
 @torch.no_grad()
@@ -100,14 +104,14 @@ def second_moment(model: TransformerBridge, layer: int, texts: Sequence[str] | T
             is a poor estimate.
 
     Raises:
-        ValueError: as :func:`kit.sae.pack`, or a layer that the model lacks.
+        ValueError: as :func:`kit.models.tokens.pack`, or a layer that the model lacks.
     """
     check_layer(model, layer)
     tokens = texts if isinstance(texts, Tensor) else pack(model, texts, context)
     total, n = torch.zeros(()), 0
     for rows in track(list(tokens.split(8)), "batches of text"):
         kept = capture(model, rows, [(layer, "neurons"), (layer, "resid")])
-        keys = kept[layer, "neurons"][counted(kept[layer, "resid"])].float().cpu()
+        keys = kept[layer, "neurons"][counted(kept[layer, "resid"])].float().cpu()  # [tokens, d_mlp]
         total, n = total + keys.T @ keys, n + len(keys)
     return total / n
 
@@ -168,7 +172,7 @@ def rank_one_edit(
         "other": fact.other,
         "p_before": before,
         "p_value": after,
-        "coefficient": 1.0,
+        **dose(1.0),
     }
     return Factor(
         read[None],
@@ -215,23 +219,21 @@ def _value(
     end = text_tokens(model, fact.subject).shape[1] - 1
 
     def log_p(tokens: Tensor, at: int, delta: Tensor | None) -> Tensor:
-        def change(x: Tensor, _given: Tensor | None) -> Tensor:
+        def change(x: Tensor, _given: Tensor | None) -> Tensor:  # [1, n, d_model]
             if delta is None:
                 return x
             return torch.cat([x[:, :at], x[:, at : at + 1] + delta.to(x), x[:, at + 1 :]], 1)
 
-        remove = at_decoder(model, layer, "mlp_out", change)
-        try:
+        with ExitStack() as off:
+            off.callback(at_decoder(model, layer, "mlp_out", change))
             logits = state.decoder(input_ids=tokens, use_cache=False, logits_to_keep=1).logits
-        finally:
-            remove()
         return logits[0, -1].float().log_softmax(-1)
 
     with state.lock:
         with torch.no_grad():
             plain = log_p(essence, end, None)
             start = torch.stack([log_p(*p, None)[answers[1]] for p in prompts]).exp().mean()
-        size = _written(model, layer, *prompts[0])
+        size = float(_at(model, (layer, "mlp_out"), *prompts[0]).norm())  # of what the MLP writes there
         delta = torch.zeros(model.cfg.d_model, requires_grad=True)
         optimiser = torch.optim.Adam([delta], lr=lr * size / model.cfg.d_model**0.5)
         total = float("inf")
@@ -246,19 +248,13 @@ def _value(
                     loss.backward()
                     total += float(loss.detach())
                 now = log_p(essence, end, delta)
-                (keep * (plain.exp() * (plain - now)).sum()).backward()
+                (keep * kl(plain, now)).backward()
             optimiser.step()
             with torch.no_grad():
                 delta *= (limit * size / delta.norm().clamp(min=1e-9)).clamp(max=1)
         with torch.no_grad():
             done = torch.stack([log_p(*p, delta)[answers[1]] for p in prompts]).exp().mean()
     return delta.detach(), float(start), float(done)
-
-
-def _written(model: TransformerBridge, layer: int, tokens: Tensor, at: int) -> float:
-    """Norm of what the MLP writes at a token."""
-    place = (layer, "mlp_out")
-    return float(capture(model, tokens[:, : at + 1], [place])[place][0, at].float().norm())
 
 
 @torch.no_grad()
@@ -287,29 +283,12 @@ def ask(
     ids = answer_tokens(model, Fact("{}", "it", *answers))
     kinds = prompts if isinstance(prompts, Mapping) else {"": prompts}
     rows = []
-    for kind, texts in kinds.items():
-        for text in texts:
-            logits = _steered(model, lambda t=text: model(text_tokens(model, t)), edit, coefficient)
-            p = logits[0, -1].float().softmax(-1)
-            rows.append(
-                {
-                    "kind": kind,
-                    "prompt": text,
-                    "says": model.tokenizer.decode([int(p.argmax())]),
-                    "first": float(p[ids[0]]),
-                    "second": float(p[ids[1]]),
-                }
-            )
+    with nullcontext() if edit is None else steer(model, {edit: coefficient}):
+        for kind, text in ((kind, text) for kind, texts in kinds.items() for text in texts):
+            p = model(text_tokens(model, text))[0, -1].float().softmax(-1)
+            says, first, second = model.tokenizer.decode([int(p.argmax())]), float(p[ids[0]]), float(p[ids[1]])
+            rows.append({"kind": kind, "prompt": text, "says": says, "first": first, "second": second})
     return pd.DataFrame(rows)
-
-
-def _steered(
-    model: TransformerBridge, run: Callable[[], Tensor], edit: Intervention | None, coefficient: float
-) -> Tensor:
-    if edit is None:
-        return run()
-    with steer(model, {edit: coefficient}):
-        return run()
 
 
 @torch.no_grad()
@@ -321,14 +300,16 @@ def contributions(
     coefficient: float = 1.0,
 ) -> pd.DataFrame:
     """Direct logit attribution by layer: what each layer's attention and MLP say for the first
-    answer and against the second, at the last token (:func:`kit.sae.direct_attribution`).
+    answer and against the second, at the last token
+    (:func:`kit.models.logit_lens.direct_attribution`).
 
     Args:
         edit: with it in place.
 
     Returns:
-        Columns ``layer`` (-1: the embedding), ``part`` (``"embedding"``, ``"attention"``, ``"MLP"``)
-        and ``value``, logits; they add up to the logit difference, less the unembedding's bias.
+        Columns ``layer`` (-1: the embedding), ``part`` (``"embedding"``, ``"attention"``,
+        ``"MLP"``) and ``value``, logits; they add up to the logit difference, less the
+        unembedding's bias.
 
     Raises:
         ValueError: answers with the same first token.
@@ -340,14 +321,9 @@ def contributions(
         "blocks.0.hook_in",
         *(f"blocks.{i}.{place}" for i in range(n) for place in ("mlp.out.hook_out", "hook_out")),
     ]
-    kept: dict[str, Tensor] = {}
-
-    def run() -> Tensor:
-        logits, cache = model.run_with_cache(text_tokens(model, text), names_filter=names)
-        kept.update({name: cache[name][0, -1].float().cpu() for name in names})
-        return logits
-
-    _steered(model, run, edit, coefficient)
+    with nullcontext() if edit is None else steer(model, {edit: coefficient}):
+        _, cache = model.run_with_cache(text_tokens(model, text), names_filter=names)
+    kept = {name: cache[name][0, -1].float().cpu() for name in names}  # [d_model] each
     pieces, places = [kept["blocks.0.hook_in"]], [(-1, "embedding")]
     before = pieces[0]
     for i in range(n):

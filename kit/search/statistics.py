@@ -2,8 +2,7 @@
 
 Vectors found without labels come in crowds: many nearly orthogonal inputs that do the same thing.
 Here are the measures of that, each beside its value for random directions, and the test whether
-outputs crowd more or less than inputs do. Whether two fits find the same features:
-:mod:`kit.search.statistics`.
+outputs crowd more or less than inputs do; and whether two fits find the same features.
 """
 
 from __future__ import annotations
@@ -13,33 +12,22 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from kit import plots
 from kit.base.directions import random_units, unit
+from kit.search.features import Features
+from kit.search.layer_slice import slice_behind
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from kit.search.features import DCT
-
 
 STATISTICS = ("mean_cosine", "effective_rank", "participation_ratio", "condition")
-
-
-class Fit(Protocol):
-    """What two sides need: a :class:`kit.search.features.DCT`, or any object with these rows ``[m, d]``."""
-
-    @property
-    def V(self) -> Tensor:
-        """Input directions, unit rows."""
-
-    @property
-    def U(self) -> Tensor:
-        """Output directions, unit rows."""
 
 
 class Sides(NamedTuple):
@@ -48,6 +36,9 @@ class Sides(NamedTuple):
     V: Tensor
     U: Tensor
     changes: Tensor | None = None
+
+
+Fit = Features | Sides
 
 
 def mean_cosine(directions: Tensor) -> float:
@@ -72,6 +63,13 @@ def singular_values(directions: Tensor) -> Tensor:
     rows = checked(directions)
     s = torch.linalg.svdvals(rows)
     return s[s > 1e-5 * s[0]]
+
+
+def basis(rows: Tensor) -> Tensor:
+    """Orthonormal rows with the span of ``rows [m, d]``, without those that float32 cannot tell
+    from zero."""
+    _, s, vh = torch.linalg.svd(rows, full_matrices=False)
+    return vh[s > 1e-5 * s[0]]
 
 
 def effective_rank(directions: Tensor) -> float:
@@ -111,11 +109,16 @@ def checked(directions: Tensor) -> Tensor:
     rows = torch.as_tensor(directions).detach().double().cpu()
     if rows.dim() != 2 or len(rows) < 2 or rows.shape[1] < 2:
         raise ValueError(f"directions has shape {list(rows.shape)}: give [m, d] with m and d >= 2")
-    norms = rows.norm(dim=-1)
-    if not bool((norms.isfinite() & (norms > 0)).all()):
-        bad = (~(norms.isfinite() & (norms > 0))).nonzero()[:, 0].tolist()
+    bad = broken(rows)
+    if bad:
         raise ValueError(f"rows {bad[:8]} of directions are zero or not finite: leave them out")
     return unit(rows)
+
+
+def broken(rows: Tensor) -> list[int]:
+    """Which of ``rows [m, d]`` are zero or not finite."""
+    norms = rows.norm(dim=-1)
+    return (~(norms.isfinite() & (norms > 0))).nonzero()[:, 0].tolist()
 
 
 def measures(directions: Tensor) -> dict[str, float]:
@@ -185,8 +188,6 @@ class Comparison:
 
     def plot(self, statistic: str = "mean_cosine", title: str = "") -> Figure:
         """One dot a fit for each side."""
-        from kit import plots
-
         sides = {"inputs V": self.table[f"V {statistic}"], "outputs U": self.table[f"U {statistic}"]}
         p = self.tests.loc[statistic, "p"]
         return plots.spread(
@@ -251,7 +252,7 @@ def compare(fits: Iterable[Fit], *, keep: Callable[[Fit], Sequence[int]] | None 
     return Comparison(table, pd.DataFrame.from_dict(tests, orient="index"), skipped)
 
 
-def controls(fit: DCT, seed: int = 0) -> Sides:
+def controls(fit: Features, seed: int = 0) -> Sides:
     """What the map alone does to diversity: V, random input directions pulled back from nothing,
     and U, their outputs at the fit's radius; as many as the fit has features.
 
@@ -263,10 +264,10 @@ def controls(fit: DCT, seed: int = 0) -> Sides:
     return Sides(V, unit(changes), changes)
 
 
-def same_token(fit: DCT) -> list[int]:
+def same_token(fit: Features) -> list[int]:
     """The largest group of features after which the model says one and the same next token, other
     than its own, on the first prompt; empty if no feature changes it."""
-    piece = fit._slice()
+    piece = slice_behind(fit.piece)
     plain = int(piece.logits(None)[0, 0].argmax())
     said = piece.logits(fit.thetas)[:, 0].argmax(-1).tolist()
     counts = Counter(token for token in said if token != plain)
@@ -327,7 +328,7 @@ def match(a: Tensor, b: Tensor, *, signed: bool = False) -> tuple[list[int], Ten
     return partners.tolist(), cosines[rows, partners]
 
 
-def stability(fits: Sequence[DCT | Sides], *, control: Tensor | None = None) -> pd.DataFrame:
+def stability(fits: Sequence[Fit], *, control: Tensor | None = None) -> pd.DataFrame:
     """How far fits that differ by their seed find the same features.
 
     Features of every two fits are matched twice: by ``|cosine|`` of their input directions, and by
@@ -353,9 +354,8 @@ def stability(fits: Sequence[DCT | Sides], *, control: Tensor | None = None) -> 
         raise ValueError(f"fits: give two or more of one size, not {[list(f.V.shape) for f in fits]}")
     effects = [_effects(f) for f in fits]
     m, d = fits[0].V.shape
-    if control is None and hasattr(fits[0], "piece"):
-        fit = fits[0]
-        control = fit.piece.delta(fit.radius.value * random_units(m, d, 77).to(fit.V))
+    if control is None and isinstance(fits[0], Features):
+        control = controls(fits[0], 77).changes
     rows = []
     for i, j in combinations(range(len(fits)), 2):
         by_input, cosines = match(fits[i].V, fits[j].V)
@@ -377,7 +377,7 @@ def stability(fits: Sequence[DCT | Sides], *, control: Tensor | None = None) -> 
     return table.astype({"first": int, "second": int})
 
 
-def _effects(fit: DCT | Sides) -> Tensor:
+def _effects(fit: Fit) -> Tensor:
     return fit.U if fit.changes is None else fit.changes
 
 

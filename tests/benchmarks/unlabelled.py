@@ -29,7 +29,7 @@ from kit.models import weights
 from kit.models.bridge import runtime
 from kit.search import dct, melbo
 from kit.search.layer_slice import LayerSlice
-from kit.search.radius import radius
+from kit.search.radius import linear_radius
 from tests.benchmarks.ratios import Figure, seconds
 
 _PROMPT = "The old captain looked over the harbour and asked the boy what he had seen there."
@@ -47,7 +47,7 @@ def table(model: Any, seeds: int, reference: str | None, python: str = sys.execu
         model = kit.load_model(dtype="float32")
     tokens = kit.text_tokens(model, _PROMPT)
     piece = LayerSlice(model, tokens, _SOURCE, _TARGET)
-    r = radius(piece).value
+    r = linear_radius(piece).value
     times, objectives, peaks, note = [], [], [], ""
     with ExitStack() as stack:
         theirs = None

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from kit import plots
+
 pd = pytest.importorskip("pandas")
 plt = pytest.importorskip("matplotlib.pyplot")
-
-from kit import plots
 
 
 def table(factor: float = 1.0) -> Any:
@@ -170,8 +170,8 @@ def radius(**changes: Any) -> Any:
     return Radius(**{"value": 10.0, "coefficient": 0.2, "ratio": 0.5, "curve": curve} | changes)
 
 
-def test_calibration_shows_curve_spread_and_choice() -> None:
-    figure = plots.calibration(radius())
+def test_linear_radius_shows_curve_spread_and_choice() -> None:
+    figure = plots.linear_radius(radius())
     axis = figure.axes[0]
     curve, *_, star = axis.lines
     assert curve.get_xydata().tolist() == [[5, 0.25], [10, 0.5], [20, 1.0]]
@@ -189,9 +189,9 @@ def test_calibration_shows_curve_spread_and_choice() -> None:
     assert "residual scales" in top.get_xlabel()
 
 
-def test_calibration_refuses_a_radius_without_a_curve() -> None:
-    with pytest.raises(ValueError, match="not calibrated"):
-        plots.calibration(radius(curve=[], ratio=float("nan")))
+def test_linear_radius_refuses_a_radius_without_a_curve() -> None:
+    with pytest.raises(ValueError, match="not measured"):
+        plots.linear_radius(radius(curve=[], ratio=float("nan")))
 
 
 def test_history_draws_runs_of_any_length() -> None:
@@ -272,7 +272,7 @@ def test_cosines_refuse(V: Any, labels: Any, what: str) -> None:
 def test_figures_of_directions_are_closed_and_alike() -> None:
     def png() -> bytes:
         file = io.BytesIO()
-        plots.calibration(radius()).savefig(file, metadata={"Software": None})
+        plots.linear_radius(radius()).savefig(file, metadata={"Software": None})
         plots.cosines([[1.0, 0.0], [1.0, 1.0]]).savefig(file, metadata={"Software": None})
         plots.spectrum([2.0, 1.0], [0.5]).savefig(file, metadata={"Software": None})
         return file.getvalue()

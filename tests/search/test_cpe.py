@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import kit
-from kit.base.directions import repel, unit
+from kit.base.directions import random_units, repel, unit
 from kit.models.bridge import runtime
 from kit.search import cpe
-from kit.search.rank_one_map import Band
+from kit.search.rank_one_map import RankOneMap
 from kit.steering.rank_one import Factor, export
 from tests import tiny
 
@@ -43,7 +43,7 @@ def factor(model: Any, seed: int = 0, layers: tuple[int, ...] = (1, 2), radius: 
 
 def test_the_change_is_that_of_changed_weights(any_model: Any) -> None:
     """Against the matrices themselves, changed by hand, on the whole model; padding included."""
-    band = Band(any_model, prompts(any_model), (1, 2), 3)
+    band = RankOneMap(any_model, prompts(any_model), (1, 2), 3)
     phi = band.random(3, 4)
     found = band.delta(phi, 2.5)
     reads, writes = band.split(phi)
@@ -69,9 +69,9 @@ def test_the_change_is_that_of_changed_weights(any_model: Any) -> None:
 
 def test_gradients_against_finite_differences(any_model: Any) -> None:
     model = kit.load_model(any_model.cfg.kit_folder, dtype="float64")
-    band = Band(model, prompts(model), (1, 2), 3)
+    band = RankOneMap(model, prompts(model), (1, 2), 3)
     phi, step = band.random(2, 1), 2e-3  # changes come out in float32
-    U = kit.directions.random_units(2, band.d_model, 3)
+    U = random_units(2, band.d_model, 3)
     _, grads = band.gradient(phi, U, 1.5)
     for seed in range(3):
         along = band.random(2, 10 + seed)
@@ -82,7 +82,7 @@ def test_gradients_against_finite_differences(any_model: Any) -> None:
 
 
 def test_chunks_do_not_matter(llama: Any) -> None:
-    band = Band(llama, prompts(llama), (1, 2), 3)
+    band = RankOneMap(llama, prompts(llama), (1, 2), 3)
     phi, U = band.random(7), unit(torch.randn(7, band.d_model))
     whole = band.gradient(phi, U, 2.0), band.logits(phi, 2.0)
     band.piece.step = 2
@@ -93,8 +93,8 @@ def test_chunks_do_not_matter(llama: Any) -> None:
 
 def test_two_iterations_by_hand(llama: Any) -> None:
     found = fitted(llama, iterations=2, temperature=0.7, repel_steps=3, seed=6)
-    band, history = Band(llama, prompts(llama), (1, 2), 3), []
-    U = kit.directions.random_units(5, band.d_model, 6 + 1_000_003)
+    band, history = RankOneMap(llama, prompts(llama), (1, 2), 3), []
+    U = random_units(5, band.d_model, 6 + 1_000_003)
     phi = unit(band.gradient(band.random(5, 6), U, 2.0)[1])
     for _ in range(2):
         changes, grads = band.gradient(phi, U, 2.0)
@@ -165,7 +165,7 @@ def test_finds_planted_writes(tmp_path: Path) -> None:
     writes = torch.stack([f.writes[0] for f in found.factors])
     assert (writes @ planted.T).abs().max(0).values.min() > 0.55
     assert (found.U @ outs.T).abs().max(0).values.min() > 0.85
-    random = Band(model, tiny.prompt(model, 9, 1), [1], 2)
+    random = RankOneMap(model, tiny.prompt(model, 9, 1), [1], 2)
     writes, U = random.random(24, 5)[:, 1], unit(random.delta(random.random(24, 5), 15.0))
     assert (writes @ planted.T).abs().max(0).values.min() < 0.4
     assert (U @ outs.T).abs().max(0).values.min() < 0.6
@@ -388,38 +388,38 @@ def test_factor_names_what_is_wrong(change: dict[str, Any], named: str) -> None:
         Factor(**(good | change))
 
 
-def test_calibrated_radius_hits_its_ratio(llama: Any) -> None:
-    found = cpe.calibrate(llama, prompts(llama), (1, 2), 3, 0.3, n_factors=6)
+def test_linear_radius_hits_its_ratio(llama: Any) -> None:
+    found = cpe.linear_radius(llama, prompts(llama), (1, 2), 3, 0.3, n_factors=6)
     assert found.ratio == pytest.approx(0.3, rel=0.02) and found.coefficient == found.value
-    band = Band(llama, prompts(llama), (1, 2), 3)
-    aims = kit.directions.random_units(6, band.d_model, 0)
+    band = RankOneMap(llama, prompts(llama), (1, 2), 3)
+    aims = random_units(6, band.d_model, 0)
     phi = unit(band.gradient(band.random(6, 0), aims, 0.01)[1])
     small = (band.delta(phi, 0.01) - band.delta(phi, -0.01)) / 0.02
     linear = found.value * small
     each = (band.delta(phi, found.value) - linear).norm(dim=-1) / linear.norm(dim=-1)
     assert float(each.square().mean().sqrt()) == pytest.approx(0.3, rel=0.05)
     auto = fitted(llama, radius="auto", n_factors=2, iterations=1)
-    assert auto.radius == pytest.approx(float(Band(llama, prompts(llama), (1, 2), 3).calibrate()))
+    assert auto.radius == pytest.approx(float(RankOneMap(llama, prompts(llama), (1, 2), 3).linear_radius()))
     assert auto.factors[0].radius == auto.radius
 
 
 def test_interrupt_keeps_the_last_whole_iteration(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Band.gradient
+    whole = RankOneMap.gradient
     calls: list[int] = []
 
-    def stopped(self: Band, *args: Any) -> Any:
+    def stopped(self: RankOneMap, *args: Any) -> Any:
         calls.append(1)
         if len(calls) > limit:
             raise KeyboardInterrupt
         return whole(self, *args)
 
-    monkeypatch.setattr(Band, "gradient", stopped)
+    monkeypatch.setattr(RankOneMap, "gradient", stopped)
     limit = 3  # the start and two iterations
     found = fitted(llama, iterations=9)
     monkeypatch.undo()
     assert found.history == fitted(llama, iterations=2).history
     assert torch.equal(found.phi, fitted(llama, iterations=2).phi)
-    monkeypatch.setattr(Band, "gradient", stopped)
+    monkeypatch.setattr(RankOneMap, "gradient", stopped)
     calls.clear()
     limit = 1
     with pytest.raises(KeyboardInterrupt, match="before the first iteration"):
@@ -427,7 +427,7 @@ def test_interrupt_keeps_the_last_whole_iteration(llama: Any, monkeypatch: pytes
 
 
 def test_hooks_come_off_when_a_pass_fails(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    band = Band(llama, prompts(llama), (1, 2), 3)
+    band = RankOneMap(llama, prompts(llama), (1, 2), 3)
 
     def fail(_stream: Any) -> None:
         raise RuntimeError("no memory")

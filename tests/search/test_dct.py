@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import kit
+from course.exercises.published_dct import Published
 from kit.base.directions import orthogonal, random_units
-from kit.search import dct
+from kit.search import dct, radius
 from kit.search.features import DCT
 from kit.search.layer_slice import LayerSlice
 from kit.search.maps import Map
@@ -74,7 +75,7 @@ def test_planted_exponential_features_are_recovered(seed: int) -> None:
         n_projections=32,
         seed=seed,
         iterations=20,
-        slips=["qr-signs", "svd-columns", "stale-u"],
+        steps=Published(["qr-signs", "svd-columns", "stale-u"]),
     )
     assert mmcs(truth.V, slipped.V) < 0.9
     assert slipped.history[-1] < found.history[-1] / 1.3
@@ -89,7 +90,7 @@ def test_eight_of_eight_quadratic_factors_are_recovered(seed: int) -> None:
     assert float((truth.V @ found.V.T).abs().max(-1).values.min()) > 0.97
     assert float((truth.U @ found.U.T).max(-1).values.min()) > 0.9
     slipped = dct.fit_map(
-        soft_map(64), method="quadratic", n_features=8, radius=1.0, seed=seed, slips=["no-second-derivative"]
+        soft_map(64), method="quadratic", n_features=8, radius=1.0, seed=seed, steps=Published(["no-second-derivative"])
     )
     top = torch.linalg.svd(soft_map(64).jacobian())[2][:8]
     inside = slipped.V @ top.T  # subspace iteration on the Jacobian is what the slip makes of it
@@ -111,7 +112,9 @@ def test_orthogonal_quadratic_factors_come_out_exactly() -> None:
 def test_alpha_is_the_planted_strength() -> None:
     strength = torch.tensor([3.0, 2.0, 1.0, 0.5])
     truth = Planted(64, 4, "exponential", strength=strength, R=5.0)
-    exact = dct.fit_map(truth, n_features=4, radius=5.0, init=(truth.V, truth.U), iterations=1, slips=["svd-columns"])
+    exact = dct.fit_map(
+        truth, n_features=4, radius=5.0, init=(truth.V, truth.U), iterations=1, steps=Published(["svd-columns"])
+    )
     assert exact.history == [
         pytest.approx(float((truth.delta(5 * orthogonal(truth.V)) * truth.U).sum(-1).mean()), rel=1e-5)
     ]
@@ -193,7 +196,13 @@ def test_the_slips_reproduce_the_published_iteration(init: Any) -> None:
         U = normalize(piece.delta((R * V).T.contiguous()).T, dim=0)
     V, U, objective = published_exponential(piece, V, U, R, 10)
     found = dct.fit_map(
-        piece, n_features=m, radius=R, init=init, n_projections=6, seed=5, slips=["qr-signs", "svd-columns", "stale-u"]
+        piece,
+        n_features=m,
+        radius=R,
+        init=init,
+        n_projections=6,
+        seed=5,
+        steps=Published(["qr-signs", "svd-columns", "stale-u"]),
     )
     # single precision: the fifth digit depends on the order in which a machine sums
     assert found.history == pytest.approx(objective, abs=1e-4)
@@ -212,7 +221,7 @@ def test_the_published_linear_fit_takes_columns() -> None:
     piece, d = soft_map(40), 40
     J = torch.autograd.functional.jacobian(lambda t: piece.change(t[None])[0], torch.zeros(d))
     V = torch.linalg.svd(J)[2][:, :7].T
-    found = dct.fit_map(piece, method="linear", n_features=7, radius=1.0, slips=["svd-columns"])
+    found = dct.fit_map(piece, method="linear", n_features=7, radius=1.0, steps=Published(["svd-columns"]))
     cosines = (found.V @ V.T).abs()
     torch.testing.assert_close(cosines.max(-1).values, torch.ones(7), rtol=1e-3, atol=1e-3)
     true = dct.fit_map(piece, method="linear", n_features=7, radius=1.0)
@@ -229,12 +238,17 @@ def test_the_published_quadratic_fit_never_sees_a_second_derivative() -> None:
         objective.append(float(((J @ V) * U).sum(0).mean()))
         V, U = normalize(J.T @ U, dim=0), normalize(J @ V, dim=0)
     found = dct.fit_map(
-        piece, method="quadratic", n_features=5, radius=1.0, iterations=4, slips=["no-second-derivative", "qr-signs"]
+        piece,
+        method="quadratic",
+        n_features=5,
+        radius=1.0,
+        iterations=4,
+        steps=Published(["no-second-derivative", "qr-signs"]),
     )
     assert [f"{x:.4f}" for x in found.history] == [f"{x:.4f}" for x in objective]
     assert float((found.V @ V).abs().max(-1).values.min()) > 0.9999
     even = Planted(40, 5, "quadratic")
-    silent = dct.fit_map(even, method="quadratic", n_features=5, radius=1.0, slips=["no-second-derivative"])
+    silent = dct.fit_map(even, method="quadratic", n_features=5, radius=1.0, steps=Published(["no-second-derivative"]))
     assert silent.history == [0.0] * 10
 
 
@@ -273,10 +287,10 @@ def test_the_seed_decides_everything() -> None:
     assert a.seed == 3
 
 
-def test_auto_is_the_calibrated_radius() -> None:
+def test_auto_is_the_linear_radius() -> None:
     piece = Planted(32, 8, "exponential")
     found = dct.fit_map(piece, n_features=4, radius="auto")
-    assert found.radius == dct.radius(piece)
+    assert found.radius == radius.linear_radius(piece)
     assert found.radius.ratio == pytest.approx(0.5, rel=0.02)
     again = dct.fit_map(piece, n_features=4, radius=found.radius)
     assert again.V.equal(found.V)
@@ -461,8 +475,6 @@ def test_an_interrupt_before_any_result_stays_one() -> None:
         ({"radius": math.nan}, "radius=nan"),
         ({"init": "zero"}, "init='zero': use 'random', 'jacobian'"),
         ({"init": (torch.ones(3, 20), torch.ones(4, 20))}, r"init holds \[3, 20\]"),
-        ({"slips": ["signs"]}, r"slips=\['signs'\]: give a list of 'qr-signs'"),
-        ({"slips": "qr-signs"}, "slips='qr-signs': give a list"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options: dict[str, Any], said: str) -> None:
@@ -470,7 +482,16 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], said: str) -> N
         dct.fit_map(soft_map(), **({"n_features": 4, "radius": 1.0} | options))
 
 
-def test_a_calibration_without_a_root_stops_the_fit() -> None:
+@pytest.mark.parametrize(
+    ("slips", "said"),
+    [(["signs"], r"slips=\['signs'\]: give a list of 'qr-signs'"), ("qr-signs", "slips='qr-signs': give a list")],
+)
+def test_slips_that_nobody_published_are_refused(slips: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Published(slips)
+
+
+def test_a_radius_without_a_root_stops_the_fit() -> None:
     with pytest.raises(ValueError, match=r"ratio=0\.5: within bracket"):
         dct.fit_map(Planted(20, 5, "linear", apart=True), n_features=2, radius="auto")
 
@@ -486,7 +507,7 @@ def test_a_model_with_nan_a_short_prompt_and_swapped_layers_are_named(tmp_path: 
     with pytest.raises(ValueError, match="shorter than the read-out window"):
         dct.fit(model, torch.tensor([0, 5]), 0, 2, n_features=2)
     with pytest.raises(ValueError, match="source=2, target=1"):
-        dct.calibrate(model, tiny.prompt(model), 2, 1)
+        dct.linear_radius(model, tiny.prompt(model), 2, 1)
     with torch.no_grad():
         next(iter(model.parameters())).fill_(torch.nan)
     with pytest.raises(ValueError, match="NaN or infinity"):

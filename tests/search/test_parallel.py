@@ -32,7 +32,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it fork
 HOLDING = """
 import sys, time
 from pathlib import Path
-from kit import shards
+from kit.base import shards
 
 folder = Path(sys.argv[1])
 

@@ -1,4 +1,4 @@
-"""kit.calibration: the radius at which a map stops being linear."""
+"""kit.search.radius: the radius at which a map stops being linear."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def bent(power: float, size: float = 1.0) -> Map:
 @pytest.mark.parametrize("ratio", [0.05, 0.5, 2.0])
 @pytest.mark.parametrize("size", [0.4, 3.0])
 def test_a_known_root_is_found(power: int, ratio: float, size: float) -> None:
-    found = radius.radius(bent(power, size), ratio, tolerance=0.001, bracket=(1e-3, 1e3))
+    found = radius.linear_radius(bent(power, size), ratio, tolerance=0.001, bracket=(1e-3, 1e3))
     true = ratio ** (1 / (power - 1)) / size
     assert found.value == pytest.approx(true, rel=0.001)
     assert found.ratio == pytest.approx(ratio, rel=0.001)
@@ -49,7 +49,7 @@ def test_the_ratio_is_hit_within_the_tolerance_by_default(llama: Any) -> None:
     piece = LayerSlice(llama, [tiny.prompt(llama, n) for n in (7, 11)], 0, 2)
     J = piece.jacobian()
     for ratio in (0.2, 0.5):
-        found = radius.radius(piece, ratio)
+        found = radius.linear_radius(piece, ratio)
         v = random_units(30, piece.d_model, seed=0)  # the published ratio, written out
         linear = found.value * v @ J.T
         rest = piece.delta(found.value * v) - linear
@@ -60,7 +60,7 @@ def test_the_ratio_is_hit_within_the_tolerance_by_default(llama: Any) -> None:
 
 
 def test_the_curve_holds_every_radius_and_every_direction() -> None:
-    found = radius.radius(bent(3), 0.5, n_directions=7)
+    found = radius.linear_radius(bent(3), 0.5, n_directions=7)
     radii = [r for r, _, _ in found.curve]
     assert radii == sorted(radii)
     assert found.value in radii
@@ -72,22 +72,22 @@ def test_the_curve_holds_every_radius_and_every_direction() -> None:
 
 def test_seed_and_number_of_directions_count(llama: Any) -> None:
     row = tiny.prompt(llama)
-    found = [dct.calibrate(llama, row, 0, 2, seed=s, n_directions=4).value for s in (0, 0, 1)]
+    found = [dct.linear_radius(llama, row, 0, 2, seed=s, n_directions=4).value for s in (0, 0, 1)]
     assert found[0] == found[1] != found[2]
     assert found[2] == pytest.approx(found[0], rel=0.5)
 
 
-def test_calibrate_through_a_model_is_the_slices(llama: Any) -> None:
+def test_linear_radius_through_a_model_is_the_slices(llama: Any) -> None:
     rows = [tiny.prompt(llama, n) for n in (7, 11)]
     piece = LayerSlice(llama, rows, 1, 3, read=slice(-2, None))
-    direct = radius.radius(piece, 0.3, n_directions=5, seed=2)
-    found = dct.calibrate(llama, rows, 1, 3, 0.3, read=slice(-2, None), n_directions=5, seed=2)
+    direct = radius.linear_radius(piece, 0.3, n_directions=5, seed=2)
+    found = dct.linear_radius(llama, rows, 1, 3, 0.3, read=slice(-2, None), n_directions=5, seed=2)
     assert found == direct
 
 
 def test_the_root_may_lie_at_either_end_of_the_first_guess() -> None:
     for size in (1e-3, 0.05, 1.0, 10.0, 300.0):  # the search starts at a tenth of the unit
-        found = radius.radius(bent(2, size), 0.5, bracket=(1e-5, 1e5))
+        found = radius.linear_radius(bent(2, size), 0.5, bracket=(1e-5, 1e5))
         assert found.value == pytest.approx(0.5 / size, rel=0.011)
 
 
@@ -95,13 +95,13 @@ def test_the_root_may_lie_at_either_end_of_the_first_guess() -> None:
 def test_a_linear_map_has_no_root(bracket: tuple[float, float]) -> None:
     linear = Map(lambda thetas: thetas @ torch.diag(torch.arange(1.0, D + 1)), D)
     with pytest.raises(ValueError, match=r"ratio=0\.5: within bracket=.*a linear map stays near 0"):
-        radius.radius(linear, bracket=bracket)
+        radius.linear_radius(linear, bracket=bracket)
 
 
 @pytest.mark.parametrize("bracket", [(0.001, 0.3), (0.6, 8.0), (0.6, 0.7)])
 def test_a_bracket_without_a_root_says_what_it_met(bracket: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="widen the bracket") as error:
-        radius.radius(bent(2), 0.5, bracket=bracket)
+        radius.linear_radius(bent(2), 0.5, bracket=bracket)
     end = bracket[1] if bracket[1] < 0.5 else bracket[0]
     assert f"{end:.3g}" in str(error.value)
     assert str(bracket) in str(error.value)
@@ -112,7 +112,7 @@ def test_a_ratio_that_jumps_is_named() -> None:
         return thetas * torch.where(thetas.norm(dim=-1, keepdim=True) > 0.4, 3.0, 1.0)
 
     with pytest.raises(ValueError, match=r"jumps from 0 to .* at radius 0\.[34]"):
-        radius.radius(Map(function, D))
+        radius.linear_radius(Map(function, D))
 
 
 @pytest.mark.parametrize(
@@ -133,20 +133,20 @@ def test_a_ratio_that_jumps_is_named() -> None:
 )
 def test_what_makes_no_sense_is_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        radius.radius(bent(2), **options)
+        radius.linear_radius(bent(2), **options)
 
 
 def test_a_map_without_a_linear_part_is_named() -> None:
     with pytest.raises(ValueError, match="J v = 0"):
-        radius.radius(Map(torch.square, D))
+        radius.linear_radius(Map(torch.square, D))
 
 
 def test_numbers_that_are_not_finite_are_named() -> None:
     with pytest.raises(ValueError, match="derivative at 0 is not finite"):
-        radius.radius(Map(torch.sqrt, D))
+        radius.linear_radius(Map(torch.sqrt, D))
     cliff = Map(lambda t: t / (t.norm(dim=-1, keepdim=True) < 0.3), D)
     with pytest.raises(ValueError, match=r"at radius 0\.4 .*is not finite"):
-        radius.radius(cliff)
+        radius.linear_radius(cliff)
 
 
 def test_resolve_takes_auto_a_number_or_a_radius() -> None:
@@ -164,5 +164,5 @@ def test_resolve_takes_auto_a_number_or_a_radius() -> None:
 
 
 def test_a_radius_draws_its_curve() -> None:
-    figure = radius.radius(bent(2)).plot()
+    figure = radius.linear_radius(bent(2)).plot()
     assert figure.axes

@@ -61,15 +61,11 @@ def test_an_mlp_factor_is_a_change_of_the_matrix(model: Any) -> None:
 
 def test_mlp_factors_are_saved_and_exported(llama: Any, tmp_path: Path) -> None:
     rng = torch.Generator().manual_seed(0)
-    make = lambda site, width: Factor(
-        torch.randn(1, width, generator=rng),
-        torch.randn(1, 48, generator=rng),
-        (1,),
-        0.7,
-        site,
-        kit.fingerprint(llama),
-        site=site,
-    )
+
+    def make(site: Any, width: int) -> Factor:
+        read, write = torch.randn(1, width, generator=rng), torch.randn(1, 48, generator=rng)
+        return Factor(read, write, (1,), 0.7, site, kit.fingerprint(llama), site=site)
+
     both = [make("mlp_out", llama.cfg.d_mlp), make("attn_out", 48)]
     again = Factor.load(both[0].save(tmp_path / "f.safetensors"))
     assert again.site == "mlp_out" and torch.equal(again.reads, both[0].reads)

@@ -292,17 +292,20 @@ def test_controls_show_what_the_map_does_to_random_inputs() -> None:
     torch.testing.assert_close(control.changes, fit.piece.delta(2 * control.V))
 
 
-def test_same_token_is_the_largest_group_that_left_the_models_own() -> None:
-    def logits(thetas: Tensor | None) -> Tensor:
-        said = [4] if thetas is None else [4, 2, 4, 1, 4, 1]
-        return torch.eye(6)[said][:, None]
+def test_same_token_is_the_largest_group_that_left_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit: Any = SimpleNamespace(thetas=EYE[:6], piece=None)
 
-    fit: Any = SimpleNamespace(thetas=EYE[:6], _slice=lambda: SimpleNamespace(logits=logits))
-    assert statistics.same_token(fit) == [3, 5]
-    fit._slice = lambda: SimpleNamespace(
-        logits=lambda thetas: torch.eye(6)[[4] * (1 if thetas is None else 6)][:, None]
-    )
-    assert statistics.same_token(fit) == []
+    def after(said: list[int]) -> list[int]:
+        """The group, where the model says these tokens with each feature, and 4 without."""
+
+        def logits(thetas: Tensor | None) -> Tensor:
+            return torch.eye(6)[[4] if thetas is None else said][:, None]
+
+        monkeypatch.setattr(statistics, "slice_behind", lambda _piece: SimpleNamespace(logits=logits))
+        return statistics.same_token(fit)
+
+    assert after([4, 2, 4, 1, 4, 1]) == [3, 5]
+    assert after([4] * 6) == []
 
 
 def test_seeds_of_a_model_go_through_all_of_it(llama: Any) -> None:
@@ -316,5 +319,5 @@ def test_seeds_of_a_model_go_through_all_of_it(llama: Any) -> None:
     assert len(table) == 10
     assert table["effect_random"].notna().all()
     group = statistics.same_token(fits[0])
-    said = fits[0]._slice().logits(fits[0].thetas)[:, 0].argmax(-1)
+    said = fits[0].piece.logits(fits[0].thetas)[:, 0].argmax(-1)
     assert len(set(said[group].tolist())) <= 1
