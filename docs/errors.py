@@ -40,7 +40,7 @@ GROUPS = {
         "generated and no hook stays; mend the argument and call again.",
     ),
     "Searches for directions": (
-        ("kit.search", "course.unlock"),
+        ("kit.search", "course.studies"),
         "A setting out of its range, or a model and prompts on which the method has nothing to "
         "find. Runs that were stopped keep what was whole.",
     ),

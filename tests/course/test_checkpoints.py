@@ -24,7 +24,7 @@ from course.catch_up.files import FORMAT, Entry, Shelf, file_name, read, shipped
 from course.catch_up.plan import Book
 from course.catch_up.running import catch_up
 from course.catch_up.values import CLASSES, CannotStore, Reader, Writer
-from course.unlock.elicitation import Choice
+from course.studies.elicitation import Choice
 from kit.search.radius import Radius
 from tests.course.test_catch_up import book, shelf
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import kit
 from course import runner
-from course.unlock import elicitation, recovery
+from course.studies import elicitation, recovery
 from kit import sae as saes
 from kit.data import organisms
 from kit.models import lora, weights

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import kit
 from course import rules
-from course.unlock import recovery
+from course.studies import recovery
 from kit import sae as saes
 from kit.data.corpora import corpus
 from kit.models import lora

@@ -20,8 +20,7 @@ from kit.models.positions import Positions
 from kit.models.tokens import chat_tokens, text_tokens
 from kit.steering import generation
 from kit.steering.intervention import Intervention, Op
-from kit.steering.results import Receipt
-from kit.steering.results import Row
+from kit.steering.results import Receipt, Row
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

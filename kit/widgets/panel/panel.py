@@ -19,8 +19,7 @@ from kit.models.hook_points import hooks_left
 from kit.models.positions import Positions
 from kit.steering import render
 from kit.steering.intervention import Intervention, Op
-from kit.steering.results import Receipt
-from kit.steering.results import Row
+from kit.steering.results import Receipt, Row
 from kit.widgets import frame as style
 from kit.widgets.panel import arms
 from kit.widgets.panel import arms as state

@@ -13,10 +13,12 @@ from torch import Tensor
 
 pytest.importorskip("pandas")
 
+from course.studies import multiplicity
+from course.studies.multiplicity import Sides, compare, match, sign_flip, stability
 from kit.base.directions import orthogonal, random_units, unit
 from kit.search import dct, statistics
 from kit.search.maps import Map
-from kit.search.statistics import Sides, compare, match, sign_flip, stability, summary
+from kit.search.statistics import summary
 
 EYE = torch.eye(12)
 
@@ -284,7 +286,7 @@ def test_comparison_draws_every_fit() -> None:
 
 def test_controls_show_what_the_map_does_to_random_inputs() -> None:
     fit = dct.fit_map(squeeze(), method="linear", n_features=8, radius=2.0)
-    control = statistics.controls(fit)
+    control = multiplicity.controls(fit)
     assert control.V.shape == control.U.shape == (8, 24)
     assert statistics.mean_cosine(control.V) < 0.3
     assert statistics.mean_cosine(control.U) > 0.7
@@ -301,8 +303,8 @@ def test_same_token_is_the_largest_group_that_left_the_models_own(monkeypatch: p
         def logits(thetas: Tensor | None) -> Tensor:
             return torch.eye(6)[[4] if thetas is None else said][:, None]
 
-        monkeypatch.setattr(statistics, "slice_behind", lambda _piece: SimpleNamespace(logits=logits))
-        return statistics.same_token(fit)
+        monkeypatch.setattr(multiplicity, "slice_behind", lambda _piece: SimpleNamespace(logits=logits))
+        return multiplicity.same_token(fit)
 
     assert after([4, 2, 4, 1, 4, 1]) == [3, 5]
     assert after([4] * 6) == []
@@ -318,6 +320,6 @@ def test_seeds_of_a_model_go_through_all_of_it(llama: Any) -> None:
     table = stability(fits)
     assert len(table) == 10
     assert table["effect_random"].notna().all()
-    group = statistics.same_token(fits[0])
+    group = multiplicity.same_token(fits[0])
     said = fits[0].piece.logits(fits[0].thetas)[:, 0].argmax(-1)
     assert len(set(said[group].tolist())) <= 1

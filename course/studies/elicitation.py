@@ -5,7 +5,7 @@ A search gets ONE locked prompt. Its vectors are asked validation items, and the
 items. The measure is the recovered share of the gap between locked and unlocked accuracy
 (Greenblatt et al. 2024, arXiv:2405.19550; Mack, Panickssery and Turner 2026, arXiv:2606.29604).
 
-:mod:`course.unlock.recovery` keeps the records, and makes a table of them.
+:mod:`course.studies.recovery` keeps the records, and makes a table of them.
 """
 
 from __future__ import annotations

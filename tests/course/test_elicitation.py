@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from course.unlock import elicitation, recovery
-from course.unlock.elicitation import Choice, Setting
+from course.studies import elicitation, recovery
+from course.studies.elicitation import Choice, Setting
 from kit.data import organisms
 from kit.steering.vectors import SteeringVector
 

@@ -3,7 +3,7 @@
 The measure is the recovered share of the gap between locked and unlocked accuracy (Greenblatt et
 al. 2024, arXiv:2405.19550; Mack, Panickssery and Turner 2026, arXiv:2606.29604).
 
-``python -m course.unlock.recovery withholding`` measures what is not yet in its file, arm by arm
+``python -m course.studies.recovery withholding`` measures what is not yet in its file, arm by arm
 and seed by seed, and prints the table: it may be stopped at any time and called again.
 """
 
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from course.unlock import elicitation
-from course.unlock.elicitation import ARMS, SETTINGS
+from course.studies import elicitation
+from course.studies.elicitation import ARMS, SETTINGS
 from kit import data
 from kit.base.files import read_json, whole
 from kit.data import organisms
@@ -165,7 +165,7 @@ def _complete(path: Path, name: str, jobs: Sequence[tuple[str, int]]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure what is missing, save after every record, print the table."""
-    parser = argparse.ArgumentParser(prog="python -m course.unlock.recovery", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m course.studies.recovery", description=__doc__)
     parser.add_argument("organism", nargs="*", help=f"default: {', '.join(SETTINGS)}")
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=[*ARMS, "around"])
     parser.add_argument("--seeds", type=int, default=3)

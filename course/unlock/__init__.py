@@ -1,1 +1,0 @@
-"""Can a vector open what a model hides? What notebook 07 and ``data/organisms`` measure with."""
