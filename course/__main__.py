@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     docs = add(_docs, "write the API reference as web pages that need no server")
     docs.add_argument("--out", default="build/docs", help="the folder (default: %(default)s)")
-    workshop = add(_workshop, "notebooks for students and instructors, a gallery, a handout")
+    workshop = add(_workshop, "notebooks for students and instructors, pages, a handout")
     workshop.add_argument("names", nargs="*", metavar="NOTEBOOK", help="03 or a file; default: all")
     workshop.add_argument("--out", default="build/workshop", type=Path, help="folder to make")
     workshop.add_argument("--repository", default="", metavar="URL", help="for Colab and links.md")

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import kit
+from course.__main__ import main
 from course.site import reference
-from kit import cli
 from tests.test_browser import FLAGS, _chromium
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -201,7 +201,7 @@ def test_an_older_reference_is_replaced_whole_or_not_at_all(tmp_path: Path, monk
 def test_other_peoples_folders_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "letter.txt").write_text("dear all")
     for place in (tmp_path, tmp_path / "letter.txt"):
-        assert cli.main(["docs", "--out", str(place)]) == 1
+        assert main(["docs", "--out", str(place)]) == 1
         err = capsys.readouterr().err
         assert err.startswith(f"kit docs: out='{place}' holds something else")
         assert err.count("\n") == 1
