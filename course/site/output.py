@@ -50,14 +50,9 @@ def replaced(out: str | Path, mark: str) -> Iterator[Path]:
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        fresh, old = Path(scratch) / "new", Path(scratch) / "old"
+        fresh = Path(scratch) / "new"
         fresh.mkdir()
         yield fresh
         if target.exists():
-            os.replace(target, old)
-        try:
-            os.replace(fresh, target)
-        except OSError:
-            if old.exists():
-                os.replace(old, target)
-            raise
+            os.replace(target, Path(scratch) / "old")
+        os.replace(fresh, target)
