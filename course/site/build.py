@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from course import runner
+from course import rules, runner
 from course.site import colab, course_map
 from course.site.output import replaced
 from kit.base.progress import track
@@ -44,6 +44,8 @@ def build(
     missing = [name for name in _LIBRARIES if find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(f"{', '.join(missing)} missing: {pip_install(*missing)}")
+    from course.site import pages  # which imports them
+
     if repository:
         colab.checked(repository)
     wanted = runner.choose(names, folder)
@@ -51,34 +53,6 @@ def build(
     if not whole:
         raise ValueError(f"no notebooks in {folder}: run this in a clone of the repository")
     lessons = [lesson for lesson in whole if lesson.path in wanted]
-    with replaced(out, MARK) as fresh:
-        said = _fill(fresh, lessons, whole, repository, branch, address)
-        (fresh / MARK).touch()
-    return [os.path.abspath(out), *said]
-
-
-def _fill(
-    out: Path,
-    lessons: Sequence[course_map.Lesson],
-    whole: Sequence[course_map.Lesson],
-    repository: str,
-    branch: str,
-    address: str,
-) -> list[str]:
-    from course.site import editions, pages  # nbconvert, which may be missing until `build` has looked
-
-    for name in ("student", "instructor", "pages"):
-        (out / name).mkdir()
-    there = {lesson.path.stem for lesson in lessons}
-    beside = zip([None, *lessons[:-1]], lessons, [*lessons[1:], None], strict=True)
-    for before, lesson, after in track(list(beside), "notebooks"):
-        source = course_map.open_notebook(lesson.path)
-        runner.write(editions.student(source, lesson, repository), out / "student" / lesson.path.name)
-        runner.write(editions.instructor(source, lesson), out / "instructor" / lesson.path.name)
-        html = pages.notebook_page(source, lesson, before, after, there)
-        (out / "pages" / f"{lesson.path.stem}.html").write_text(html, encoding="utf-8")
-    (out / "pages" / "index.html").write_text(pages.index_page(lessons, whole), encoding="utf-8")
-    (out / "handout.html").write_text(pages.handout_page(lessons, address), encoding="utf-8")
     n = f"{len(lessons)} notebook{'s' * (len(lessons) != 1)}"
     said = [
         f"student/      {n} without outputs, solutions and quiz answers",
@@ -86,8 +60,33 @@ def _fill(
         "pages/        web pages: open index.html, or put the folder on any web server",
         "handout.html  one page of A4 for the room",
     ]
-    if repository:
-        hub = address if address.startswith(("http://", "https://")) else ""
-        (out / "links.md").write_text(colab.links(lessons, repository, branch=branch, hub=hub), encoding="utf-8")
-        said.append("links.md      for Colab, Binder and a JupyterHub with nbgitpuller")
-    return [f"  {line}" for line in said]
+    with replaced(out, MARK) as fresh:
+        for name in ("student", "instructor", "pages"):
+            (fresh / name).mkdir()
+        _notebooks(fresh, lessons, repository)
+        texts = {
+            "pages/index.html": pages.index_page(lessons, whole),
+            "handout.html": pages.handout_page(lessons, address),
+            MARK: "",
+        }
+        if repository:
+            hub = address if address.startswith(("http://", "https://")) else ""
+            texts["links.md"] = colab.links(lessons, repository, branch=branch, hub=hub)
+            said.append("links.md      for Colab, Binder and a JupyterHub with nbgitpuller")
+        for name, text in texts.items():
+            (fresh / name).write_text(text, encoding="utf-8")
+    return [os.path.abspath(out), *(f"  {line}" for line in said)]
+
+
+def _notebooks(out: Path, lessons: Sequence[course_map.Lesson], repository: str) -> None:
+    """Both editions and the page of each notebook."""
+    from course.site import editions, pages
+
+    there = {lesson.path.stem for lesson in lessons}
+    beside = zip([None, *lessons[:-1]], lessons, [*lessons[1:], None], strict=True)
+    for before, lesson, after in track(list(beside), "notebooks"):
+        source = rules.read(lesson.path)
+        runner.write(editions.student(source, lesson, repository), out / "student" / lesson.path.name)
+        runner.write(editions.instructor(source, lesson), out / "instructor" / lesson.path.name)
+        html = pages.notebook_page(source, lesson, before, after, there)
+        (out / "pages" / f"{lesson.path.stem}.html").write_text(html, encoding="utf-8")

@@ -85,7 +85,7 @@ def lesson(path: Path, notebook: NotebookNode | None = None) -> Lesson:
     Raises:
         ValueError: its ``metadata.kit`` lacks something; the text names the notebook and what.
     """
-    notebook = open_notebook(path) if notebook is None else notebook
+    notebook = rules.read(path) if notebook is None else notebook
     kit = notebook.metadata.get("kit", {})
     lacks = [
         key for key in ("title", "question", "goals", "after", "human_minutes", "machine_seconds") if key not in kit
@@ -110,20 +110,6 @@ def lesson(path: Path, notebook: NotebookNode | None = None) -> Lesson:
 def read(folder: Path = runner.FOLDER) -> list[Lesson]:
     """All notebooks in order. Raises ValueError like `lesson`."""
     return [lesson(path) for path in runner.choose([], folder)]
-
-
-def open_notebook(path: Path) -> NotebookNode:
-    """A notebook file, read without the schema's checks, which take most of the time.
-
-    Raises:
-        ValueError: it is no notebook of format 4.
-    """
-    from nbformat import v4
-
-    try:
-        return v4.reads(path.read_text(encoding="utf-8"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path.name}: not a notebook of format 4: {error}") from error
 
 
 def checks(cell: NotebookNode) -> list[Check]:
@@ -218,11 +204,10 @@ def write(folder: Path = runner.FOLDER, readme: Path | None = None) -> list[Path
     lessons, changed = read(folder), []
     start = lessons[0].path
     notebook = rules.read(start)
-    before = [cell.source for cell in notebook.cells]
-    for cell in notebook.cells:
-        if "01_hooks.ipynb) | " in cell.source:
-            cell.source = replace_table(cell.source, "01_hooks.ipynb", table(lessons, "", "00"))
-    if [cell.source for cell in notebook.cells] != before:
+    cell = next(cell for cell in notebook.cells if "01_hooks.ipynb) | " in cell.source)
+    new = replace_table(cell.source, "01_hooks.ipynb", table(lessons, "", "00"))
+    if new != cell.source:
+        cell.source = new
         notebook.metadata["kit"]["source_sha256"] = rules.source_hash(notebook)
         runner.write(notebook, start)
         changed.append(start)

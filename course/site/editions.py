@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 ANSWERS = "*The answers stand on this notebook's page of the web site; discuss first.*"
 FOLDED = "<details><summary>What to see here (run the cell above first)</summary>"
-_END = "</details>"
 _QUIZ = re.compile(r"<details><summary>Answers</summary>.*?</details>", re.DOTALL)
 _NEXT = re.compile(r"^(?=#|\*\*Predict first)", re.MULTILINE)
 _EXERCISE = re.compile(r"(?:\(|\*)(?:easy|medium|hard), (\d+) minutes", re.IGNORECASE)
@@ -76,14 +75,9 @@ def student(source: NotebookNode, lesson: Lesson, repository: str = "") -> Noteb
 
 def fold(text: str) -> str:
     """Markdown whose reading of a result is folded, up to the next heading or prediction."""
-    reading, rest = _split(text)
-    return f"{FOLDED}\n\n{reading}\n\n{_END}" + (f"\n\n{rest}" if rest else "")
-
-
-def _split(text: str) -> tuple[str, str]:
     found = _NEXT.search(text, 1)
     cut = found.start() if found else len(text)
-    return text[:cut].strip(), text[cut:].strip()
+    return f"{FOLDED}\n\n{text[:cut].strip()}\n\n</details>\n\n{text[cut:].strip()}".strip()
 
 
 # --- instructor -----------------------------------------------------------------------------------

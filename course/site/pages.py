@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from course.site.course_map import Lesson
 
 
-WIDGET = "application/vnd.jupyter.widget-view+json"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _CAPTION = re.compile(r"""(?:title\(|title=|heatmap\(.*?,)\s*f?(["'])(.+?)\1""", re.DOTALL)
 
@@ -57,7 +56,6 @@ def notebook_page(
             "caption": caption,
             "clean_html": clean,
             "is_empty": is_empty,
-            "live": live,
             "markdown2html": MarkdownWithMath(renderer=renderer).render,
         },
     )
@@ -98,17 +96,6 @@ def exercise_ids(lesson: Lesson) -> str:
 
 def _page(kind: str, **values: Any) -> str:
     return render(f"{kind}.html", kind=kind, policy=Markup(POLICY), **values)
-
-
-# --- what stands in the place of what only a notebook can show ------------------------------------
-
-
-def live(what: str, *, scripted: bool = False) -> str:
-    """What stands in the place of an output that only a live notebook can show."""
-    name = re.match(r"[A-Z]\w+(?=\()", what)
-    which = f" (<code>{escape(name[0])}</code>)" if name else ""
-    why = "a script, and these pages run none" if scripted else "a running kernel"
-    return f'<div class="live" role="note"><b>Live in the notebook.</b> This view{which} needs {why}.</div>'
 
 
 def caption(code: str) -> str:

@@ -26,9 +26,10 @@ from kit.cli.pins import pins
 from tests.test_browser import FLAGS, _chromium
 
 ROOT = Path(__file__).parents[2]
-SOURCES = {path: course_map.open_notebook(path) for path in runner.choose([])}
+SOURCES = {path: rules.read(path) for path in runner.choose([])}
 LESSONS = {path: course_map.lesson(path, notebook) for path, notebook in SOURCES.items()}
 each_notebook = pytest.mark.parametrize("path", SOURCES, ids=[path.stem for path in SOURCES])
+WIDGET = "application/vnd.jupyter.widget-view+json"
 REPOSITORY = "https://github.com/someone/steering-kit"
 NEEDS = re.compile(r"^\*\*Needs:\*\* *(.+)$", re.MULTILINE)
 LATE = re.compile(r'^\*\*Late\?\*\* `kit\.catch_up\("(\d\d)\.(\d+)"\)`', re.MULTILINE)
@@ -119,7 +120,7 @@ def test_write_brings_stale_tables_up_to_date_and_then_rests(tmp_path: Path) -> 
         "before\n\n| a | b |\n|---|---|\n| [00](notebooks/00_start_here.ipynb) | 9 |\n\nafter\n", encoding="utf-8"
     )
     late = tmp_path / "16_facts.ipynb"
-    notebook = course_map.open_notebook(late)
+    notebook = rules.read(late)
     notebook.metadata["kit"]["machine_seconds"] = 12_345
     runner.write(notebook, late)
     changed = course_map.write(tmp_path, readme)
@@ -499,7 +500,7 @@ def test_every_frozen_view_is_on_its_page(built: Path) -> None:
         shown = " ".join(words((built / "pages" / f"{path.stem}.html").read_text("utf-8")))
         for output in (o for cell in notebook.cells for o in cell.get("outputs", [])):
             data = output.get("data", {})
-            if pages.WIDGET in data and data.get("text/html"):
+            if WIDGET in data and data.get("text/html"):
                 assert " ".join(words(clean(data["text/html"]))[:12]) in shown, path.stem
                 count += 1
     assert count >= 15
@@ -561,8 +562,8 @@ def test_text_of_a_model_does_nothing_on_a_page(tmp_path: Path) -> None:
         v4.new_output(
             "display_data", data={"text/html": html, "text/plain": "x"}, metadata={"text/html": {"isolated": True}}
         ),
-        v4.new_output("display_data", data={pages.WIDGET: {"model_id": "1"}, "text/html": "<p>frozen</p>" + EVIL[0]}),
-        v4.new_output("display_data", data={pages.WIDGET: {"model_id": "1"}, "text/plain": "Panel(<script>)"}),
+        v4.new_output("display_data", data={WIDGET: {"model_id": "1"}, "text/html": "<p>frozen</p>" + EVIL[0]}),
+        v4.new_output("display_data", data={WIDGET: {"model_id": "1"}, "text/plain": "Panel(<script>)"}),
         v4.new_output("display_data", data={"application/x-<script>": "x"}),
         v4.new_output("display_data", data={"image/svg+xml": EVIL[3], "text/plain": "drawing"}),
         v4.new_output("error", ename="E", evalue="e", traceback=["\x1b[31m" + EVIL[0]]),
