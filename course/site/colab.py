@@ -10,16 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from course.site.course_map import mermaid
+from course.site.course_map import Lesson, mermaid
 from course.site.output import render
 from kit.cli.pins import CPU_TORCH, pins
-
-if TYPE_CHECKING:
-    from course.site.course_map import Lesson
-
 
 CLONE = "steering-kit"
 _GITHUB = re.compile(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?")

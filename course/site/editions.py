@@ -20,17 +20,14 @@ from __future__ import annotations
 import copy
 import re
 from datetime import datetime
-from typing import TYPE_CHECKING
 
+from nbformat import NotebookNode, v4
+
+from course import exercises
+from course.exercises import Exercise
 from course.site import colab
 from course.site.course_map import Check, Lesson, Section, checks, parts
 from course.site.output import render
-
-if TYPE_CHECKING:
-    from nbformat import NotebookNode
-
-    from course.exercises import Exercise
-
 
 ANSWERS = "*The answers stand on this notebook's page of the web site; discuss first.*"
 FOLDED = "<details><summary>What to see here (run the cell above first)</summary>"
@@ -106,8 +103,6 @@ def instructor(source: NotebookNode, lesson: Lesson) -> NotebookNode:
 
 def solution(exercise: Exercise, check: Check) -> str:
     """Code that puts the solution in the place of the learner's answer, and checks it."""
-    from course import exercises
-
     given = f", {check.context}" if check.context else ""
     name = exercise.solution.__name__
     if exercise.kind == "value":
@@ -127,13 +122,11 @@ def notes(exercise: Exercise) -> str:
 
 def wrong_answers(exercise: Exercise) -> list[tuple[str, str]]:
     """The exercise's wrong answers, each with the message that a learner gets."""
-    from course.exercises import Wrong
-
     found, context = [], exercise.example()
     for label, candidate in exercise.wrong:
         try:
             exercise.spec(exercise.answer(candidate, context), **context)
-        except Wrong as wrong:
+        except exercises.Wrong as wrong:
             found.append((label, str(wrong)))
     return found
 
@@ -198,8 +191,6 @@ def _first_line(code: str) -> str:
 
 
 def _exercises(lesson: Lesson) -> dict[str, Exercise]:
-    from course import exercises
-
     return {id: exercises.find(id) for id in lesson.exercises}
 
 
@@ -208,7 +199,5 @@ def _tags(cell: NotebookNode) -> list[str]:
 
 
 def _cell(kind: str, text: str, id: str, tag: str) -> NotebookNode:
-    from nbformat import v4
-
     make = v4.new_code_cell if kind == "code" else v4.new_markdown_cell
     return make(text, id=id, metadata={"tags": [tag]})

@@ -11,22 +11,18 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from latex2mathml.converter import convert
 from markupsafe import Markup, escape
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbformat import NotebookNode
 
 from course.site import course_map
 from course.site.clean import clean, is_empty
+from course.site.course_map import Lesson
 from course.site.output import FOLDER, render
-
-if TYPE_CHECKING:
-    from nbformat import NotebookNode
-
-    from course.site.course_map import Lesson
-
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _CAPTION = re.compile(r"""(?:title\(|title=|heatmap\(.*?,)\s*f?(["'])(.+?)\1""", re.DOTALL)
