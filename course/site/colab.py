@@ -19,31 +19,6 @@ from kit.cli.pins import CPU_TORCH, pins
 CLONE = "steering-kit"
 _GITHUB = re.compile(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?")
 
-_CELL = """
-# In Colab: get the kit and its model (some minutes, about 2 GB). Anywhere else: nothing.
-import sys
-
-if "google.colab" in sys.modules:
-    import os
-    import shutil
-    import subprocess
-
-    def run(*command):
-        print("$", *command, flush=True)
-        subprocess.run(command, check=True)
-
-    pip = sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"
-    if not os.path.isdir("{clone}"):
-        run("git", "clone", "--quiet", "--depth", "1", "--", {repository!r}, "{clone}")
-    if not shutil.which("nvidia-smi"):  # without a GPU: not the gigabytes of CUDA
-        run(*pip, "--no-deps", "--index-url", "{index}", "torch=={torch}")
-    run(*pip, "-c", "{clone}/constraints.txt", "-e", "./{clone}")
-    run(sys.executable, "-m", "kit", "fetch")
-    sys.path.insert(0, os.path.abspath("{clone}"))
-    if "numpy" in sys.modules:
-        print("Now restart the session (menu Runtime), then run from the top: quick now.")
-"""
-
 
 def checked(repository: str) -> str:
     """The address of a repository, as it was given.
@@ -59,7 +34,8 @@ def checked(repository: str) -> str:
 
 def cell(repository: str) -> str:
     """Source of the first cell. Raises ValueError like `checked`."""
-    return _CELL.strip().format(repository=checked(repository), clone=CLONE, index=CPU_TORCH, torch=pins()["torch"])
+    address = repr(checked(repository))
+    return render("colab.py.j2", repository=address, clone=CLONE, index=CPU_TORCH, torch=pins()["torch"]).strip()
 
 
 def links(lessons: Sequence[Lesson], repository: str, *, branch: str = "main", hub: str = "") -> str:
@@ -70,14 +46,16 @@ def links(lessons: Sequence[Lesson], repository: str, *, branch: str = "main", h
         hub: address of the JupyterHub that has nbgitpuller, for the last column.
     """
     checked(repository)
-    github = _GITHUB.fullmatch(repository)
+    found = _GITHUB.fullmatch(repository)
+    github = found[1] if found else ""  # OWNER/NAME
     name = repository.rstrip("/").removesuffix(".git").rsplit("/", 1)[-1]
     where, at = quote(repository, safe=""), quote(branch, safe="")
+    hosted = f"gh/{github}" if github else f"git/{where}"
     rows = []
     for lesson in lessons:
         path = f"student/{lesson.path.name}"
-        colab = f"https://colab.research.google.com/github/{github[1]}/blob/{quote(branch)}/{path}" if github else ""
-        binder = f"https://mybinder.org/v2/{f'gh/{github[1]}' if github else f'git/{where}'}/{at}?labpath={path}"
+        colab = f"https://colab.research.google.com/github/{github}/blob/{quote(branch)}/{quote(path)}"
+        binder = f"https://mybinder.org/v2/{hosted}/{at}?labpath={quote(path)}"
         tree = quote(f"lab/tree/{name}/{path}", safe="")
         pull = f"{hub.rstrip('/')}/hub/user-redirect/git-pull?repo={where}&branch={at}&urlpath={tree}"
         rows.append((lesson, colab, binder, pull))
