@@ -5,7 +5,7 @@
 # make hub    a JupyterHub for a workshop on this host; as root, see course/room/README.md
 # make doctor what is wrong with this machine, and the command that mends it
 # make docs   the API reference as web pages, in build/docs
-# make workshop  notebooks for students and instructors, a gallery, a handout
+# make workshop  notebooks for students and instructors, pages, a handout
 # make bench | make notebooks | make clean
 #
 # Variables: PYTHON=python3.12, ARGS="--no-browser --port 8899", PYTEST_ARGS="-k steer", WORKERS=4,

@@ -64,7 +64,7 @@ def read(path: Path) -> NotebookNode:
     with junk(str(path)):
         try:
             notebook = nbformat.read(path, as_version=4)
-        except nbformat.ValidationError as error:
+        except (nbformat.ValidationError, nbformat.reader.NotJSONError) as error:
             raise ValueError(f"{path} is no notebook: {error!s:.200}") from error
         told = notebook.metadata.get("kit", {})
         if not isinstance(told, dict):

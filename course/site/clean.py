@@ -1,15 +1,14 @@
 """HTML that came out of a model or a notebook, made harmless for a static page.
 
 Tags and attributes are kept by name (bleach); the rest goes, and the text of what can run goes with
-it. A page's Content-Security-Policy stands behind this (`course.site.gallery`): either alone would
-do.
+it. A page's Content-Security-Policy (`course.site.pages`) stands behind this: either would do.
 """
 
 from __future__ import annotations
 
 import re
-from functools import cache
-from typing import Any
+
+from bleach.sanitizer import Cleaner
 
 _TEXT = """a abbr b blockquote br caption code col colgroup dd del details div dl dt em h1 h2 h3 h4
     h5 h6 hr i img ins kbd li mark ol p pre q s samp small span strong sub summary sup table tbody
@@ -51,18 +50,14 @@ def _attribute(tag: str, name: str, value: str) -> bool:
     return name != "href" or (tag == "a" and not value.strip().lower().startswith("data:"))
 
 
-@cache
-def _cleaner() -> Any:
-    from bleach.sanitizer import Cleaner
-
-    return Cleaner(
-        tags=_TAGS,
-        attributes=_attribute,
-        protocols={"http", "https", "mailto", "data"},
-        strip=True,
-        strip_comments=True,
-        css_sanitizer=_Style(),
-    )
+_CLEANER = Cleaner(
+    tags=_TAGS,
+    attributes=_attribute,
+    protocols={"http", "https", "mailto", "data"},
+    strip=True,
+    strip_comments=True,
+    css_sanitizer=_Style(),
+)
 
 
 def clean(html: str) -> str:
@@ -75,7 +70,7 @@ def clean(html: str) -> str:
 
     text = _RAW.sub("", _PICTURE.sub(keep, html.replace("\x00", "")))
     text = re.sub("\x00(\\d+)\x00", lambda match: pictures[int(match[1])], text)
-    return str(_cleaner().clean(text))
+    return str(_CLEANER.clean(text))
 
 
 def is_empty(html: str) -> bool:

@@ -10,42 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from course.site.course_map import Lesson, mermaid
+from course.site.output import render
 from kit.cli.pins import CPU_TORCH, pins
-
-if TYPE_CHECKING:
-    from course.site.course_map import Lesson
-
 
 CLONE = "steering-kit"
 _GITHUB = re.compile(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?")
-
-_CELL = """
-# In Colab: get the kit and its model (some minutes, about 2 GB). Anywhere else: nothing.
-import sys
-
-if "google.colab" in sys.modules:
-    import os
-    import shutil
-    import subprocess
-
-    def run(*command):
-        print("$", *command, flush=True)
-        subprocess.run(command, check=True)
-
-    pip = sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"
-    if not os.path.isdir("{clone}"):
-        run("git", "clone", "--quiet", "--depth", "1", "--", {repository!r}, "{clone}")
-    if not shutil.which("nvidia-smi"):  # without a GPU: not the gigabytes of CUDA
-        run(*pip, "--no-deps", "--index-url", "{index}", "torch=={torch}")
-    run(*pip, "-c", "{clone}/constraints.txt", "-e", "./{clone}")
-    run(sys.executable, "-m", "kit", "fetch")
-    sys.path.insert(0, os.path.abspath("{clone}"))
-    if "numpy" in sys.modules:
-        print("Now restart the session (menu Runtime), then run from the top: quick now.")
-"""
 
 
 def checked(repository: str) -> str:
@@ -62,44 +34,31 @@ def checked(repository: str) -> str:
 
 def cell(repository: str) -> str:
     """Source of the first cell. Raises ValueError like `checked`."""
-    return _CELL.strip().format(repository=checked(repository), clone=CLONE, index=CPU_TORCH, torch=pins()["torch"])
+    address = repr(checked(repository))
+    return render("colab.py.j2", repository=address, clone=CLONE, index=CPU_TORCH, torch=pins()["torch"]).strip()
 
 
-def links(
-    lessons: Sequence[Lesson], repository: str, *, branch: str = "main", folder: str = "student", hub: str = ""
-) -> str:
+def links(lessons: Sequence[Lesson], repository: str, *, branch: str = "main", hub: str = "") -> str:
     """A Markdown page of links that open the student edition in Colab, Binder and on a JupyterHub.
 
     Args:
         branch: the repository's branch that holds the student edition.
-        folder: where it lies there.
-        hub: address of the JupyterHub that has nbgitpuller, for the third column.
+        hub: address of the JupyterHub that has nbgitpuller, for the last column.
     """
     checked(repository)
-    github = _GITHUB.fullmatch(repository)
+    found = _GITHUB.fullmatch(repository)
+    github = found[1] if found else ""  # OWNER/NAME
     name = repository.rstrip("/").removesuffix(".git").rsplit("/", 1)[-1]
-    where = f"gh/{github[1]}" if github else f"git/{quote(repository, safe='')}"
+    where, at = quote(repository, safe=""), quote(branch, safe="")
+    hosted = f"gh/{github}" if github else f"git/{where}"
     rows = []
     for lesson in lessons:
-        path = f"{folder}/{lesson.path.name}"
-        binder = f"https://mybinder.org/v2/{where}/{quote(branch, safe='')}?labpath={quote(path)}"
-        pull = (
-            f"{hub.rstrip('/')}/hub/user-redirect/git-pull?repo={quote(repository, safe='')}"
-            f"&branch={quote(branch, safe='')}"
-            f"&urlpath={quote(f'lab/tree/{name}/{path}', safe='')}"
-        )
-        colab = "–"
-        if github:
-            place = f"{github[1]}/blob/{quote(branch)}/{quote(path)}"
-            colab = f"[Colab](https://colab.research.google.com/github/{place})"
-        hub_link = f"[hub]({pull})" if hub else f"`{pull}`"
-        rows.append(f"| {lesson.number} {lesson.title} | {colab} | [Binder]({binder}) | {hub_link} |")
-    why = "" if github else "Colab opens notebooks from GitHub only: upload a file there.\n\n"
-    after = "" if hub else " Put the hub's address in front of the last column."
-    return (
-        "# Open a notebook elsewhere\n\n"
-        f"The links work once the folder `student` of this build is the folder `{folder}` on "
-        f"branch `{branch}` of <{repository}>. Binder builds from `environment.yml`; the last "
-        f"column is for a JupyterHub with nbgitpuller.{after}\n\n{why}"
-        "| notebook | Colab | Binder | JupyterHub |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+        path = f"student/{lesson.path.name}"
+        colab = f"https://colab.research.google.com/github/{github}/blob/{quote(branch)}/{quote(path)}"
+        binder = f"https://mybinder.org/v2/{hosted}/{at}?labpath={quote(path)}"
+        tree = quote(f"lab/tree/{name}/{path}", safe="")
+        pull = f"{hub.rstrip('/')}/hub/user-redirect/git-pull?repo={where}&branch={at}&urlpath={tree}"
+        rows.append((lesson, colab, binder, pull))
+    return render(
+        "links.md", rows=rows, repository=repository, branch=branch, hub=hub, github=github, map=mermaid(lessons)
     )

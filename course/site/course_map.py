@@ -2,10 +2,10 @@
 
 What a notebook says in its header for people it keeps in ``metadata.kit`` for programs: ``title``
 and ``question``, ``goals``, ``after`` (numbers of the notebooks that it needs) and ``helps``
-(numbers of those that help). `faults` lists where the two disagree.
+(numbers of those that help).
 
-``python -m course.site.course_map`` prints the table of the course; with ``--write`` it also puts it
-into notebook 00 and the README, which is due whenever the notebooks were timed anew.
+``python -m course.site.course_map`` prints the table of the course; with ``--write`` it also puts
+it into notebook 00 and the README, which is due whenever the notebooks were timed anew.
 """
 
 from __future__ import annotations
@@ -25,10 +25,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 
-_NEEDS = re.compile(r"^\*\*Needs:\*\* *(.+)$", re.MULTILINE)
-_LATE = re.compile(r'^\*\*Late\?\*\* `kit\.catch_up\("(\d\d)\.(\d+)"\)`', re.MULTILINE)
 _TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
-LATE_FROM = 3  # sections that hold code: from so many on a header says how to start later
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ def lesson(path: Path, notebook: NotebookNode | None = None) -> Lesson:
     Raises:
         ValueError: its ``metadata.kit`` lacks something; the text names the notebook and what.
     """
-    notebook = open_notebook(path) if notebook is None else notebook
+    notebook = rules.read(path) if notebook is None else notebook
     kit = notebook.metadata.get("kit", {})
     lacks = [
         key for key in ("title", "question", "goals", "after", "human_minutes", "machine_seconds") if key not in kit
@@ -110,23 +107,9 @@ def lesson(path: Path, notebook: NotebookNode | None = None) -> Lesson:
     )
 
 
-def read(names: Sequence[str] = (), folder: Path = runner.FOLDER) -> list[Lesson]:
-    """The notebooks of these names, or all, in order. Raises ValueError like `lesson`."""
-    return [lesson(path) for path in runner.choose(names, folder)]
-
-
-def open_notebook(path: Path) -> NotebookNode:
-    """A notebook file, read without the schema's checks, which take most of the time.
-
-    Raises:
-        ValueError: it is no notebook of format 4.
-    """
-    from nbformat import v4
-
-    try:
-        return v4.reads(path.read_text(encoding="utf-8"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path.name}: not a notebook of format 4: {error}") from error
+def read(folder: Path = runner.FOLDER) -> list[Lesson]:
+    """All notebooks in order. Raises ValueError like `lesson`."""
+    return [lesson(path) for path in runner.choose([], folder)]
 
 
 def checks(cell: NotebookNode) -> list[Check]:
@@ -178,44 +161,6 @@ def sections(notebook: NotebookNode, number: str) -> list[Section]:
     return parts(notebook, number)[1:]
 
 
-def holds_code(notebook: NotebookNode, section: Section) -> bool:
-    """Whether a section has a code cell, besides the one that ends every notebook."""
-    return any(index != len(notebook.cells) - 1 for index in section.code)
-
-
-def needs(header: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Numbers of the notebooks that a header's **Needs:** line asks for, and that it says help.
-
-    What stands behind a semicolon helps; what stands before it is needed.
-    """
-    line = _NEEDS.search(header)
-    if line is None:
-        return (), ()
-    text = re.sub(r"\([^)]*\)", "", line[1])  # links' addresses repeat the number
-    asked, _, better = text.partition(";")
-    return tuple(re.findall(r"\b\d\d\b", asked)), tuple(re.findall(r"\b\d\d\b", better))
-
-
-def faults(lesson: Lesson, notebook: NotebookNode) -> list[str]:
-    """Where header and metadata of a notebook disagree, and prerequisites that come too late."""
-    header = "\n".join(cell.source for cell in notebook.cells[:2])
-    found = []
-    for name, said, kept in zip(("after", "helps"), needs(header), (lesson.after, lesson.helps), strict=True):
-        if said != kept:
-            found.append(f"the header needs {said}, metadata.kit.{name} is {kept}")
-    if late := [n for n in (*lesson.after, *lesson.helps) if n >= lesson.number]:
-        found.append(f"it needs {', '.join(late)}, which does not come before it")
-    if not lesson.goals or not all(lesson.goals):
-        found.append("metadata.kit.goals is empty")
-    own = sections(notebook, lesson.number)
-    late_line = _LATE.search(header)
-    if (sum(holds_code(notebook, s) for s in own) >= LATE_FROM) != (late_line is not None):
-        found.append("the header's **Late?** line: there from three sections with code on")
-    if late_line and not (late_line[1] == lesson.number and 1 <= int(late_line[2]) <= len(own)):
-        found.append(f"the header's **Late?** line names no section: {late_line[0]}")
-    return found
-
-
 def table(lessons: Sequence[Lesson], folder: str = "notebooks/", here: str = "") -> str:
     """The course as a Markdown table.
 
@@ -229,6 +174,17 @@ def table(lessons: Sequence[Lesson], folder: str = "notebooks/", here: str = "")
         link = f"**{name}**" if item.number == here else f"[{name}]({folder}{item.path.name})"
         rows.append(f"| {link} | {item.question} | {item.minutes} min | {item.seconds} s | {item.needs} |")
     return "\n".join(rows) + "\n"
+
+
+def mermaid(lessons: Sequence[Lesson]) -> str:
+    """The map as Mermaid in a Markdown fence, which GitHub and JupyterLab draw by themselves."""
+    there = {item.number for item in lessons}
+    lines = ["```mermaid", "flowchart TD"]
+    for item in lessons:
+        lines.append(f'n{item.number}["{item.number} {item.title}<br>{item.minutes} min"]')
+        lines += [f"n{number} --> n{item.number}" for number in item.after if number in there]
+        lines += [f"n{number} -.-> n{item.number}" for number in item.helps if number in there]
+    return "\n".join([*lines, "```"])
 
 
 def replace_table(text: str, first: str, new: str) -> str:
@@ -245,14 +201,13 @@ def replace_table(text: str, first: str, new: str) -> str:
 
 def write(folder: Path = runner.FOLDER, readme: Path | None = None) -> list[Path]:
     """Put the table into notebook 00 and the README; returns the files that changed."""
-    lessons, changed = read(folder=folder), []
+    lessons, changed = read(folder), []
     start = lessons[0].path
     notebook = rules.read(start)
-    before = [cell.source for cell in notebook.cells]
-    for cell in notebook.cells:
-        if "01_hooks.ipynb) | " in cell.source:
-            cell.source = replace_table(cell.source, "01_hooks.ipynb", table(lessons, "", "00"))
-    if [cell.source for cell in notebook.cells] != before:
+    cell = next(cell for cell in notebook.cells if "01_hooks.ipynb) | " in cell.source)
+    new = replace_table(cell.source, "01_hooks.ipynb", table(lessons, "", "00"))
+    if new != cell.source:
+        cell.source = new
         notebook.metadata["kit"]["source_sha256"] = rules.source_hash(notebook)
         runner.write(notebook, start)
         changed.append(start)

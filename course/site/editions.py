@@ -6,7 +6,7 @@ Both keep the source's cells, in its order and under its ids. The student editio
 * every reading of a result (cells tagged ``reading``) folded: a prediction is worth making only
   while the answer is not on the screen. What is folded is what stands before the cell's next
   heading or prediction; the summary says to run the cell above first;
-* no quiz answers. They are for the discussion, and stand in the gallery and here beside us.
+* no quiz answers. They are for the discussion, and stand on the pages and here beside us.
   Hints and the offer of a solution after three tries stay: they are the learner's own choice;
 * with a repository's address, one more cell in front that does nothing outside Colab.
 
@@ -20,20 +20,17 @@ from __future__ import annotations
 import copy
 import re
 from datetime import datetime
-from typing import TYPE_CHECKING
 
+from nbformat import NotebookNode, v4
+
+from course import exercises
+from course.exercises import Exercise
 from course.site import colab
 from course.site.course_map import Check, Lesson, Section, checks, parts
+from course.site.output import render
 
-if TYPE_CHECKING:
-    from nbformat import NotebookNode
-
-    from course.exercises import Exercise
-
-
-ANSWERS = "*The answers stand in the gallery's page of this notebook; discuss first.*"
+ANSWERS = "*The answers stand on this notebook's page of the web site; discuss first.*"
 FOLDED = "<details><summary>What to see here (run the cell above first)</summary>"
-_END = "</details>"
 _QUIZ = re.compile(r"<details><summary>Answers</summary>.*?</details>", re.DOTALL)
 _NEXT = re.compile(r"^(?=#|\*\*Predict first)", re.MULTILINE)
 _EXERCISE = re.compile(r"(?:\(|\*)(?:easy|medium|hard), (\d+) minutes", re.IGNORECASE)
@@ -75,14 +72,9 @@ def student(source: NotebookNode, lesson: Lesson, repository: str = "") -> Noteb
 
 def fold(text: str) -> str:
     """Markdown whose reading of a result is folded, up to the next heading or prediction."""
-    reading, rest = _split(text)
-    return f"{FOLDED}\n\n{reading}\n\n{_END}" + (f"\n\n{rest}" if rest else "")
-
-
-def _split(text: str) -> tuple[str, str]:
     found = _NEXT.search(text, 1)
     cut = found.start() if found else len(text)
-    return text[:cut].strip(), text[cut:].strip()
+    return f"{FOLDED}\n\n{text[:cut].strip()}\n\n</details>\n\n{text[cut:].strip()}".strip()
 
 
 # --- instructor -----------------------------------------------------------------------------------
@@ -111,8 +103,6 @@ def instructor(source: NotebookNode, lesson: Lesson) -> NotebookNode:
 
 def solution(exercise: Exercise, check: Check) -> str:
     """Code that puts the solution in the place of the learner's answer, and checks it."""
-    from course import exercises
-
     given = f", {check.context}" if check.context else ""
     name = exercise.solution.__name__
     if exercise.kind == "value":
@@ -127,28 +117,16 @@ def solution(exercise: Exercise, check: Check) -> str:
 
 def notes(exercise: Exercise) -> str:
     """What a teacher wants to know beside an exercise, as Markdown."""
-    lines = [f"**Instructor · {exercise.id} {exercise.title}.** {exercise.moral}".rstrip(), ""]
-    lines += [
-        "Hints: " + " / ".join(exercise.hints),
-        "",
-        "Likely wrong answers, and what the check says of them (with the exercise's own small example):",
-        "",
-    ]
-    for label, message in wrong_answers(exercise):
-        quoted = "\n".join(f"  {line}" for line in message.splitlines())
-        lines += [f"- {label}", "", f"  ```text\n{quoted}\n  ```", ""]
-    return "\n".join([*lines, "The next cell solves it."])
+    return render("notes.md", exercise=exercise, wrong=wrong_answers(exercise)).strip()
 
 
 def wrong_answers(exercise: Exercise) -> list[tuple[str, str]]:
     """The exercise's wrong answers, each with the message that a learner gets."""
-    from course.exercises import Wrong
-
     found, context = [], exercise.example()
     for label, candidate in exercise.wrong:
         try:
             exercise.spec(exercise.answer(candidate, context), **context)
-        except Wrong as wrong:
+        except exercises.Wrong as wrong:
             found.append((label, str(wrong)))
     return found
 
@@ -196,26 +174,12 @@ def took(cell: NotebookNode) -> float:
 
 def plan_text(source: NotebookNode, lesson: Lesson) -> str:
     """Plan, slow cells and talking points as Markdown."""
-    lines = [
-        f"**Instructor · the plan of notebook {lesson.number}.** Minutes are an estimate: the "
-        f"{lesson.minutes} of the header, shared out by exercises and length. Seconds were "
-        "measured when the outputs were made.",
-        "",
-        "| catch_up | section | minutes | exercises | machine |",
-        "|---|---|---|---|---|",
+    rows = [
+        (part, minutes, seconds, ", ".join(check.id for i in part.code for check in checks(source.cells[i])))
+        for part, minutes, seconds in plan(source, lesson)
     ]
-    for part, minutes, seconds in plan(source, lesson):
-        ids = ", ".join(c.id for i in part.code for c in checks(source.cells[i])) or "–"
-        id = "–" if part.id.endswith(".0") else part.id
-        lines.append(f"| {id} | {part.title} | {minutes} | {ids} | {seconds:.0f} s |")
-    slow = [(took(cell), cell.source) for cell in source.cells if took(cell) >= SLOW]
-    if slow:
-        lines += ["", "Start these early, and talk while they run:", ""]
-        lines += [f"- {seconds:.0f} s: `{_first_line(text)}`" for seconds, text in slow]
-    if lesson.talking_points:
-        lines += ["", "**Talking points**", ""]
-        lines += [f"- {point}" for point in lesson.talking_points]
-    return "\n".join(lines)
+    slow = [(took(cell), _first_line(cell.source)) for cell in source.cells if took(cell) >= SLOW]
+    return render("plan.md", lesson=lesson, rows=rows, slow=slow).strip()
 
 
 def _first_line(code: str) -> str:
@@ -227,8 +191,6 @@ def _first_line(code: str) -> str:
 
 
 def _exercises(lesson: Lesson) -> dict[str, Exercise]:
-    from course import exercises
-
     return {id: exercises.find(id) for id in lesson.exercises}
 
 
@@ -237,7 +199,5 @@ def _tags(cell: NotebookNode) -> list[str]:
 
 
 def _cell(kind: str, text: str, id: str, tag: str) -> NotebookNode:
-    from nbformat import v4
-
     make = v4.new_code_cell if kind == "code" else v4.new_markdown_cell
     return make(text, id=id, metadata={"tags": [tag]})

@@ -2,31 +2,31 @@
 
 ``kit docs`` (or ``make docs``) writes it. The pages need no server and ask no host for anything:
 styles, icons and the search index lie in them or beside them. What is listed is what the course
-and a reader's own code may import: the modules of ``kit.__all__`` and those of :data:`BESIDE`.
+and a reader's own code may import: ``kit``, the modules that it hands on or takes its names from,
+each under the name of its home, and those of :data:`BESIDE`.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import kit
+from course.site.output import replaced
 from kit.base.progress import track
 from kit.cli.pins import pip_install
 
 # Modules that notebooks import from although no package hands on all that they hold.
-BESIDE = ("between", "exercises.patching", "sae.lens", "sae.sections", "sae.source")
+BESIDE = ("course.exercises.patching", "course.runner", "kit.base.directions", "kit.sae.sections", "kit.sae.source")
 INDEX = "index.html"
 SEARCH = "search.js"
 
 
 def modules() -> list[str]:
     """Full names of the modules that have a page, ``kit`` first."""
-    return ["kit", *sorted(f"kit.{name}" for name in (*kit._MODULES, *BESIDE))]
+    return ["kit", *sorted({*kit._NAMES.values(), *kit._MODULES.values(), *BESIDE})]
 
 
 def build(out: str | Path = Path("build") / "docs") -> Path:
@@ -41,23 +41,9 @@ def build(out: str | Path = Path("build") / "docs") -> Path:
     """
     if find_spec("pdoc") is None:
         raise ModuleNotFoundError(f"pdoc is not installed: {pip_install('pdoc')}")
-    target = Path(out).resolve()
-    if target.exists() and not _ours(target):
-        raise FileExistsError(
-            f"out={str(out)!r} holds something else than a reference: name a folder that is empty or not there yet"
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        fresh = Path(scratch) / "new"
+    with replaced(out, SEARCH) as fresh:
         _write(fresh)
-        if target.exists():
-            os.replace(target, Path(scratch) / "old")
-        os.replace(fresh, target)
-    return target / INDEX
-
-
-def _ours(folder: Path) -> bool:
-    return folder.is_dir() and (not any(folder.iterdir()) or (folder / SEARCH).is_file())
+    return Path(out).resolve() / INDEX
 
 
 def _write(folder: Path) -> None:
@@ -70,11 +56,14 @@ def _write(folder: Path) -> None:
     with warnings.catch_warnings():
         # An alias of a type that is imported for checkers only stands on the page as written.
         warnings.filterwarnings("ignore", "Error parsing type annotation", UserWarning)
+        # kit.dct is a name for kit.search.dct: the page of kit leads there, see below.
+        warnings.filterwarnings("ignore", r"Found '\w+' in kit\.__all__", UserWarning)
         for name in ("kit", "kit.widgets"):  # pdoc reads a module's dictionary, not lazy names
             module = import_module(name)
             for public in module.__all__:
                 getattr(module, public)
         pages = {name: doc.Module.from_name(name) for name in modules()}
+        pages["kit"].members.update({name: pages[home] for name, home in kit._MODULES.items()})
         for name, page in track(pages.items(), "pages"):
             file = folder / f"{name.replace('.', '/')}.html"
             file.parent.mkdir(parents=True, exist_ok=True)

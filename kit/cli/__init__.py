@@ -25,7 +25,7 @@ FIRST = Path("notebooks") / "00_start_here.ipynb"
 COURSE = {
     "progress": "what you did with the exercises; the record is on this machine",
     "docs": "write the API reference as web pages that need no server",
-    "workshop": "notebooks for students and instructors, a gallery, a handout",
+    "workshop": "notebooks for students and instructors, pages, a handout",
     "room": "rehearse a workshop: N kernels on this machine, all steering at once",
     "hub": "serve a room of people from this host, as root",
     "table": "where in the exercises a room is, from what its learners share",

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import kit
+from course.__main__ import main
 from course.site import reference
-from kit import cli
 from tests.test_browser import FLAGS, _chromium
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,8 +28,9 @@ ROLE = re.compile(r":(?:func|class|meth|mod|attr|data|exc|obj|ref):")
 
 def trees() -> dict[str, ast.Module]:
     """Of every module but those with the course's exercises: a solution is shown as it stands,
-    under a title that says what it does."""
-    files = [f for f in (ROOT / "kit").rglob("*.py") if not re.fullmatch(r"nb\d\d", f.stem)]
+    under a title that says what it does; and those of the hub, whose methods JupyterHub names."""
+    both = [*(ROOT / "kit").rglob("*.py"), *(ROOT / "course").rglob("*.py")]
+    files = [f for f in both if not re.fullmatch(r"nb\d\d|seats|settings|slips", f.stem)]
     named = {".".join(f.relative_to(ROOT).with_suffix("").parts): f for f in sorted(files)}
     return {name.removesuffix(".__init__"): ast.parse(file.read_text(encoding="utf-8")) for name, file in named.items()}
 
@@ -112,18 +113,20 @@ def anchors(module: str, tree: ast.Module) -> set[str]:
     """What a page must have: the names that the module hands out, and its own methods."""
     names = {node.name: node for node in public(tree.body)}
     handed = getattr(import_module(module), "__all__", names)
-    found = set(handed) - (set(kit._MODULES) if module == "kit" else set())
+    found = set(handed)
     classes = [names[n] for n in found & names.keys() if isinstance(names[n], ast.ClassDef)]
     return found | {f"{c.name}.{method.name}" for c in classes for method in public(c.body)}
 
 
 def test_every_public_name_of_every_module_is_there(pages: Path) -> None:
     parsed = trees()
-    for module in ["kit", *(f"kit.{name}" for name in kit._MODULES)]:
+    for module in ["kit", *kit._MODULES.values()]:
         there = set(re.findall(r'\bid="([\w.]+)"', page(pages, module)))
         wanted = anchors(module, parsed[module])
         assert not wanted - there, (module, wanted - there)
-    assert {"load_model", "generate", "SteeringVector"} <= anchors("kit", parsed["kit"])
+    assert {"load_model", "generate", "SteeringVector", "dct"} <= anchors("kit", parsed["kit"])
+    for home in kit._MODULES.values():
+        assert f'<a href="{home.replace(".", "/")}.html">{home}</a>' in page(pages, "kit").replace("../", "")
     assert "SteeringPanel" in anchors("kit.widgets", parsed["kit.widgets"])
 
 
@@ -132,7 +135,7 @@ def test_whatever_a_notebook_imports_from_has_a_page() -> None:
     for notebook in sorted((ROOT / "notebooks").glob("[0-9][0-9]*.ipynb")):
         for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
             code = "".join(cell["source"]) if cell["cell_type"] == "code" else ""
-            used |= set(re.findall(r"^\s*from (kit[\w.]*) import", code, re.MULTILINE))
+            used |= set(re.findall(r"^\s*from ((?:kit|course)[\w.]*) import", code, re.MULTILINE))
     assert {"kit.sae", "kit.widgets"} <= used <= set(reference.modules())
 
 
@@ -144,7 +147,7 @@ def test_pages_show_no_markup_of_docstrings(pages: Path) -> None:
         assert not ROLE.search(text), (file, ROLE.search(text))
         prose = re.sub(r"<(script|style)>.*?</\1>", "", text, flags=re.DOTALL)
         assert "``" not in prose or file.suffix == ".js", file
-    text = page(pages, "kit.contrast")
+    text = page(pages, "kit.search.contrast")
     assert "<h6" in text and "Raises:" in text and "<code>" in text
 
 
@@ -160,9 +163,10 @@ def test_pages_ask_nobody_and_search_works_without_a_server(pages: Path) -> None
         tab.on("request", lambda request: asked.append(request.url))
         for file in ("kit/sae.html", "kit/widgets.html", "index.html"):
             tab.goto((pages / file).as_uri())
-        tab.wait_for_url("**/kit.html")  # the index leads there
+        tab.get_by_role("link", name="kit", exact=True).click()
+        tab.wait_for_url("**/kit.html")
         tab.get_by_role("searchbox").fill("residual_scale")
-        tab.wait_for_selector("section.search-result a[href*='kit/models.html#residual_scale']")
+        tab.wait_for_selector("section.search-result a[href*='kit/models/activations.html#residual_scale']")
         browser.close()
     assert (pages / "search.js").as_uri() in asked
     assert not [url for url in asked if not url.startswith((pages.as_uri(), "data:"))]
@@ -172,7 +176,6 @@ def test_pages_ask_nobody_and_search_works_without_a_server(pages: Path) -> None
 
 
 def written(folder: Path, text: str) -> None:
-    folder.mkdir()
     (folder / "index.html").write_text(text)
     (folder / "search.js").write_text("")
 
@@ -201,7 +204,7 @@ def test_an_older_reference_is_replaced_whole_or_not_at_all(tmp_path: Path, monk
 def test_other_peoples_folders_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "letter.txt").write_text("dear all")
     for place in (tmp_path, tmp_path / "letter.txt"):
-        assert cli.main(["docs", "--out", str(place)]) == 1
+        assert main(["docs", "--out", str(place)]) == 1
         err = capsys.readouterr().err
         assert err.startswith(f"kit docs: out='{place}' holds something else")
         assert err.count("\n") == 1

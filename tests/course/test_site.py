@@ -1,4 +1,4 @@
-"""Workshop: the course map, both editions of each notebook, the gallery, the handout, the links."""
+"""Workshop: the course map, both editions of each notebook, the pages, the handout, the links."""
 
 from __future__ import annotations
 
@@ -18,18 +18,22 @@ import pytest
 from nbformat import NotebookNode, v4
 
 from course import exercises, rules, runner
+from course.__main__ import main
 from course.site import build as building
-from course.site import colab, course_map, drawing, editions, gallery, handout
+from course.site import colab, course_map, editions, pages
 from course.site.clean import clean
-from kit import cli
 from kit.cli.pins import pins
 from tests.test_browser import FLAGS, _chromium
 
 ROOT = Path(__file__).parents[2]
-SOURCES = {path: course_map.open_notebook(path) for path in runner.choose([])}
+SOURCES = {path: rules.read(path) for path in runner.choose([])}
 LESSONS = {path: course_map.lesson(path, notebook) for path, notebook in SOURCES.items()}
 each_notebook = pytest.mark.parametrize("path", SOURCES, ids=[path.stem for path in SOURCES])
+WIDGET = "application/vnd.jupyter.widget-view+json"
 REPOSITORY = "https://github.com/someone/steering-kit"
+NEEDS = re.compile(r"^\*\*Needs:\*\* *(.+)$", re.MULTILINE)
+LATE = re.compile(r'^\*\*Late\?\*\* `kit\.catch_up\("(\d\d)\.(\d+)"\)`', re.MULTILINE)
+LATE_FROM = 3  # sections that hold code: from so many on a header says how to start later
 
 
 def small(*cells: NotebookNode, number: str = "07") -> tuple[NotebookNode, course_map.Lesson]:
@@ -50,10 +54,48 @@ def small(*cells: NotebookNode, number: str = "07") -> tuple[NotebookNode, cours
 # --- the course map -------------------------------------------------------------------------------
 
 
+def holds_code(notebook: NotebookNode, section: course_map.Section) -> bool:
+    """Whether a section has a code cell, besides the one that ends every notebook."""
+    return any(index != len(notebook.cells) - 1 for index in section.code)
+
+
+def needs(header: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Numbers of the notebooks that a header's **Needs:** line asks for, and that it says help.
+
+    What stands behind a semicolon helps; what stands before it is needed.
+    """
+    line = NEEDS.search(header)
+    if line is None:
+        return (), ()
+    text = re.sub(r"\([^)]*\)", "", line[1])  # links' addresses repeat the number
+    asked, _, better = text.partition(";")
+    return tuple(re.findall(r"\b\d\d\b", asked)), tuple(re.findall(r"\b\d\d\b", better))
+
+
+def faults(lesson: course_map.Lesson, notebook: NotebookNode) -> list[str]:
+    """Where header and metadata of a notebook disagree, and prerequisites that come too late."""
+    header = "\n".join(cell.source for cell in notebook.cells[:2])
+    found = []
+    for name, said, kept in zip(("after", "helps"), needs(header), (lesson.after, lesson.helps), strict=True):
+        if said != kept:
+            found.append(f"the header needs {said}, metadata.kit.{name} is {kept}")
+    if late := [n for n in (*lesson.after, *lesson.helps) if n >= lesson.number]:
+        found.append(f"it needs {', '.join(late)}, which does not come before it")
+    if not lesson.goals or not all(lesson.goals):
+        found.append("metadata.kit.goals is empty")
+    own = course_map.sections(notebook, lesson.number)
+    late_line = LATE.search(header)
+    if (sum(holds_code(notebook, s) for s in own) >= LATE_FROM) != (late_line is not None):
+        found.append("the header's **Late?** line: there from three sections with code on")
+    if late_line and not (late_line[1] == lesson.number and 1 <= int(late_line[2]) <= len(own)):
+        found.append(f"the header's **Late?** line names no section: {late_line[0]}")
+    return found
+
+
 @each_notebook
 def test_header_and_metadata_agree(path: Path) -> None:
     lesson = LESSONS[path]
-    assert course_map.faults(lesson, SOURCES[path]) == []
+    assert faults(lesson, SOURCES[path]) == []
     assert 3 <= len(lesson.talking_points) <= 5
     header = "\n".join(cell.source for cell in SOURCES[path].cells[:2])
     told = rules.TIME.search(header)
@@ -78,7 +120,7 @@ def test_write_brings_stale_tables_up_to_date_and_then_rests(tmp_path: Path) -> 
         "before\n\n| a | b |\n|---|---|\n| [00](notebooks/00_start_here.ipynb) | 9 |\n\nafter\n", encoding="utf-8"
     )
     late = tmp_path / "16_facts.ipynb"
-    notebook = course_map.open_notebook(late)
+    notebook = rules.read(late)
     notebook.metadata["kit"]["machine_seconds"] = 12_345
     runner.write(notebook, late)
     changed = course_map.write(tmp_path, readme)
@@ -100,14 +142,14 @@ def test_write_brings_stale_tables_up_to_date_and_then_rests(tmp_path: Path) -> 
     ],
 )
 def test_needs_are_read_from_the_header(line: str, wanted: tuple[Any, Any]) -> None:
-    assert course_map.needs(f"**Goal:** x\n\n**Needs:** {line}\n") == wanted
+    assert needs(f"**Goal:** x\n\n**Needs:** {line}\n") == wanted
 
 
 def test_faults_name_what_disagrees() -> None:
     header = v4.new_markdown_cell("# t\n\n**Needs:** [03](03_x.ipynb).")
     code = [c for n in range(3) for c in (v4.new_markdown_cell(f"## {n}"), v4.new_code_cell("1"))]
     notebook, lesson = small(header, *code, v4.new_code_cell("kit.assert_clean(model)"))
-    found = "\n".join(course_map.faults(lesson, notebook))
+    found = "\n".join(faults(lesson, notebook))
     assert "needs ('03',), metadata.kit.after is ('00',)" in found and "**Late?**" in found
     del notebook.metadata["kit"]["title"], notebook.metadata["kit"]["goals"]
     with pytest.raises(ValueError, match=r"07_test.ipynb: metadata.kit has no title, goals"):
@@ -135,22 +177,34 @@ def test_sections_count_headings_wherever_they_stand() -> None:
         ("07.2", "Two", ()),
         ("07.3", "Three", (3, 4)),
     ]
-    assert [course_map.holds_code(notebook, s) for s in found] == [True, False, True]
+    assert [holds_code(notebook, s) for s in found] == [True, False, True]
 
 
 def test_the_map_shows_every_notebook_once_and_points_downwards() -> None:
     lessons = list(LESSONS.values())
-    svg = drawing.chart(lessons, {"00", "01"})
-    assert svg.count("<rect ") == len(lessons) and svg.count("<a href=") == 2
-    names = re.findall(r'class="name" x="(\d+)" y="(\d+)"[^>]*>(\d\d) ', svg)
-    at = {number: (int(x), int(y)) for x, y, number in names}
-    assert len(at) == len(lessons)
-    for lesson in lessons:
-        for other in (*lesson.after, *lesson.helps):
-            assert at[other][1] < at[lesson.number][1]
-    for one in at.values():  # no two boxes of a row overlap
-        assert sum(y == one[1] and abs(x - one[0]) < drawing.BOX[0] for x, y in at.values()) == 1
-    assert svg.count('class="helps"') == sum(len(lesson.helps) for lesson in lessons)
+    needs = {(a, lesson.number) for lesson in lessons for a in lesson.after}
+    helps = {(a, lesson.number) for lesson in lessons for a in lesson.helps}
+    drawn = course_map.mermaid(lessons)
+    boxes = re.findall(r'^n(\d\d)\["\1 ([^"]+)<br>(\d+) min"\]$', drawn, re.MULTILINE)
+    assert boxes == [(lesson.number, lesson.title, str(lesson.minutes)) for lesson in lessons]
+    for arrow, wanted in (("-->", needs), ("-.->", helps)):
+        arrows = re.findall(rf"^n(\d\d) {arrow} n(\d\d)$", drawn, re.MULTILINE)
+        assert set(arrows) == wanted and len(arrows) == len(wanted) > 0
+    assert all(a < b for a, b in needs | helps)
+    assert course_map.mermaid(lessons[1:2]).count("n01") == 1  # what it needs is not there
+
+    page = pages.index_page(lessons[:2], lessons)
+    assert re.findall(r'<tr id="(\d\d)">', page) == [lesson.number for lesson in lessons]
+    assert len(re.findall(r'<a href="[^#]', page)) == 2
+    for number, needed, onward in re.findall(
+        r'<tr id="(\d\d)">.*?data-label="Needs">(.*?)</td>.*?data-label="Leads to">(.*?)</td>', page, re.DOTALL
+    ):
+        asked, _, helpful = needed.partition("(")
+        assert {(n, number) for n in re.findall(r'href="#(\d\d)"', asked)} == {e for e in needs if e[1] == number}
+        assert {(n, number) for n in re.findall(r'href="#(\d\d)"', helpful)} == {e for e in helps if e[1] == number}
+        assert {(number, n) for n in re.findall(r'href="#(\d\d)"', onward)} == {
+            e for e in needs | helps if e[0] == number
+        }
 
 
 # --- the editions ---------------------------------------------------------------------------------
@@ -390,7 +444,7 @@ def test_what_the_kit_shows_stays() -> None:
     assert clean("<style scoped>td {color: red}</style><b>1</b>") == "<b>1</b>"
 
 
-# --- the gallery ----------------------------------------------------------------------------------
+# --- the pages ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -405,12 +459,12 @@ def test_the_build_is_complete(built: Path) -> None:
     names = [path.name for path in SOURCES]
     for edition in ("student", "instructor"):
         assert sorted(p.name for p in (built / edition).iterdir()) == names
-    pages = sorted(p.name for p in (built / "gallery").iterdir())
-    assert pages == sorted([*(path.stem + ".html" for path in SOURCES), "index.html"])
+    html = sorted(p.name for p in (built / "pages").iterdir())
+    assert html == sorted([*(path.stem + ".html" for path in SOURCES), "index.html"])
     assert {p.name for p in built.iterdir()} == {
         "student",
         "instructor",
-        "gallery",
+        "pages",
         "handout.html",
         "links.md",
         building.MARK,
@@ -419,10 +473,10 @@ def test_the_build_is_complete(built: Path) -> None:
 
 
 def test_pages_ask_nobody_and_lead_somewhere(built: Path) -> None:
-    folder = built / "gallery"
+    folder = built / "pages"
     for page in folder.iterdir():
         text = page.read_text(encoding="utf-8")
-        assert f'content="{gallery.POLICY}"' in text and '<html lang="en">' in text
+        assert f'content="{pages.POLICY}"' in text and '<html lang="en">' in text
         assert not re.search(r'<script|<iframe|<link (?!rel="icon")|@import', text)
         assert text.count("<main ") == 1 and text.count("<h1") >= 1
         tags = re.findall(r"<img\b[^>]*>", text)
@@ -443,14 +497,14 @@ def words(html: str) -> list[str]:
 def test_every_frozen_view_is_on_its_page(built: Path) -> None:
     count = 0
     for path, notebook in SOURCES.items():
-        shown = " ".join(words((built / "gallery" / f"{path.stem}.html").read_text("utf-8")))
+        shown = " ".join(words((built / "pages" / f"{path.stem}.html").read_text("utf-8")))
         for output in (o for cell in notebook.cells for o in cell.get("outputs", [])):
             data = output.get("data", {})
-            if gallery.WIDGET in data and data.get("text/html"):
+            if WIDGET in data and data.get("text/html"):
                 assert " ".join(words(clean(data["text/html"]))[:12]) in shown, path.stem
                 count += 1
     assert count >= 15
-    hooks = (built / "gallery" / "01_hooks.html").read_text(encoding="utf-8")
+    hooks = (built / "pages" / "01_hooks.html").read_text(encoding="utf-8")
     assert hooks.count('class="live"') == 1 and "needs a script" in hooks
 
 
@@ -475,7 +529,7 @@ def browser_page(**options: Any) -> Iterator[tuple[Any, list[str], list[str]]]:
 
 
 def test_pages_in_a_browser(built: Path) -> None:
-    folder = built / "gallery"
+    folder = built / "pages"
     with browser_page(viewport={"width": 400, "height": 800}) as (page, asked, said):
         for name in ("index", "05_melbo", "03_live_steering"):
             page.goto((folder / f"{name}.html").as_uri())
@@ -493,7 +547,7 @@ def test_pages_in_a_browser(built: Path) -> None:
                 assert "happy-sad · layer 18 · add" in shown.inner_text()
         page.set_viewport_size({"width": 1280, "height": 900})
         page.goto((folder / "index.html").as_uri())
-        page.locator("svg.map a", has_text="05 MELBO").click()
+        page.locator("table.course a", has_text="05 MELBO").click()
         assert page.locator("h1").first.inner_text().startswith("What else can this model")
         page.get_by_role("link", name="Next: 06 deep causal transcoding").first.click()
         assert page.url == (folder / "06_dct.html").as_uri()
@@ -508,8 +562,8 @@ def test_text_of_a_model_does_nothing_on_a_page(tmp_path: Path) -> None:
         v4.new_output(
             "display_data", data={"text/html": html, "text/plain": "x"}, metadata={"text/html": {"isolated": True}}
         ),
-        v4.new_output("display_data", data={gallery.WIDGET: {"model_id": "1"}, "text/html": "<p>frozen</p>" + EVIL[0]}),
-        v4.new_output("display_data", data={gallery.WIDGET: {"model_id": "1"}, "text/plain": "Panel(<script>)"}),
+        v4.new_output("display_data", data={WIDGET: {"model_id": "1"}, "text/html": "<p>frozen</p>" + EVIL[0]}),
+        v4.new_output("display_data", data={WIDGET: {"model_id": "1"}, "text/plain": "Panel(<script>)"}),
         v4.new_output("display_data", data={"application/x-<script>": "x"}),
         v4.new_output("display_data", data={"image/svg+xml": EVIL[3], "text/plain": "drawing"}),
         v4.new_output("error", ename="E", evalue="e", traceback=["\x1b[31m" + EVIL[0]]),
@@ -524,15 +578,15 @@ def test_text_of_a_model_does_nothing_on_a_page(tmp_path: Path) -> None:
         notebook.metadata["kit"][name] = EVIL[2]
     notebook.metadata["kit"]["goals"] = [EVIL[0]]
     lesson = course_map.lesson(lesson.path, notebook)
-    pages = {
-        "page": gallery.notebook_page(notebook, lesson, lesson, lesson),
-        "index": gallery.index_page([lesson]),
-        "hand": handout.handout_page([lesson], EVIL[2]),
+    made = {
+        "page": pages.notebook_page(notebook, lesson, lesson, lesson),
+        "index": pages.index_page([lesson]),
+        "hand": pages.handout_page([lesson], EVIL[2]),
     }
-    for name, text in pages.items():
+    for name, text in made.items():
         (tmp_path / f"{name}.html").write_text(text, encoding="utf-8")
     with browser_page() as (page, asked, said):
-        for name in pages:
+        for name in made:
             page.goto((tmp_path / f"{name}.html").as_uri())
             page.wait_for_timeout(200)
             assert page.title() != "owned" and len(page.title()) > 10
@@ -568,12 +622,13 @@ def test_command_builds_some_notebooks_and_replaces_its_own_folder_only(
 ) -> None:
     out = tmp_path / "w"
     for _ in range(2):
-        assert cli.main(["workshop", "15", "--out", str(out)]) == 0
+        assert main(["workshop", "15", "--out", str(out)]) == 0
     assert "student/      1 notebook without outputs" in capsys.readouterr().out
     assert [p.name for p in (out / "student").iterdir()] == ["15_atoms.ipynb"]
     assert not (out / "links.md").exists() and list(tmp_path.iterdir()) == [out]
-    index = (out / "gallery" / "index.html").read_text(encoding="utf-8")
-    assert index.count("<rect ") == len(SOURCES) and index.count('<a href="15_atoms.html"') == 2
+    index = (out / "pages" / "index.html").read_text(encoding="utf-8")
+    assert index.count('<tr id="') == len(SOURCES) and len(re.findall(r'<a href="[^#]', index)) == 1
+    assert index.count('<a href="15_atoms.html"') == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years", encoding="utf-8")
     for arguments, complaint in (
@@ -582,7 +637,7 @@ def test_command_builds_some_notebooks_and_replaces_its_own_folder_only(
         (["99", "--out", str(out)], "no notebook '99'"),
         (["15", "--out", str(out), "--repository", "x"], "give an address such as"),
     ):
-        assert cli.main(["workshop", *arguments]) == 1
+        assert main(["workshop", *arguments]) == 1
         assert complaint in capsys.readouterr().err
     assert (tmp_path / "mine" / "thesis.txt").read_text(encoding="utf-8") == "years"
 
@@ -596,8 +651,8 @@ def test_a_build_that_stops_leaves_what_was_there(tmp_path: Path, monkeypatch: p
     def stop(*_: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gallery, "notebook_page", stop)
-    assert cli.main(["workshop", "15", "--out", str(out)]) == 130
+    monkeypatch.setattr(pages, "notebook_page", stop)
+    assert main(["workshop", "15", "--out", str(out)]) == 130
     assert (out / "handout.html").read_text(encoding="utf-8") == "the old one"
     assert list(tmp_path.iterdir()) == [out]
 
@@ -606,5 +661,5 @@ def test_a_missing_library_is_named_with_its_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(building, "find_spec", lambda name: None if name == "bleach" else object())
-    assert cli.main(["workshop", "--out", str(tmp_path / "w")]) == 1
+    assert main(["workshop", "--out", str(tmp_path / "w")]) == 1
     assert f"pip install bleach=={pins()['bleach']}" in capsys.readouterr().err
