@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kit.plots.style import COLOURS, SHADES, array, draw, finish, host, panel
+from kit.plots.style import BAND, COLOURS, array, draw, finish, host, panel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 class Measured(Protocol):
     """What :class:`kit.search.radius.Radius` is: a chosen norm and the curve it was read from."""
 
-    value: float
-    coefficient: float
-    ratio: float
-    curve: list[tuple[float, float, list[float]]]
+    @property
+    def value(self) -> float: ...
+    @property
+    def coefficient(self) -> float: ...
+    @property
+    def ratio(self) -> float: ...
+    @property
+    def curve(self) -> list[tuple[float, float, list[float]]]: ...
 
 
 def linear_radius(radius: Measured) -> Figure:
@@ -39,9 +43,8 @@ def linear_radius(radius: Measured) -> Figure:
         )
     at, mean, each = (np.array(column) for column in zip(*radius.curve, strict=True))  # each: [radii, directions]
     figure, axis = panel(7, 3.8)
-    shade = {"color": SHADES[0], "alpha": 0.6, "linewidth": 0}
     label = f"range of {each.shape[1]} random directions"
-    axis.fill_between(at, each.min(1), each.max(1), label=label, **shade)
+    axis.fill_between(at, each.min(1), each.max(1), label=label, **BAND)
     axis.plot(at, mean, color=COLOURS[0], marker="o", markersize=4, label="their root mean square")
     axis.axvline(radius.value, color="black", linestyle="--", linewidth=1)
     axis.axhline(radius.ratio, color="black", linestyle=":", linewidth=1)
@@ -50,7 +53,8 @@ def linear_radius(radius: Measured) -> Figure:
     axis.set_xscale("log")
     axis.set_yscale("log")
     per_unit = radius.coefficient / radius.value
-    top = axis.secondary_xaxis("top", functions=(lambda r: r * per_unit, lambda c: c / per_unit))
+    scale: Any = (lambda r: r * per_unit), (lambda c: c / per_unit)
+    top = axis.secondary_xaxis("top", functions=scale)
     top.set_xlabel("coefficient (residual scales)")
     for one, values in ((axis.xaxis, at), (top.xaxis, at), (axis.yaxis, each)):
         _plain_ticks(one, values.max() / values.min())
@@ -86,7 +90,7 @@ def history(
         raise ValueError(f"histories={list(runs)}: give runs with at least one iteration each")
     figure, axis = panel()
     draw(axis, {name: (range(1, len(y) + 1), y) for name, y in found.items()})
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="x", integer=True)
     finish(axis, "iteration", ylabel, title)
     return figure
 
@@ -111,13 +115,13 @@ def spectrum(values: Mapping[str, Any] | Any, control: Any = None, *, ylabel: st
     figure, axis = panel()
     if control is not None:
         runs = array(control, "control", np.ndim(host(control)))
-        name, shade = "random directions", {"color": SHADES[0], "alpha": 0.6, "linewidth": 0}
+        name = "random directions"
         if runs.ndim == 1:
-            axis.axhspan(runs.min(), runs.max(), label=name, **shade)
+            axis.axhspan(runs.min(), runs.max(), label=name, **BAND)
             axis.axhline(np.median(runs), color="black", linestyle="--", linewidth=1, label="their median")
         else:
             runs = -np.sort(-runs, axis=1)
-            axis.fill_between(np.arange(1, runs.shape[1] + 1), runs.min(0), runs.max(0), label=name, **shade)
+            axis.fill_between(np.arange(1, runs.shape[1] + 1), runs.min(0), runs.max(0), label=name, **BAND)
     draw(axis, {name: (np.arange(1, len(y) + 1), y) for name, y in found.items()}, width=1.2, size=3.5)
     axis.set_xlim(0, 1 + max(len(y) for y in found.values()))
     finish(axis, "rank", ylabel, title)

@@ -123,8 +123,7 @@ def cosines(V: Any, labels: Sequence[str] | None = None, *, signed: bool = False
     names = [str(n) for n in labels] if labels is not None else [str(n) for n in range(m)]
     side = min(6.4, 2.6 + 0.28 * m)
     figure, axis = panel(side + 0.9, side)
-    colours = {"cmap": "RdBu_r", "vmin": -1} if signed else {"cmap": "viridis", "vmin": 0}
-    image = axis.imshow(grid, vmax=1, **colours)
+    image = axis.imshow(grid, vmin=-1 if signed else 0, vmax=1, cmap="RdBu_r" if signed else "viridis")
     figure.colorbar(image, ax=axis, label="cosine" if signed else "|cosine|", shrink=0.8)
     if m <= 12:
         for row, column in np.ndindex(m, m):

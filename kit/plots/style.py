@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "os^Dv*"
 SHADES = ("#BBBBBB", "#E6C98C")  # of bands
+BAND: dict[str, Any] = {"color": SHADES[0], "alpha": 0.6, "linewidth": 0}
 DPI = 90
 
 

@@ -94,8 +94,8 @@ class LayerSlice(Map):
         # of a model on several devices, each block's stream is where that block is
         self.weights = (chosen / chosen.sum(-1, keepdim=True) / len(rows)).to(self.after.device)
         steered = select(positions, index, self.lengths[:, None])
-        steered = None if bool((steered | ~real).all()) else steered[..., None]
-        self._steered = None if steered is None else steered.to(self.before.device)
+        everywhere = bool((steered | ~real).all())
+        self._steered = None if everywhere else steered[..., None].to(self.before.device)
         self.d_model = self.before.shape[-1]
         self.origin = torch.zeros_like(self.before[0, 0], dtype=torch.float32)
         self.step = max(1, _TOKENS // self.tokens.numel())
@@ -342,7 +342,7 @@ class Differential(Map):
         quiet, down = self.quiet.gradient(thetas, objective)
         return loud - self.weight * quiet, up - self.weight * down
 
-    def vjp(self, thetas: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    def vjp(self, thetas: Tensor, outputs: Tensor | None) -> tuple[Tensor, Tensor]:
         """Changes on the loud prompts, and the gradient of ``<outputs, delta_loud> - weight *
         |delta_quiet|``."""
         changes, up = self.loud.vjp(thetas, outputs)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +24,6 @@ from kit.base.progress import track
 from kit.models.positions import Positions
 from kit.search.features import Features
 from kit.search.layer_slice import Differential, LayerSlice, Objective, Prompts
-from kit.search.maps import Map
 from kit.search.parallel import shared
 from kit.search.radius import Radius, resolve
 from kit.search.statistics import basis
@@ -141,7 +140,7 @@ def fit_slice(
             f"n_vectors={n_vectors}: only {within.dimensions} orthogonal directions are left in "
             f"{piece.d_model} dimensions; lower it, or widen span and apart_from"
         )
-    on = shared(piece) if shards is None else piece
+    on: Any = shared(piece) if shards is None else piece
     norm = resolve(on, radius)
     root = root if root is not None else (1 if power <= 2 else power)
     search = _Search(on, objective(power, root), norm.value, rate, steps, seed)
@@ -224,7 +223,7 @@ class _Within:
 class _Search:
     """Projected AMSGrad on thetas of one norm."""
 
-    def __init__(self, piece: Map, goal: Objective, r: float, rate: float, steps: int, seed: int) -> None:
+    def __init__(self, piece: Any, goal: Objective, r: float, rate: float, steps: int, seed: int) -> None:
         self.piece, self.goal, self.r, self.steps, self.seed = piece, goal, r, steps, seed
         self.rate = rate * r / math.sqrt(piece.d_model)
         self.found = self.scores = torch.empty(0)
@@ -290,7 +289,8 @@ class _Search:
         arrange = nearest_orthonormal if together else unit
         start = random_units(k, self.piece.d_model, self.seed + 7919 * run).to(self.piece.origin)
         theta = self.r * arrange(allowed(start))
-        best, scores, history = theta.clone(), theta.new_zeros(k), []
+        best, scores = theta.clone(), theta.new_zeros(k)
+        history: list[float] = []
         optimiser = torch.optim.AdamW([theta], lr=self.rate, betas=(0.9, 0.98), weight_decay=0, amsgrad=True)
         with suppress(KeyboardInterrupt):
             for _ in track(range(self.steps), "steps", status=lambda: f"objective {history[-1]:.4g}"):

@@ -100,7 +100,8 @@ def fit(
     theta = (0.01 * scale * start).requires_grad_()
     longest = scale * (0.5 if radius is None else radius)
     optimiser = torch.optim.Adam([theta], lr=10 * rate * scale / math.sqrt(model.cfg.d_model))
-    best, least, history = theta.detach().clone(), math.inf, []
+    best, least = theta.detach().clone(), math.inf
+    history: list[float] = []
     with suppress(KeyboardInterrupt):
         for _ in track(range(steps), "steps", status=lambda: f"loss {history[-1]:.3g}"):
             optimiser.zero_grad()
