@@ -31,7 +31,7 @@ def unknown_commands(text: str) -> list[str]:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
     made = [f"make {name}" for name in re.findall(r"^make ([a-z]+)\b", code, re.MULTILINE) if name not in targets]
-    (commands,) = (action.choices for action in cli._parser()._actions if action.dest == "command")
+    (commands,) = (action.choices for action in cli.parser()._actions if action.dest == "command")
     run = [f"kit {name}" for name in re.findall(r"^kit ([a-z]+)\b", code, re.MULTILINE) if name not in commands]
     return made + run
 

@@ -38,6 +38,15 @@ Command = Callable[[argparse.Namespace, list[str]], int]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    # of what comes after a course's command even --help is the course's
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given and (given[0] in COURSE or given[0] == "doctor" and "--workshop" in " ".join(given)):
+        return run(parser(), given[:1], given[1:])
+    return run(parser(), given)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of ``kit``."""
     parser, add = parser_of("kit", "Steer a language model, live.")
     lab = add(_lab, "open the first notebook in JupyterLab", "jupyter lab")
     lab.add_argument(
@@ -53,11 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for name, text in COURSE.items():
         add(_course, text, "the course", name)
-    # of what comes after a course's command even --help is the course's
-    given = list(sys.argv[1:] if argv is None else argv)
-    if given and (given[0] in COURSE or given[0] == "doctor" and "--workshop" in " ".join(given)):
-        return run(parser, given[:1], given[1:])
-    return run(parser, given)
+    return parser
 
 
 def parser_of(name: str, about: str) -> tuple[argparse.ArgumentParser, Callable[..., argparse.ArgumentParser]]:
