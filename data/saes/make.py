@@ -19,6 +19,8 @@ from typing import Any
 import torch
 
 import kit
+from kit.base.progress import track
+from kit.data.corpora import NLTK
 from kit.sae import Site, Source, Training, evaluate, load, pack
 
 HERE = Path(__file__).parent
@@ -38,13 +40,13 @@ def rows_of(model: Any, some: list[str]) -> torch.Tensor:
 def train(source: str, work: str) -> None:
     """One pass of the model feeds all five; the residual ones, then the MLP's, are trained on it."""
     model, folder = kit.load_model(), Path(work)
-    tokens = rows_of(model, kit.data.split(kit.data.corpora(source))[0])[: 10 * ROWS]
+    tokens = rows_of(model, kit.data.split(kit.data.corpus(source))[0])[: 10 * ROWS]
 
     def stream(*sites: Site) -> Source:
         return Source(model, tokens, sites, batch=BATCH, rows=ROWS, chunks=CHUNKS, cache=folder / "cache")
 
     both = stream(RESID, MLP)
-    for chunk in kit.progress.track(range(CHUNKS), "chunks of activations"):
+    for chunk in track(range(CHUNKS), "chunks of activations"):
         both.harvest(chunk)
     for site, widths in WIDTHS.items():
         run = Training(stream(site), widths=widths, k=K, steps=STEPS, lr=LR)
@@ -58,14 +60,14 @@ def train(source: str, work: str) -> None:
         for found in run.dictionaries():
             if reports:
                 found.metadata["l0_training"] = reports[-1].figures[found.name].l0
-            found.metadata["texts"] = "English of NLTK's " + ", ".join(kit.data.NLTK)
+            found.metadata["texts"] = "English of NLTK's " + ", ".join(NLTK)
             print(found.save(HERE / found.name.replace(" ", "-"), torch.bfloat16), flush=True)
 
 
 def figures(source: str) -> None:
     """Held-out figures of everything here, written to figures.json."""
     model, table = kit.load_model(), {}
-    rows = rows_of(model, kit.data.split(kit.data.corpora(source))[1])[:HELD_OUT_ROWS]
+    rows = rows_of(model, kit.data.split(kit.data.corpus(source))[1])[:HELD_OUT_ROWS]
     for folder in sorted(p.parent for p in HERE.glob("*/cfg.json")):
         found = load(folder, model=model)
         told = {

@@ -203,12 +203,7 @@ def test_an_interrupt_keeps_the_rows_that_were_run(
         FeatureStore.build(dictionary, model, tokens)
 
 
-def test_on_sinks_nothing_fires(
-    dictionary: Any,
-    model: Any,
-    tokens: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_on_sinks_nothing_fires(dictionary: Any, model: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from kit.models import activations as module
 
     plain = module.capture
