@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def figures(source: str) -> None:
         found = load(folder, model=model)
         told = {
             name: None if value != value else round(value, 5)  # NaN where zeros do no harm
-            for name, value in evaluate(found, model, rows).as_dict().items()
+            for name, value in asdict(evaluate(found, model, rows)).items()
         }
         table[found.name] = {"latents": len(found), **told, "l0_training": found.metadata.get("l0_training")}
         print(found.name, table[found.name], flush=True)

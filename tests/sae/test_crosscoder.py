@@ -69,12 +69,7 @@ class _Training(CrosscoderTraining):
     def crosscoder(self, name: str | None = None) -> cc.Crosscoder:
         planted = self.source
         planted.models = ()  # type: ignore[attr-defined]
-        module = cc.training
-        kept, module.PairedSource = module.PairedSource, Planted  # type: ignore[misc, assignment]
-        try:
-            return super().crosscoder(name)
-        finally:
-            module.PairedSource = kept  # type: ignore[misc]
+        return super().crosscoder(name)
 
 
 # --- planted truth -------------------------------------------------------------------------------

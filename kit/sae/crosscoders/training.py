@@ -73,6 +73,7 @@ class PairedSource(Source):
 class CrosscoderTraining(Training):
     """:class:`kit.sae.Training` with the losses of crosscoders, on a :class:`PairedSource`."""
 
+    source: PairedSource
     architectures = ("batchtopk", "standard")
 
     def __init__(
@@ -120,12 +121,11 @@ class CrosscoderTraining(Training):
                 sae.mse_loss_fn = paired_error(difference)
             mask = torch.ones(n, 2)
             mask[:first, 1] = mask[first:own, 0] = 0
-            mask = mask.repeat_interleave(width // 2, 1)
+            mask = mask.repeat_interleave(width // 2, 1).to(sae.W_dec)  # [latents, 2 * d_model]
             for weight, keep in ((sae.W_dec, mask), (sae.W_enc, mask.T)):
                 with torch.no_grad():
-                    weight *= keep.to(weight)
-                # and so it stays zero
-                weight.register_hook(lambda grad, keep=keep.to(weight): grad * keep)
+                    weight *= keep
+                weight.register_hook(keep.mul)  # of its gradient: so it stays zero
 
     def _classes(self, architecture: str) -> tuple[Any, Any]:
         from kit.sae.crosscoders.losses import PairedBatchTopK, PairedStandard
@@ -133,6 +133,7 @@ class CrosscoderTraining(Training):
         cls, of = super()._classes(architecture)
         return {"batchtopk": PairedBatchTopK, "standard": PairedStandard}.get(architecture, cls), of
 
+    @torch.no_grad()
     def crosscoder(self, name: str | None = None) -> Crosscoder:
         """The crosscoder as it is now; the widest, where several are trained.
 
@@ -141,30 +142,22 @@ class CrosscoderTraining(Training):
         """
         key = max(self.trainers, key=lambda k: len(self.trainers[k].sae.W_dec))
         sae, scale = self.trainers[key].sae, self.trainers[key].activation_scaler.scaling_factor
-        source = self.source
-        assert isinstance(source, PairedSource) and source.factors is not None
-        with torch.no_grad():
-            decoder = sae.W_dec.detach().unflatten(-1, (2, -1))
-            size = decoder.norm(dim=-1).sum(-1)  # latents in units in which the two norms add to 1
-            bias = sae.b_enc.detach()
-            if sae.cfg.apply_b_dec_to_input:
-                bias = bias - sae.b_dec.detach() @ sae.W_enc.detach()
-            threshold = getattr(sae, "topk_threshold", bias.new_zeros(())).float()
-            threshold = threshold.expand(len(size)).clone()
-            if sae.dedicated and hasattr(sae, "dedicated_threshold"):
-                threshold[: sae.dedicated] = sae.dedicated_threshold
-            parts = (
-                (sae.W_enc.detach() * size).T.unflatten(-1, (2, -1)).clone(),
-                bias * size,
-                threshold,
-                decoder / size[:, None, None],
-                sae.b_dec.detach().unflatten(-1, (2, -1)).clone(),
-            )
-            return Crosscoder(
-                *(part.cpu() for part in parts),
-                source.factors * scale,
-                self.sites[key],
-                name or f"crosscoder {self.sites[key].layer}",
-                tuple(map(fingerprint, source.models)),
-                self.told(),  # type: ignore[arg-type]
-            )
+        site = self.sites[key]
+        assert self.source.factors is not None
+        decoder = sae.W_dec.detach().unflatten(-1, (2, -1))  # [latents, 2, d_model]
+        size = decoder.norm(dim=-1).sum(-1)  # latents in units in which the two norms add to 1
+        bias = sae.b_enc
+        if sae.cfg.apply_b_dec_to_input:
+            bias = bias - sae.b_dec @ sae.W_enc
+        return Crosscoder(
+            encoder=(sae.W_enc * size).T.unflatten(-1, (2, -1)).clone().cpu(),
+            bias=(bias * size).cpu(),
+            threshold=sae.thresholds().cpu(),
+            decoder=(decoder / size[:, None, None]).cpu(),
+            offset=sae.b_dec.unflatten(-1, (2, -1)).clone().cpu(),
+            factors=self.source.factors * scale,
+            site=site,
+            name=name or f"crosscoder {site.layer}",
+            fingerprints=tuple(map(fingerprint, self.source.models)),  # type: ignore[arg-type]
+            metadata=self.told(),
+        )
