@@ -52,7 +52,6 @@ class Dictionary(Latents):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """Latents ``[..., latents]``, float32, of activations ``[..., width]``."""
         flat = x.reshape(-1, x.shape[-1]).to(self.sae.W_dec)
         return self.sae.encode(flat).float().reshape(*x.shape[:-1], -1).to(x.device)
 
@@ -63,8 +62,6 @@ class Dictionary(Latents):
         return self.sae.decode(flat).float().reshape(*latents.shape[:-1], -1).to(latents.device)
 
     def before(self, x: Tensor) -> Tensor:
-        """Pre-activations ``[n, latents]`` of activations ``[n, width]``, differentiable: also
-        latents that do not fire have a gradient here."""
         sae = self.sae
         pre = sae.process_sae_in(x.to(sae.W_dec)) @ sae.W_enc
         if hasattr(sae, "r_mag"):  # gated: the magnitude path

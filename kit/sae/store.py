@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -203,18 +204,17 @@ class FeatureStore:
 
     def maxima(self) -> Tensor:
         """The largest activation of each latent, ``[latents]``; 0 where it never fires."""
-        return self._reduce("amax")
+        return self._reduced["amax"]
 
     def means(self) -> Tensor:
         """Mean activation where a latent fires, ``[latents]``; 0 where it never does."""
-        return self._reduce("mean")
+        return self._reduced["mean"]
 
-    def _reduce(self, how: str) -> Tensor:
-        if not hasattr(self, f"_{how}"):
-            which = torch.arange(len(self)).repeat_interleave(self.start.diff())
-            found = torch.zeros(len(self)).scatter_reduce(0, which, self.value.float(), how, include_self=False)
-            setattr(self, f"_{how}", found)
-        return getattr(self, f"_{how}")
+    @cached_property
+    def _reduced(self) -> dict[str, Tensor]:
+        which = torch.arange(len(self)).repeat_interleave(self.start.diff())
+        zero, value = torch.zeros(len(self)), self.value.float()
+        return {how: zero.scatter_reduce(0, which, value, how, include_self=False) for how in ("amax", "mean")}
 
     # --- one latent ---
 
@@ -263,12 +263,12 @@ class FeatureStore:
         where, value = self.entries(latent)
         width = self.tokens.shape[1]
         row, at = divmod(place, width)
-        first, last = 0, width
-        if window is not None:
-            first, last = max(0, at - window[0]), min(width, at + window[1] + 1)
-        a, b = torch.searchsorted(where, torch.tensor([row * width + first, row * width + last]))
+        before, after = (width, width) if window is None else window
+        first, last = max(0, at - before), min(width, at + after + 1)
+        start = row * width + first
+        a, b = torch.searchsorted(where, torch.tensor([start, row * width + last]))
         values = torch.zeros(last - first)
-        values[where[a:b] - row * width - first] = value[a:b].float()
+        values[where[a:b] - start] = value[a:b].float()
         return Example(self.tokens[row, first:last].long(), values, at - first, row, first)
 
     def whole(self, latent: int, e: Example) -> Example:
@@ -356,14 +356,3 @@ class FeatureStore:
         x = latents.activations(model, tokens.to(model.cfg.device))
         found = latents.encode(x)
         return (found * counted(x)[..., None] if tokens.shape[1] > 1 else found)[0].cpu()
-
-    def firing_on(self, model: TransformerBridge, text: str, n: int = 10) -> pd.DataFrame:
-        """Which latents a text fires: ``latent``, ``value`` (largest on it), ``share`` of the
-        latent's maximum on the corpus; by the last."""
-        import pandas as pd
-
-        value = self.read(model, text).amax(0)
-        share = value / self.maxima().clamp(min=1e-6)
-        order = share.argsort(descending=True, stable=True)[:n]
-        order = order[value[order] > 0]
-        return pd.DataFrame({"latent": order.tolist(), "value": value[order].tolist(), "share": share[order].tolist()})

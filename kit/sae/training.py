@@ -1,7 +1,7 @@
 """Training dictionaries: sae-lens's losses and steps on one stream of activations.
 
 Every dictionary has a trainer of its own (``sae_lens.training.sae_trainer.SAETrainer``, driven by
-its public ``step``), and all of them see the same batches, so one pass of the model serves them all.
+its public ``step``), and all of them see the same batches: one pass of the model serves them all.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import copy
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from kit.base.checks import check_counts, check_positive
 from kit.base.files import header, junk, must_exist, read_json, unpacked_at_most, whole
 from kit.base.progress import to_the_end, track
 from kit.models.sites import Kind, Site
-from kit.sae.dictionary import Dictionary, load
+from kit.sae.dictionary import Dictionary
 from kit.sae.source import Source
 
 if TYPE_CHECKING:
@@ -151,11 +151,10 @@ class Training:
             raise ValueError(f"architecture={architecture!r}: use {', '.join(self.architectures)}")
         if not widths or any(not w > 0 for w in widths):
             raise ValueError(f"widths={list(widths)}: give multiples of d_model above 0")
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps={steps!r}: give a whole number from 1 on")
-        if not lr > 0:
-            raise ValueError(f"lr={lr!r}: give a positive learning rate")
+        check_counts(steps=steps)
+        check_positive(lr=lr)
         self.source, self.steps, self.step = source, steps, 0
+        self._last = ""  # a report in short
         self.settings = {
             "architecture": architecture,
             "k": k,
@@ -257,15 +256,14 @@ class Training:
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """Train to the end, or until ``stop()``, or an interrupt; see :func:`train`."""
-        last = ""
         with suppress(KeyboardInterrupt):
-            for _ in track(range(self.step, self.steps), "steps", status=lambda: last):
+            for _ in track(range(self.step, self.steps), "steps", status=lambda: self._last):
                 with to_the_end():  # half a step could not be resumed
                     outputs = self.advance()
                 if self.step % 10 == 0 or self.step == self.steps:
                     report = self.report(outputs)
                     one = list(report.figures.values())[-1]
-                    last = f"explained variance {one.explained_variance:.3f}, L0 {one.l0:.0f}"
+                    self._last = f"explained variance {one.explained_variance:.3f}, L0 {one.l0:.0f}"
                     if watch is not None:
                         watch(report)
                 if folder is not None and self.step % max(1, self.steps // 10) == 0:
@@ -307,16 +305,19 @@ class Training:
         """
         if name not in self.trainers:
             raise ValueError(f"name={name!r}: use {', '.join(map(repr, self.trainers))}")
-        trainer = self.trainers[name]
-        sae = copy.deepcopy(trainer.sae).to("cpu")
-        sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
-        sae.cfg.metadata.hook_name = self.sites[name].hook_name
-        with tempfile.TemporaryDirectory() as folder:
-            sae.save_inference_model(folder)
-            done = load(folder)
-        done.name, done.fingerprint = name, self.source.fingerprint
-        done.metadata = self.told()
-        return done
+        from sae_lens import SAE
+
+        trainer, site = self.trainers[name], self.sites[name]
+        trained = copy.deepcopy(trainer.sae).to("cpu")
+        trained.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
+        trained.cfg.metadata.hook_name = site.hook_name
+        weights = trained.state_dict()
+        trained.process_state_dict_for_saving_inference(weights)
+        # on the meta device no weights are drawn, which these replace
+        sae: Any = SAE.from_dict(trained.cfg.get_inference_sae_cfg_dict() | {"device": "meta"})
+        sae.load_state_dict(weights, assign=True)
+        sae.cfg.device = "cpu"
+        return Dictionary(sae.eval(), site, name, self.source.fingerprint, self.told())
 
     def told(self) -> dict[str, Any]:
         """What a dictionary's file says of its training."""
@@ -332,7 +333,9 @@ class Training:
         """A checkpoint: weights, optimisers, and where the source stands."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        slot = "b" if self._slot(folder) == "a" else "a"  # the last whole one stays until the end
+        told = folder / "training.json"
+        # of two places the one that is free: the last whole checkpoint stays until the end
+        slot = "b" if told.is_file() and _state(told)["slot"] == "a" else "a"
         shutil.rmtree(folder / slot, ignore_errors=True)
         for name, trainer in self.trainers.items():
             trainer.save_checkpoint(name.replace(" ", "_"), base_path=folder / slot)
@@ -343,24 +346,10 @@ class Training:
             "source": self.source.state_dict(),
             "slot": slot,
         }
-        with whole(folder / "training.json") as part:
+        with whole(told) as part:
             part.write_text(json.dumps(state), encoding="utf-8")
         shutil.rmtree(folder / ("a" if slot == "b" else "b"), ignore_errors=True)
         return folder
-
-    @staticmethod
-    def _slot(folder: Path) -> str | None:
-        """Which of two places in a folder holds its whole checkpoint, None if there is none."""
-        if not (folder / "training.json").is_file():
-            return None
-        found = read_json(folder / "training.json")
-        slot = found.get("slot") if isinstance(found, dict) else None
-        if slot not in ("a", "b"):
-            raise ValueError(
-                f"{folder / 'training.json'}: slot={slot!r:.40}: expected 'a' or 'b'; "
-                "this is no checkpoint of this kit: give another folder"
-            )
-        return str(slot)
 
     def restore(self, folder: str | Path) -> None:
         """Go on from a checkpoint, on the very next batch.
@@ -371,7 +360,7 @@ class Training:
         """
         folder = Path(folder)
         must_exist(folder / "training.json")
-        state, slot = read_json(folder / "training.json"), str(self._slot(folder))
+        state = _state(folder / "training.json")
         with junk(f"the checkpoint in {folder.name!r}"):
             for name, value in self.settings.items():
                 if state["settings"][name] != value:
@@ -385,7 +374,7 @@ class Training:
             for _, value in changes[-1:]:
                 self.sparsity = value
             for name, trainer in self.trainers.items():
-                self._restore(trainer, folder / slot / name.replace(" ", "_"))
+                self._restore(trainer, folder / state["slot"] / name.replace(" ", "_"))
             self.step, self.changes = step, changes
 
     def _restore(self, trainer: Any, part: Path) -> None:
@@ -404,6 +393,17 @@ class Training:
             raise ValueError(f"{what} is damaged: {type(error).__name__}: {error!s:.200}") from error
         if not all(bool(p.isfinite().all()) for p in trainer.sae.parameters()):
             raise ValueError(f"{what} holds NaN or infinity")
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """What stands in a folder's ``training.json``."""
+    found = read_json(path)
+    slot = found.get("slot") if isinstance(found, dict) else None
+    if slot not in ("a", "b"):
+        raise ValueError(
+            f"{path}: slot={slot!r:.40}: expected 'a' or 'b'; this is no checkpoint of this kit: give another folder"
+        )
+    return found
 
 
 def explained_variance(x: Tensor, found: Tensor) -> Tensor:
