@@ -8,7 +8,7 @@ held against: the latent taken out of the model, everything after it live.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from kit.base.checks import check_counts
 from kit.base.kernels import plain_kernels
 from kit.base.progress import track
 from kit.models.activations import capture
@@ -131,7 +132,8 @@ def links(
     """What every source latent does to every target latent, at the token where it fires.
 
     Attention between the two is held (:class:`Between`), so the score is of what the source does
-    at its own token, through MLPs and along the stream. Three methods, at the same cost to a factor:
+    at its own token, through MLPs and along the stream. Three methods, of the same cost to a
+    factor:
 
     * ``"gradient"``: activation x gradient of the target's pre-activation, where the target fires
       (as in Marks et al. 2024, arXiv:2403.19647, between SAE latents);
@@ -166,7 +168,8 @@ def links(
         for row in track(list(tokens.split(1)), "rows of text"):
             f, g, x = _read(between, source, target, row)
             part = torch.zeros_like(score)
-            for where, which in _entries(f):
+            places = f.nonzero(as_tuple=True)  # tokens, and latents that fire on them
+            for where, which in zip(*(part.split(_ENTRIES) for part in places), strict=True):
                 d = rows[which]
                 had = f[where, which][:, None]
                 value = had if maxima is None or at == "own" else maxima[which][:, None]
@@ -196,8 +199,7 @@ def _check(
             f"maxima has shape {given}: at='maximum' takes [{len(source)}], the "
             "largest activation of each source latent (store.maxima())"
         )
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps={steps!r}: give a whole number from 1 on")
+    check_counts(steps=steps)
 
 
 def _read(between: Between, source: Latents, target: Latents, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -208,12 +210,6 @@ def _read(between: Between, source: Latents, target: Latents, tokens: Tensor) ->
     keep = counted(stream).flatten()[:, None]
     f, g = (latents.encode(x.cpu()).flatten(0, 1) * keep for latents, x in ((source, read), (target, between.target)))
     return f, g, stream.flatten(0, 1).float()
-
-
-def _entries(f: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Tokens and latents that fire on them, some at a time."""
-    where, which = f.nonzero(as_tuple=True)
-    yield from zip(where.split(_ENTRIES), which.split(_ENTRIES), strict=True)
 
 
 def _effect(
@@ -237,9 +233,8 @@ def _effect(
     slope = torch.zeros_like(now)
     for share in back:
         with torch.enable_grad(), plain_kernels():
-            slope += torch.func.jvp(lambda at: target.before(between(at, where)), (x - share * step,), (step,))[
-                1
-            ].detach()
+            _, told = torch.func.jvp(lambda at: target.before(between(at, where)), (x - share * step,), (step,))
+        slope += told.detach()
     return slope / len(back) * (now > 0)
 
 

@@ -13,6 +13,7 @@ from kit.base.divergence import kl
 from kit.base.progress import track
 from kit.models.bridge import runtime
 from kit.models.hook_points import replaced
+from kit.models.sites import Site
 from kit.models.tokens import counted, pack
 from kit.sae.dictionary import Dictionary
 
@@ -88,21 +89,15 @@ def evaluate(
         seen.append(x)
         return x
 
-    def log_p(batch: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-        """Log-probabilities of the next tokens, with a change at the dictionary's site."""
-        with replaced(model, dictionary.site, change):
-            logits = state.decoder(input_ids=batch, use_cache=False).logits
-        return logits[:, :-1].float().log_softmax(-1)
-
     for batch in track(list(tokens.to(model.cfg.device).split(8)), "batches of text"):
         with state.lock:
-            found = [log_p(batch, keep)]
+            found = [next_log_p(model, batch, dictionary.site, keep)]
             x = seen.pop()  # [rows, pos, width]
             on, latents = counted(x, sink), dictionary.encode(x)
             made = dictionary.decode(latents)
             for instead in (made, torch.zeros_like(x)):
                 put = torch.where(on[..., None], instead, x).to(x)
-                found.append(log_p(batch, lambda _x, put=put: put))
+                found.append(next_log_p(model, batch, dictionary.site, lambda _x, put=put: put))
         measured.add(x[on], made[on], latents[on])
         everything.add(x.flatten(0, 1), made.flatten(0, 1), latents.flatten(0, 1))
         home = found[0].device
@@ -126,6 +121,14 @@ def evaluate(
         tokens=measured.tokens,
         sinks=(everything.tokens - measured.tokens) / everything.tokens,
     )
+
+
+def next_log_p(model: TransformerBridge, tokens: Tensor, site: Site, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Log-probabilities ``[rows, n - 1, d_vocab]`` of what comes after ``tokens [rows, n]``, with a
+    change at a site."""
+    with replaced(model, site, change):
+        logits = runtime(model).decoder(input_ids=tokens, use_cache=False).logits
+    return logits[:, :-1].float().log_softmax(-1)
 
 
 class Tally:

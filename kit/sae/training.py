@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,21 +22,12 @@ from kit.base.checks import check_counts, check_positive
 from kit.base.files import header, junk, must_exist, read_json, unpacked_at_most, whole
 from kit.base.progress import to_the_end, track
 from kit.models.sites import Kind, Site
+from kit.sae.architectures import ARCHITECTURES, COEFFICIENTS, Architecture, classes, options
 from kit.sae.dictionary import Dictionary
 from kit.sae.source import Source
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-Architecture = Literal["batchtopk", "topk", "jumprelu", "gated", "standard", "matryoshka"]
-# the coefficient that makes latents sparse, and its default, on activations of norm sqrt(width);
-# the top-k family is told how many latents fire instead
-COEFFICIENTS = {
-    "jumprelu": ("l0_coefficient", 1.0),
-    "gated": ("l1_coefficient", 1.0),
-    "standard": ("l1_coefficient", 1.0),
-}
-ARCHITECTURES = ("batchtopk", "topk", "matryoshka", *COEFFICIENTS)
 
 
 def train(
@@ -188,7 +178,7 @@ class Training:
                 d_sae = round(times * len(mean))
                 cls, of = self._classes(architecture)
                 sae = cls(
-                    of(d_in=len(mean), d_sae=d_sae, device=device, **_options(architecture, d_sae, k, sparsity, steps))
+                    of(d_in=len(mean), d_sae=d_sae, device=device, **options(architecture, d_sae, k, sparsity, steps))
                 )
                 with torch.no_grad():
                     sae.b_dec.copy_(mean * scale)  # the mean needs no latent
@@ -198,14 +188,7 @@ class Training:
                 self.trainers[name], self.sites[name] = trainer, site
 
     def _classes(self, architecture: str) -> tuple[Any, Any]:
-        """What is trained, and the class of its settings."""
-        from sae_lens.registry import get_sae_training_class
-
-        from kit.sae.sparse import SparseBatchTopK
-
-        name = "matryoshka_batchtopk" if architecture == "matryoshka" else architecture
-        cls, of = get_sae_training_class(name)
-        return (SparseBatchTopK if architecture == "batchtopk" else cls), of
+        return classes(architecture)
 
     @property
     def sparsity(self) -> float:
@@ -226,7 +209,7 @@ class Training:
         architecture = str(self.settings["architecture"])
         dense = architecture in COEFFICIENTS
         told = {
-            name: _options(architecture, len(trainer.sae.W_dec), *((1, value) if dense else (value, None)), self.steps)
+            name: options(architecture, len(trainer.sae.W_dec), *((1, value) if dense else (value, None)), self.steps)
             for name, trainer in self.trainers.items()
         }
         for name, trainer in self.trainers.items():
@@ -410,25 +393,3 @@ def explained_variance(x: Tensor, found: Tensor) -> Tensor:
     """``1 - E|x - found|^2 / E|x - E x|^2`` over activations ``[n, width]``."""
     left = (x - found).float().square().sum()
     return 1 - left / (x - x.mean(0)).float().square().sum().clamp(min=1e-12)
-
-
-def _options(architecture: str, d_sae: int, k: float, sparsity: float | None, steps: int) -> dict[str, Any]:
-    if architecture in COEFFICIENTS:
-        name, default = COEFFICIENTS[architecture]
-        value = default if sparsity is None else sparsity
-        if not 0 <= value < math.inf:
-            raise ValueError(f"sparsity={sparsity!r}: give a number from 0 on")
-        return {name: value, name.replace("coefficient", "warm_up_steps"): steps // 5}
-    if sparsity is not None:
-        raise ValueError(f"sparsity={sparsity!r}: {architecture} is told k, how many latents fire")
-    if not 0 < k <= d_sae or (architecture == "topk" and k != int(k)):
-        raise ValueError(
-            f"k={k!r}: give a number above 0, at most the {d_sae} latents of the narrowest dictionary (whole for topk)"
-        )
-    found: dict[str, Any] = {"k": int(k) if architecture == "topk" else float(k)}
-    if architecture != "topk":
-        # the threshold of inference is a running mean: it must settle in short runs as well
-        found["topk_threshold_lr"] = min(0.5, max(0.01, 20 / steps))
-    if architecture == "matryoshka":
-        found["matryoshka_widths"] = [max(1, d_sae >> n) for n in (4, 3, 2, 1)]
-    return found
