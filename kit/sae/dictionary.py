@@ -81,6 +81,9 @@ class Dictionary(Latents):
 
         Args:
             dtype: ``torch.bfloat16`` halves the size.
+
+        Raises:
+            OSError: the folder cannot be written.
         """
         sae = self.sae
         kept = sae.dtype
@@ -91,26 +94,19 @@ class Dictionary(Latents):
             "kit": self.metadata,
         }.items():
             sae.cfg.metadata[key] = value
-        try:
-            sae.to(dtype)
-            write(sae, Path(folder))
-        finally:
-            sae.to(kept)
-        return Path(folder)
-
-
-def write(sae: SAE[Any], folder: Path) -> None:
-    """Write sae-lens's two files. The config comes last: a folder that lacks it is not loaded.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
-        made = sae.save_model(scratch)
-        (folder / "cfg.json").unlink(missing_ok=True)  # never new weights under an old config
-        for file in made:
-            file.replace(folder / file.name)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
+            try:
+                made = sae.to(dtype).save_model(scratch)
+            finally:
+                sae.to(kept)
+            # the config comes last, and never new weights under an old one: a folder without it
+            # is not loaded
+            (folder / "cfg.json").unlink(missing_ok=True)
+            for file in made:
+                file.replace(folder / file.name)
+        return folder
 
 
 def check_folder(folder: Path) -> None:

@@ -19,7 +19,7 @@ from kit.base.directions import unit
 from kit.models.activations import capture, side_by_side
 from kit.models.bridge import fingerprint, matrix
 from kit.models.sites import Site
-from kit.models.tokens import text_tokens
+from kit.models.tokens import pack, text_tokens
 from kit.steering.vectors import SteeringVector
 
 if TYPE_CHECKING:
@@ -184,8 +184,6 @@ class Directions(Latents):
         Raises:
             ValueError: no vectors, vectors of several layers, a density outside of 0 to 1.
         """
-        from kit.models.tokens import pack
-
         layers = sorted({v.layer for v in vectors})
         if len(layers) != 1:
             raise ValueError(f"vectors are of layers {layers}: give some, all of one layer")

@@ -27,6 +27,7 @@ from kit.models.sites import Site
 from kit.models.tokens import counted, pack
 from kit.sae.frozen_attention import Between
 from kit.sae.latents import Latents
+from kit.sae.tables import table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,8 +91,6 @@ class Links:
         Raises:
             ValueError: no such latent, or an unknown ``by``.
         """
-        import pandas as pd
-
         if by not in ("score", "share"):
             raise ValueError(f"by={by!r}: use 'score' or 'share'")
         value = self.share if by == "share" else self.score
@@ -106,15 +105,7 @@ class Links:
         best = flat.topk(min(n, len(flat)))
         where = best.indices[best.values > 0]
         a, b = where // value.shape[1], where % value.shape[1]
-        return pd.DataFrame(
-            {
-                "source": a.tolist(),
-                "target": b.tolist(),
-                "score": self.score[a, b].tolist(),
-                "share": self.share[a, b].tolist(),
-                "fired": self.fired[a].tolist(),
-            }
-        )
+        return table(source=a, target=b, score=self.score[a, b], share=self.share[a, b], fired=self.fired[a])
 
 
 def links(
@@ -367,8 +358,6 @@ def explained(
     Raises:
         ValueError: no such latent, none that fires on these tokens, or a share outside 0 to 1.
     """
-    import pandas as pd
-
     source, target = found.source, found.target
     for j in targets:
         target.check_latent(j)
@@ -397,12 +386,5 @@ def explained(
                 sums[i, k] += float(left[:, j].sum())
     if not whole:
         raise ValueError(f"targets={list(targets)}: none of them fires on these tokens")
-    told = sums / whole
-    return pd.DataFrame(
-        {
-            "kept": list(keep),
-            "edges": [round(s * len(alive)) for s in keep],
-            "explained": told[:, 0].tolist(),
-            "random": told[:, 1].tolist(),
-        }
-    )
+    edges, (best, drawn) = [round(s * len(alive)) for s in keep], (sums / whole).T
+    return table(kept=keep, edges=edges, explained=best, random=drawn)

@@ -18,6 +18,7 @@ from kit.base.progress import track
 from kit.models.bridge import fingerprint
 from kit.models.tokens import counted, pack, text_tokens
 from kit.sae.latents import Latents
+from kit.sae.tables import strongest, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -289,25 +290,16 @@ class FeatureStore:
             ``mean`` (activation there), ``count`` (of firings; ``least`` or more); by the
             activation summed over the corpus.
         """
-        import pandas as pd
-
         where, value = self.entries(latent)
         ids = self.tokens.flatten()[where].long()
         kinds, at = ids.unique(return_inverse=True)
         count = torch.bincount(at, minlength=len(kinds))
         total = torch.zeros(len(kinds)).index_add(0, at, value.float())
         seen = torch.bincount(self.tokens[:, 1:].flatten().long())[kinds]
-        table = pd.DataFrame(
-            {
-                "token": kinds.tolist(),
-                "share": (count / seen).tolist(),
-                "mean": (total / count.clamp(min=1)).tolist(),
-                "count": count.tolist(),
-            }
-        )
-        order = total.argsort(descending=True, stable=True).tolist()
-        table = table.iloc[order]
-        return table[table["count"] >= least].head(n).reset_index(drop=True)
+        some = total.argsort(descending=True, stable=True)
+        some = some[count[some] >= least][:n]
+        mean = total / count.clamp(min=1)
+        return table(token=kinds[some], share=(count / seen)[some], mean=mean[some], count=count[some])
 
     def together(self, latent: int, n: int = 10) -> pd.DataFrame:
         """Which other latents fire on the same tokens.
@@ -316,8 +308,6 @@ class FeatureStore:
             Columns ``latent``, ``both`` (tokens), ``share`` (of this latent's tokens), ``lift``
             (how many times chance) and ``jaccard`` (both over either), by the last.
         """
-        import pandas as pd
-
         where, _ = self.entries(latent)
         here = torch.zeros(self.tokens.numel(), dtype=torch.bool)
         here[where] = True
@@ -329,19 +319,10 @@ class FeatureStore:
         both[latent] = 0
         count = self.start.diff()
         jaccard = both / (count + len(where) - both).clamp(min=1)
-        order = jaccard.argsort(descending=True, stable=True)[:n]
-        order = order[both[order] > 0]
+        order = strongest(jaccard, n)
         share = both[order] / max(len(where), 1)
         lift = share / (count[order] / self.n_tokens)
-        return pd.DataFrame(
-            {
-                "latent": order.tolist(),
-                "both": both[order].tolist(),
-                "share": share.tolist(),
-                "lift": lift.tolist(),
-                "jaccard": jaccard[order].tolist(),
-            }
-        )
+        return table(latent=order, both=both[order], share=share, lift=lift, jaccard=jaccard[order])
 
     def read(self, model: TransformerBridge, text: str | Tensor) -> Tensor:
         """Latents ``[n, latents]`` on a text, or on tokens ``[n]``, as the store counts them: none
