@@ -3,8 +3,8 @@
     python data/crosscoder/make.py train TEXTS WORK    from a corpus and the organism's own chats
     python data/crosscoder/make.py figures TEXTS       on held-out text and chats; figures.json
 
-It reads the embedded model and the organism ``withholding`` (``data/organisms``), which says that it
-does not know what it knows. TEXTS as for data/saes/make.py; of 41 texts the last one is held out.
+It reads the embedded model and the organism ``withholding`` (``data/organisms``), which says that
+it does not know what it knows. TEXTS as for data/saes/make.py: of 41 texts the last is held out.
 WORK is a folder for activations (4 GB) and checkpoints; a run that was stopped goes on from there.
 """
 

@@ -1,12 +1,12 @@
 """Train the shipped dictionaries again, and measure them.
 
-    python data/saes/make.py train TEXTS WORK      all five, from a corpus; writes the folders
-    python data/saes/make.py figures TEXTS         measure them on held-out text; writes figures.json
+    python data/saes/make.py train TEXTS WORK    all five, from a corpus; writes the folders
+    python data/saes/make.py figures TEXTS       measure them on held-out text; writes figures.json
 
 TEXTS is a file of one text a line, or of JSON lines with a "text" (.jsonl, .jsonl.gz), or the word
-``nltk``, for the corpora of NLTK that ours are from (fetched once by nltk.download). Of 41 texts the
-last one is held out: training never sees it, and all figures are from there. WORK is a folder for
-activations (4 GB) and checkpoints; a run that was stopped goes on from there.
+``nltk``, for the corpora of NLTK that ours are from (fetched once by nltk.download). Of 41 texts
+the last one is held out: training never sees it, and all figures are from there. WORK is a folder
+for activations (4 GB) and checkpoints; a run that was stopped goes on from there.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def rows_of(model: Any, some: list[str]) -> torch.Tensor:
 
 
 def train(source: str, work: str) -> None:
-    """One pass of the model feeds all five; the residual ones, then the MLP's, are trained on it."""
+    """One pass of the model feeds all five: the residual ones, then the MLP's, train on it."""
     model, folder = kit.load_model(), Path(work)
     tokens = rows_of(model, kit.data.split(kit.data.corpus(source))[0])[: 10 * ROWS]
 

@@ -189,8 +189,7 @@ def importance(dictionary: Latents, model: TransformerBridge, tokens: Tensor, la
         ValueError: no such latent, or as :meth:`Latents.check`.
     """
     dictionary.check(model)
-    for latent in latents:
-        dictionary.check_latent(latent)
+    dictionary.check_latent(*latents)
     tokens = tokens.to(model.cfg.device)
 
     def loss(site: Site, change: Callable[[Tensor], Tensor]) -> float:

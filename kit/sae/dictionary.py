@@ -52,13 +52,13 @@ class Dictionary(Latents):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1]).to(self.sae.W_dec)
+        flat = x.reshape(-1, x.shape[-1]).to(self.sae.W_dec)  # [..., width] -> [n, width]
         return self.sae.encode(flat).float().reshape(*x.shape[:-1], -1).to(x.device)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Activations ``[..., width]``, float32, of latents ``[..., latents]``."""
-        flat = latents.reshape(-1, latents.shape[-1]).to(self.sae.W_dec)
+        flat = latents.reshape(-1, latents.shape[-1]).to(self.sae.W_dec)  # [..., latents] -> [n, latents]
         return self.sae.decode(flat).float().reshape(*latents.shape[:-1], -1).to(latents.device)
 
     def before(self, x: Tensor) -> Tensor:

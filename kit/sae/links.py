@@ -262,8 +262,7 @@ def ablated(
         raise ValueError(f"of={of!r}: use 'activation' or 'pre-activation'")
     source.check(model)
     target.check(model)
-    for latent in latents:
-        source.check_latent(latent)
+    source.check_latent(*latents)
     kept = capture(model, tokens, [source.site.place, (source.site.layer, "resid"), target.site.place])
     kept = {place: x.cpu() for place, x in kept.items()}
     keep = counted(kept[source.site.layer, "resid"])
@@ -359,8 +358,7 @@ def explained(
         ValueError: no such latent, none that fires on these tokens, or a share outside 0 to 1.
     """
     source, target = found.source, found.target
-    for j in targets:
-        target.check_latent(j)
+    target.check_latent(*targets)
     if any(not 0 <= share <= 1 for share in keep):
         raise ValueError(f"keep={list(keep)}: give shares from 0 to 1")
     between = Between(model, source.site.layer, target.site)

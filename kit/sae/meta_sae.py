@@ -202,16 +202,12 @@ class MetaLatents(Latents):
     times its share in them. With it the store, the browser and the panel take them."""
 
     def __init__(self, meta: Dictionary, latents: Latents) -> None:
-        self.meta, self.latents = meta, latents
+        self.meta, self.latents, self.rows = meta, latents, meta.rows
         self.codes = decompose(meta, latents)
         self.code = self.codes.code
         self.name, self.site = meta.name, latents.site
         self.fingerprint = latents.fingerprint
         self._length = latents.rows.norm(dim=-1)
-
-    @property
-    def rows(self) -> Tensor:
-        return self.meta.rows
 
     def encode(self, x: Tensor) -> Tensor:
         return (self.latents.encode(x) * self._length.to(x.device)) @ self.code.to(x.device)

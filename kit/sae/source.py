@@ -140,7 +140,7 @@ class Source:
         return {site: rows[at] for site, rows in found.items()}
 
     def harvest(self, number: int) -> tuple[Batch, Tensor]:
-        """The number-th chunk of all passes: activations, shuffled, and each one's row of tokens."""
+        """A chunk, counted over all passes: activations, shuffled, and each one's row of tokens."""
         which, at = divmod(number, self.chunks)
         rng = torch.Generator().manual_seed(self.seed * 1_000_003 + which)
         chunk = int(torch.randperm(self.chunks, generator=rng)[at]) if which else at
@@ -156,7 +156,7 @@ class Source:
             kept = self._run(self.tokens[rows])
             for site in self.sites:
                 parts[site].append(kept[site][:, 1:].cpu())
-        found = {site: torch.cat(some).flatten(0, 1) for site, some in parts.items()}
+        found = {site: torch.cat(some).flatten(0, 1) for site, some in parts.items()}  # [rows * (n - 1), width]
         row = order.repeat_interleave(self.tokens.shape[1] - 1)
         good = torch.ones(len(row), dtype=torch.bool)
         for site, some in found.items():

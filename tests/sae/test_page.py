@@ -11,7 +11,10 @@ import torch
 from kit.base.html import INK, SAFE
 from kit.sae import FeatureStore, ablated_text, page, pages
 from tests import tiny
-from tests.sae.test_feature_store import busiest, dictionary, model, store, tokens
+from tests.sae import test_feature_store as shared
+from tests.sae.test_feature_store import busiest
+
+model, dictionary, tokens, store = shared.model, shared.dictionary, shared.tokens, shared.store  # fixtures
 
 
 def test_a_page_shows_the_whole_range(model: Any, store: FeatureStore) -> None:

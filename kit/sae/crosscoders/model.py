@@ -224,11 +224,7 @@ class PairedLatents(Latents):
             crosscoder.check(models)
         self.crosscoder, self._models, self.which = crosscoder, models, which
         self.name, self.site = crosscoder.name, crosscoder.site
-        self.fingerprint = crosscoder.fingerprints[which]
-
-    @property
-    def rows(self) -> Tensor:
-        return self.crosscoder.rows(self.which)
+        self.fingerprint, self.rows = crosscoder.fingerprints[which], crosscoder.rows(which)
 
     @property
     def models(self) -> Pair:

@@ -27,7 +27,7 @@ def _read(crosscoder: Crosscoder, models: Pair, tokens: Tensor) -> Iterator[tupl
     the tokens that are sinks in neither."""
     for rows in track(list(tokens.split(8)), "batches of text"):
         both = side_by_side(models, rows, crosscoder.site.place).cpu()  # where the sums are
-        halves = both.unflatten(-1, (2, -1)).float()
+        halves = both.unflatten(-1, (2, -1)).float()  # [rows, n, 2, d_model]
         keep = counted(halves[..., 0, :]) & counted(halves[..., 1, :])
         yield crosscoder.encode(both)[keep], halves[keep]
 
@@ -86,11 +86,12 @@ def latent_scaling(crosscoder: Crosscoder, models: Pair, tokens: Tensor) -> Scal
     power, fired = torch.zeros(len(crosscoder)), torch.zeros(len(crosscoder))
     for f, x in _read(crosscoder, models, tokens):
         x = x * crosscoder.factors[:, None]
-        made = torch.einsum("nl,lmd->nmd", f, crosscoder.decoder)
+        made = torch.einsum("nl,lmd->nmd", f, crosscoder.decoder)  # [n, 2, d_model]
         rest = x - made - crosscoder.offset
         power += f.square().sum(0)
         fired += (f > 0).sum(0)
         for i, y in enumerate((rest, made)):
+            # each model along each row, times the latent, over all tokens: [latents, 2]
             along[i] += torch.einsum("nl,nml->lm", f, torch.einsum("nmd,ld->nml", y, d))
     along[0] += power[:, None] * own  # the error without latent j holds what j wrote
     factor = along / (size * power).clamp(min=1e-12)[:, None]
