@@ -191,9 +191,8 @@ class Source:
         if self.cache is None:
             raise ValueError("cache=None: give the source a folder to fill")
         files = [self._file(chunk) for chunk in range(self.chunks)]
-        for file in files:
-            if file.is_file():
-                self._open(file)
+        for file in filter(Path.is_file, files):
+            self._open(file)
         shards.work(files, self._write, "chunks")
         return self.cache
 

@@ -45,7 +45,12 @@ def train(
     seed: int = 0,
     folder: str | Path | None = None,
     watch: Callable[[Report], None] | None = None,
-    **source: Any,
+    batch: int = 2048,
+    context: int = 128,
+    rows: int = 256,
+    chunks: int | None = None,
+    sink: float = 10.0,
+    cache: str | Path | None = None,
 ) -> list[Dictionary]:
     """Train dictionaries of several widths on one site.
 
@@ -65,7 +70,7 @@ def train(
         folder: where an interrupt (and every tenth of the run) leaves a checkpoint; if one lies
             there, training goes on from it, on the very next batch.
         watch: gets a :class:`Report` every ten steps.
-        source: further settings of :class:`kit.sae.Source` (batch, context, rows, sink, cache).
+        batch, context, rows, chunks, sink, cache: of the :class:`kit.sae.Source` of activations.
 
     Returns:
         A :class:`Dictionary` for each width. A keyboard interrupt ends training early and returns
@@ -74,16 +79,12 @@ def train(
     Raises:
         ValueError: names the argument, its value, and what would be right.
     """
-    stream = Source(model, texts, [Site(layer, site)], seed=seed, **source)
+    place, steps = [Site(layer, site)], max(1, tokens // batch)
+    source = Source(
+        model, texts, place, batch=batch, context=context, rows=rows, chunks=chunks, sink=sink, seed=seed, cache=cache
+    )
     run = Training(
-        stream,
-        widths=widths,
-        architecture=architecture,
-        k=k,
-        sparsity=sparsity,
-        steps=max(1, tokens // stream.batch),
-        lr=lr,
-        seed=seed,
+        source, widths=widths, architecture=architecture, k=k, sparsity=sparsity, steps=steps, lr=lr, seed=seed
     )
     if folder is not None and (Path(folder) / "training.json").is_file():
         run.restore(folder)
@@ -208,17 +209,15 @@ class Training:
     def sparsity(self, value: float) -> None:
         architecture = str(self.settings["architecture"])
         dense = architecture in COEFFICIENTS
-        told = {
-            name: options(architecture, len(trainer.sae.W_dec), *((1, value) if dense else (value, None)), self.steps)
-            for name, trainer in self.trainers.items()
-        }
-        for name, trainer in self.trainers.items():
+        trainers, (k, sparsity) = list(self.trainers.values()), (1, value) if dense else (value, None)
+        told = [options(architecture, len(trainer.sae.W_dec), k, sparsity, self.steps) for trainer in trainers]
+        for trainer, new in zip(trainers, told, strict=True):
             if dense:
                 (scheduler,) = trainer.coefficient_schedulers.values()
                 scheduler.final_value = value
                 scheduler.load_state_dict(scheduler.state_dict())  # makes the present value of it
             else:
-                trainer.sae.cfg.k = told[name]["k"]
+                trainer.sae.cfg.k = new["k"]
                 trainer.sae.activation_fn = trainer.sae.get_activation_fn()
         self.changes.append((self.step, value))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from kit.models.activations import side_by_side
 from kit.models.bridge import fingerprint
 from kit.models.sites import Site
+from kit.sae.architectures import Architecture
 from kit.sae.crosscoders.model import Crosscoder, Pair, check_pair
 from kit.sae.source import Batch, Source
 from kit.sae.training import Training
@@ -28,10 +30,21 @@ class PairedSource(Source):
         factors: ``[2]``, what each model's activations are multiplied with.
     """
 
-    def __init__(self, models: Pair, texts: Sequence[str] | Tensor, site: Site, **settings: Any) -> None:
-        """
-        Args:
-            settings: as for :class:`kit.sae.Source`.
+    def __init__(
+        self,
+        models: Pair,
+        texts: Sequence[str] | Tensor,
+        site: Site,
+        *,
+        batch: int = 2048,
+        context: int = 128,
+        rows: int = 256,
+        chunks: int | None = None,
+        sink: float = 10.0,
+        seed: int = 0,
+        cache: str | Path | None = None,
+    ) -> None:
+        """Arguments as for :class:`kit.sae.Source`.
 
         Raises:
             ValueError: as :func:`check_pair` and :class:`kit.sae.Source`.
@@ -39,7 +52,18 @@ class PairedSource(Source):
         check_pair(models)
         self.models = models
         self.factors: Tensor | None = None
-        super().__init__(models[0], texts, [site], **settings)
+        super().__init__(
+            models[0],
+            texts,
+            [site],
+            batch=batch,
+            context=context,
+            rows=rows,
+            chunks=chunks,
+            sink=sink,
+            seed=seed,
+            cache=cache,
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -83,9 +107,16 @@ class CrosscoderTraining(Training):
         dedicated: tuple[int, int] = (0, 0),
         dedicated_k: float = 2,
         difference: float = 0,
-        **settings: Any,
+        widths: Sequence[float] = (4,),
+        architecture: Architecture = "batchtopk",
+        k: float = 32,
+        sparsity: float | None = None,
+        steps: int = 200,
+        lr: float = 8e-4,
+        seed: int = 0,
     ) -> None:
-        """
+        """Further arguments as for :class:`kit.sae.Training`.
+
         Args:
             dedicated: so many latents read and write the first model alone, and so many the second
                 (Jiralerspong and Bricken 2026, arXiv:2602.11729). They are the first latents, in
@@ -93,7 +124,6 @@ class CrosscoderTraining(Training):
             dedicated_k: of the k that fire on a token, so many are dedicated ones; BatchTopK only.
             difference: weight, beside the two models' errors, of the error of their difference.
                 Both this and a k of their own are from Kassem et al. 2026 (arXiv:2603.04426).
-            settings: as for :class:`kit.sae.Training`.
 
         Raises:
             ValueError: as :class:`kit.sae.Training`; more dedicated latents than there are, a
@@ -101,13 +131,15 @@ class CrosscoderTraining(Training):
         """
         from kit.sae.crosscoders.losses import paired_error
 
-        super().__init__(source, **settings)
+        super().__init__(
+            source, widths=widths, architecture=architecture, k=k, sparsity=sparsity, steps=steps, lr=lr, seed=seed
+        )
         first, second = dedicated
         own = first + second
         if not difference >= 0:
             raise ValueError(f"difference={difference!r}: give a weight from 0 on")
-        if own and not 0 < dedicated_k < self.settings["k"]:
-            raise ValueError(f"dedicated_k={dedicated_k!r}: give a number above 0 and below k={self.settings['k']}")
+        if own and not 0 < dedicated_k < k:
+            raise ValueError(f"dedicated_k={dedicated_k!r}: give a number above 0 and below k={k}")
         self.settings |= {"dedicated": [first, second], "dedicated_k": dedicated_k, "difference": difference}
         for trainer in self.trainers.values():
             sae = trainer.sae
