@@ -64,7 +64,7 @@ class Dictionary(Latents):
     def before(self, x: Tensor) -> Tensor:
         sae = self.sae
         pre = sae.process_sae_in(x.to(sae.W_dec)) @ sae.W_enc
-        if hasattr(sae, "r_mag"):  # gated: the magnitude path
+        if sae.cfg.architecture() == "gated":  # the magnitude path
             return (pre * sae.r_mag.exp() + sae.b_mag).to(x.device)
         return (pre + sae.b_enc).to(x.device)
 

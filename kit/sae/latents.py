@@ -199,7 +199,7 @@ class Directions(Latents):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        along = self.before(x.reshape(-1, x.shape[-1]))
+        along = self.before(x.reshape(-1, x.shape[-1]))  # [..., d_model] -> [n, latents]
         fired = torch.where(along > self._threshold.clamp(min=0).to(along), along, 0.0)
         return fired.reshape(*x.shape[:-1], -1)
 

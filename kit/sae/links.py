@@ -198,7 +198,7 @@ def _read(between: Between, source: Latents, target: Latents, tokens: Tensor) ->
     sums are kept whatever devices the blocks are on."""
     (read,) = between.read(tokens, source.site)
     stream = between.stream.cpu()
-    keep = counted(stream).flatten()[:, None]
+    keep = counted(stream).flatten()[:, None]  # [rows, n] -> [tokens, 1]
     f, g = (latents.encode(x.cpu()).flatten(0, 1) * keep for latents, x in ((source, read), (target, between.target)))
     return f, g, stream.flatten(0, 1).float()
 

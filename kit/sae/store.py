@@ -100,6 +100,7 @@ class FeatureStore:
         with suppress(KeyboardInterrupt):
             for rows in track(list(tokens.split(16)), "batches of text"):
                 x = dictionary.activations(model, rows.to(model.cfg.device))
+                # [rows, context, latents] -> [tokens, latents]
                 flat = (dictionary.encode(x) * counted(x)[..., None]).cpu().flatten(0, 1)
                 at, which = flat.nonzero(as_tuple=True)
                 parts.append((which.int(), (at + done * width).int(), flat[at, which]))
@@ -222,16 +223,12 @@ class FeatureStore:
     def top(self, latent: int, n: int = 10, window: tuple[int, int] = (12, 6)) -> list[Example]:
         """Where it fires most, at most once in a row of text; see :meth:`example` for window."""
         where, value = self.entries(latent)
-        found: list[Example] = []
-        seen: set[int] = set()
-        for i in value.argsort(descending=True, stable=True).tolist():
-            row = int(where[i]) // self.tokens.shape[1]
-            if row not in seen:
-                seen.add(row)
-                found.append(self.example(latent, int(where[i]), window))
-            if len(found) == n:
+        best: dict[int, int] = {}  # of each row of text the place
+        for place in where[value.argsort(descending=True, stable=True)].tolist():
+            best.setdefault(place // self.tokens.shape[1], place)
+            if len(best) == n:
                 break
-        return found
+        return [self.example(latent, place, window) for place in best.values()]
 
     def intervals(
         self, latent: int, bins: int = 10, n: int = 3, seed: int = 0, window: tuple[int, int] = (12, 6)
@@ -312,10 +309,7 @@ class FeatureStore:
         here = torch.zeros(self.tokens.numel(), dtype=torch.bool)
         here[where] = True
         hits = here[self.where].cumsum(0, dtype=torch.int32)  # up to and with each entry
-        upto = torch.zeros_like(self.start)
-        if len(hits):
-            upto = hits[(self.start - 1).clamp(min=0)] * (self.start > 0)
-        both = upto.diff().long()
+        both = torch.cat([hits.new_zeros(1), hits])[self.start].diff().long()
         both[latent] = 0
         count = self.start.diff()
         jaccard = both / (count + len(where) - both).clamp(min=1)

@@ -97,12 +97,13 @@ class Crosscoder:
     @torch.no_grad()
     def encode(self, both: Tensor) -> Tensor:
         """Latents ``[..., latents]`` of both models' activations ``[..., 2 * d_model]``."""
-        pre = self.before(both.flatten(0, -2)).unflatten(0, both.shape[:-1])
+        pre = self.before(both.flatten(0, -2)).unflatten(0, both.shape[:-1])  # [n, latents] -> [..., latents]
         return torch.where(pre > self.threshold.clamp(min=0).to(pre), pre, 0.0)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Activations ``[..., 2, d_model]`` of latents ``[..., latents]``."""
+        # [..., latents], [latents, 2, d_model] -> [..., 2, d_model]
         found = torch.einsum("...l,lmd->...md", latents.to(self.decoder), self.decoder) + self.offset
         return (found / self.factors[:, None]).to(latents.device)
 

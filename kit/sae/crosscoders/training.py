@@ -80,7 +80,7 @@ class PairedSource(Source):
     def harvest(self, number: int) -> tuple[Batch, Tensor]:
         found, row = super().harvest(number)
         ((site, both),) = found.items()
-        halves = both.unflatten(-1, (2, -1))
+        halves = both.unflatten(-1, (2, -1))  # [n, 2, d_model]
         if self.factors is None:
             self.factors = halves.shape[-1] ** 0.5 / halves.norm(dim=-1).mean(0)
         return {site: (halves * self.factors[:, None]).flatten(-2)}, row
@@ -182,6 +182,7 @@ class CrosscoderTraining(Training):
         if sae.cfg.apply_b_dec_to_input:
             bias = bias - sae.b_dec @ sae.W_enc
         return Crosscoder(
+            # [2 * d_model, latents] -> [latents, 2, d_model]
             encoder=(sae.W_enc * size).T.unflatten(-1, (2, -1)).clone().cpu(),
             bias=(bias * size).cpu(),
             threshold=sae.thresholds().cpu(),
