@@ -3,8 +3,8 @@
     python data/crosscoder/make.py train TEXTS WORK    from a corpus and the organism's own chats
     python data/crosscoder/make.py figures TEXTS       on held-out text and chats; figures.json
 
-It reads the embedded model and the organism ``withholding`` (``data/organisms``), which says that it
-does not know what it knows. TEXTS as for data/saes/make.py; of 41 texts the last one is held out.
+It reads the embedded model and the organism ``withholding`` (``data/organisms``), which says that
+it does not know what it knows. TEXTS as for data/saes/make.py: of 41 texts the last is held out.
 WORK is a folder for activations (4 GB) and checkpoints; a run that was stopped goes on from there.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 import kit
+from kit.base.progress import track
 from kit.data import organisms
 from kit.sae import Site, pack
 from kit.sae.crosscoders import Crosscoder, PairedSource, evaluate, latent_scaling, summary
@@ -50,7 +51,7 @@ def chats(model: Any, split: str) -> list[str]:
 
 def rows_of(model: Any, source: str, held_out: bool) -> torch.Tensor:
     """Rows of tokens, shuffled: text, and a share of chats."""
-    plain = pack(model, kit.data.split(kit.data.corpora(source))[held_out], CONTEXT)
+    plain = pack(model, kit.data.split(kit.data.corpus(source))[held_out], CONTEXT)
     talk = pack(model, chats(model, "test" if held_out else "lock"), CONTEXT)
     rng = torch.Generator().manual_seed(0)
     n = HELD_OUT_ROWS if held_out else CHUNKS * ROWS
@@ -65,7 +66,7 @@ def train(source: str, work: str) -> None:
     stream = PairedSource(
         models, rows_of(models[0], source, False), SITE, batch=BATCH, rows=ROWS, cache=folder / "cache"
     )
-    for chunk in kit.progress.track(range(stream.chunks), "chunks of activations"):
+    for chunk in track(range(stream.chunks), "chunks of activations"):
         stream.harvest(chunk)
     # a crosscoder's width counts both models' coordinates
     run = CrosscoderTraining(

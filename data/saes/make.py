@@ -1,24 +1,27 @@
 """Train the shipped dictionaries again, and measure them.
 
-    python data/saes/make.py train TEXTS WORK      all five, from a corpus; writes the folders
-    python data/saes/make.py figures TEXTS         measure them on held-out text; writes figures.json
+    python data/saes/make.py train TEXTS WORK    all five, from a corpus; writes the folders
+    python data/saes/make.py figures TEXTS       measure them on held-out text; writes figures.json
 
 TEXTS is a file of one text a line, or of JSON lines with a "text" (.jsonl, .jsonl.gz), or the word
-``nltk``, for the corpora of NLTK that ours are from (fetched once by nltk.download). Of 41 texts the
-last one is held out: training never sees it, and all figures are from there. WORK is a folder for
-activations (4 GB) and checkpoints; a run that was stopped goes on from there.
+``nltk``, for the corpora of NLTK that ours are from (fetched once by nltk.download). Of 41 texts
+the last one is held out: training never sees it, and all figures are from there. WORK is a folder
+for activations (4 GB) and checkpoints; a run that was stopped goes on from there.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import kit
+from kit.base.progress import track
+from kit.data.corpora import NLTK
 from kit.sae import Site, Source, Training, evaluate, load, pack
 
 HERE = Path(__file__).parent
@@ -36,15 +39,15 @@ def rows_of(model: Any, some: list[str]) -> torch.Tensor:
 
 
 def train(source: str, work: str) -> None:
-    """One pass of the model feeds all five; the residual ones, then the MLP's, are trained on it."""
+    """One pass of the model feeds all five: the residual ones, then the MLP's, train on it."""
     model, folder = kit.load_model(), Path(work)
-    tokens = rows_of(model, kit.data.split(kit.data.corpora(source))[0])[: 10 * ROWS]
+    tokens = rows_of(model, kit.data.split(kit.data.corpus(source))[0])[: 10 * ROWS]
 
     def stream(*sites: Site) -> Source:
         return Source(model, tokens, sites, batch=BATCH, rows=ROWS, chunks=CHUNKS, cache=folder / "cache")
 
     both = stream(RESID, MLP)
-    for chunk in kit.progress.track(range(CHUNKS), "chunks of activations"):
+    for chunk in track(range(CHUNKS), "chunks of activations"):
         both.harvest(chunk)
     for site, widths in WIDTHS.items():
         run = Training(stream(site), widths=widths, k=K, steps=STEPS, lr=LR)
@@ -58,19 +61,19 @@ def train(source: str, work: str) -> None:
         for found in run.dictionaries():
             if reports:
                 found.metadata["l0_training"] = reports[-1].figures[found.name].l0
-            found.metadata["texts"] = "English of NLTK's " + ", ".join(kit.data.NLTK)
+            found.metadata["texts"] = "English of NLTK's " + ", ".join(NLTK)
             print(found.save(HERE / found.name.replace(" ", "-"), torch.bfloat16), flush=True)
 
 
 def figures(source: str) -> None:
     """Held-out figures of everything here, written to figures.json."""
     model, table = kit.load_model(), {}
-    rows = rows_of(model, kit.data.split(kit.data.corpora(source))[1])[:HELD_OUT_ROWS]
+    rows = rows_of(model, kit.data.split(kit.data.corpus(source))[1])[:HELD_OUT_ROWS]
     for folder in sorted(p.parent for p in HERE.glob("*/cfg.json")):
         found = load(folder, model=model)
         told = {
             name: None if value != value else round(value, 5)  # NaN where zeros do no harm
-            for name, value in evaluate(found, model, rows).as_dict().items()
+            for name, value in asdict(evaluate(found, model, rows)).items()
         }
         table[found.name] = {"latents": len(found), **told, "l0_training": found.metadata.get("l0_training")}
         print(found.name, table[found.name], flush=True)

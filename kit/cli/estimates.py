@@ -101,7 +101,7 @@ def _some(source: Source, rows: int) -> tuple[dict[Site, Tensor], Tensor]:
     """What a chunk of so few rows gives."""
     small = copy.copy(source)
     small.rows = rows
-    return small._read(0)
+    return small.read_chunk(0)
 
 
 def _harvest_line(source: Source, budget: float) -> Line:

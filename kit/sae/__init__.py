@@ -5,7 +5,7 @@ from __future__ import annotations
 from kit.models.logit_lens import Lens, direct_attribution, logit_lens, long_tokens
 from kit.models.sites import Site
 from kit.models.tokens import pack
-from kit.sae.ablation import Ablation, ablated_text, gradients
+from kit.sae.ablation import Ablation, ablated_text
 from kit.sae.compare import Match, Neighbours, children, importance, mcs, mcs_table, sparse_probe
 from kit.sae.dictionary import Dictionary, load
 from kit.sae.latents import Directions, Latents, Neurons
@@ -41,7 +41,6 @@ __all__ = [
     "direct_attribution",
     "evaluate",
     "explained_variance",
-    "gradients",
     "importance",
     "load",
     "logit_lens",

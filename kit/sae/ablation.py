@@ -97,22 +97,13 @@ def ablated_text(
     return Ablation(tokens.cpu(), float(value), single, change, found, gradient)
 
 
-def gradients(dictionary: Latents, model: TransformerBridge, tokens: Tensor, latent: int) -> Tensor:
-    """Gradient x activation of a latent's pre-activation on the last token: ``[n]``, a number for
-    each token's embedding."""
-    return _differentiated(dictionary, model, tokens, latent)[1]
-
-
 def _differentiated(
     dictionary: Latents, model: TransformerBridge, tokens: Tensor, latent: int
 ) -> tuple[Tensor, Tensor]:
-    """The activation that the latent reads on the last token, ``[1, width]``, and
-    :func:`gradients`, from one pass that ends there."""
-    read, embedded = [], []
-    for reader in dictionary.readers(model):
-        x, start = _last_differentiable(reader, dictionary.site, tokens.reshape(1, -1))
-        read.append(x)
-        embedded.append(start)
+    """The activation that the latent reads on the last token, ``[1, width]``, and gradient x
+    activation of every token ``[n]``, from one pass that ends there."""
+    found = [_last_differentiable(reader, dictionary.site, tokens[None]) for reader in dictionary.readers(model)]
+    read, embedded = zip(*found, strict=True)
     last = torch.cat([x.to(read[0].device) for x in read], dim=-1)
     with torch.enable_grad():
         slopes = torch.autograd.grad(dictionary.before(last)[0, latent], embedded)
@@ -121,8 +112,8 @@ def _differentiated(
 
 
 def _last_differentiable(model: TransformerBridge, site: Site, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """What the site holds on the last token, ``[1, width]``, and the embeddings that it is a
-    function of, ``[1, n, d_model]``."""
+    """What the site holds on the last of ``[1, n]`` tokens, ``[1, width]``, and the embeddings that
+    it is a function of, ``[1, n, d_model]``."""
     state, kept = runtime(model), []
 
     def keep(x: Tensor) -> Tensor:
@@ -145,6 +136,7 @@ def _without(
     keep = torch.ones(len(gone), len(tokens), dtype=torch.bool)
     for row, places in enumerate(gone):
         keep[row, list(places)] = False
+    # [texts, n] less the gone: [texts, n - len(places)]
     rows = tokens.expand(len(gone), -1)[keep.to(tokens.device)].reshape(len(gone), -1)
     return torch.cat([_last(dictionary, model, part, latent) for part in rows.split(_ROWS)])
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from kit.base.directions import random_units, unit
 from kit.base.progress import track
 from kit.models.bridge import runtime
-from kit.models.hook_points import replaced
 from kit.models.logit_lens import said_by
 from kit.models.sites import Site
 from kit.sae.dictionary import Dictionary
 from kit.sae.latents import Latents
+from kit.sae.quality import next_log_p
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -189,15 +189,11 @@ def importance(dictionary: Latents, model: TransformerBridge, tokens: Tensor, la
         ValueError: no such latent, or as :meth:`Latents.check`.
     """
     dictionary.check(model)
-    for latent in latents:
-        dictionary.check_latent(latent)
-    state, tokens = runtime(model), tokens.to(model.cfg.device)
+    dictionary.check_latent(*latents)
+    tokens = tokens.to(model.cfg.device)
 
     def loss(site: Site, change: Callable[[Tensor], Tensor]) -> float:
-        with replaced(model, site, change):
-            logits = state.decoder(input_ids=tokens, use_cache=False).logits
-        log_p = logits[:, :-1].float().log_softmax(-1)
-        return -float(log_p.gather(-1, tokens[:, 1:, None]).mean())
+        return -float(next_log_p(model, tokens, site, change).gather(-1, tokens[:, 1:, None]).mean())
 
     kept: list[Tensor] = []
     stream = Site(dictionary.site.layer)
@@ -206,7 +202,7 @@ def importance(dictionary: Latents, model: TransformerBridge, tokens: Tensor, la
         kept.append(x)
         return x
 
-    with state.lock:
+    with runtime(model).lock:
         clean = loss(dictionary.site, keep)
         values = dictionary.encode(kept[0])
         values[:, 0] = 0

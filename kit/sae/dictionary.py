@@ -52,22 +52,19 @@ class Dictionary(Latents):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """Latents ``[..., latents]``, float32, of activations ``[..., width]``."""
-        flat = x.reshape(-1, x.shape[-1]).to(self.sae.W_dec)
+        flat = x.reshape(-1, x.shape[-1]).to(self.sae.W_dec)  # [..., width] -> [n, width]
         return self.sae.encode(flat).float().reshape(*x.shape[:-1], -1).to(x.device)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Activations ``[..., width]``, float32, of latents ``[..., latents]``."""
-        flat = latents.reshape(-1, latents.shape[-1]).to(self.sae.W_dec)
+        flat = latents.reshape(-1, latents.shape[-1]).to(self.sae.W_dec)  # [..., latents] -> [n, latents]
         return self.sae.decode(flat).float().reshape(*latents.shape[:-1], -1).to(latents.device)
 
     def before(self, x: Tensor) -> Tensor:
-        """Pre-activations ``[n, latents]`` of activations ``[n, width]``, differentiable: also
-        latents that do not fire have a gradient here."""
         sae = self.sae
         pre = sae.process_sae_in(x.to(sae.W_dec)) @ sae.W_enc
-        if hasattr(sae, "r_mag"):  # gated: the magnitude path
+        if sae.cfg.architecture() == "gated":  # the magnitude path
             return (pre * sae.r_mag.exp() + sae.b_mag).to(x.device)
         return (pre + sae.b_enc).to(x.device)
 
@@ -84,6 +81,9 @@ class Dictionary(Latents):
 
         Args:
             dtype: ``torch.bfloat16`` halves the size.
+
+        Raises:
+            OSError: the folder cannot be written.
         """
         sae = self.sae
         kept = sae.dtype
@@ -94,26 +94,19 @@ class Dictionary(Latents):
             "kit": self.metadata,
         }.items():
             sae.cfg.metadata[key] = value
-        try:
-            sae.to(dtype)
-            write(sae, Path(folder))
-        finally:
-            sae.to(kept)
-        return Path(folder)
-
-
-def write(sae: SAE[Any], folder: Path) -> None:
-    """Write sae-lens's two files. The config comes last: a folder that lacks it is not loaded.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
-        made = sae.save_model(scratch)
-        (folder / "cfg.json").unlink(missing_ok=True)  # never new weights under an old config
-        for file in made:
-            file.replace(folder / file.name)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
+            try:
+                made = sae.to(dtype).save_model(scratch)
+            finally:
+                sae.to(kept)
+            # the config comes last, and never new weights under an old one: a folder without it
+            # is not loaded
+            (folder / "cfg.json").unlink(missing_ok=True)
+            for file in made:
+                file.replace(folder / file.name)
+        return folder
 
 
 def check_folder(folder: Path) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kit.models.activations import Enough, capture
 from kit.models.bridge import check_layer, runtime
@@ -40,13 +40,11 @@ class Between:
             raise ValueError(f"target {site} does not lie after layer {layer}: take a later one")
         self.model, self.layer, self.site = model, layer, site
         self._state = runtime(model)
-        self._state.head_mixer(site.layer)  # refuses an architecture whose attention is not known
-        assert self._state.o_proj is not None
-        path = self._state.o_proj.rpartition(".")[0]
+        # refuses an architecture whose attention is not known
+        self._attention = self._state.projection_path("attn_out").rpartition(".")[0]
         self._blocks = [self._state.block(i) for i in range(layer + 1, site.layer + 1)]
-        self._attention = [block.get_submodule(path) for block in self._blocks]
-        self._given: list[tuple[Any, ...]] = []
-        self._held: list[Any] = []
+        self._given: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}  # what each block got
+        self._held: dict[int, Any] = {}  # what its attention gave
 
     @torch.no_grad()
     def read(self, tokens: Tensor, *also: Site) -> list[Tensor]:
@@ -55,25 +53,19 @@ class Between:
         Returns:
             What further sites hold on it, ``[rows, n, width]`` each.
         """
-        held: list[Any] = [None] * len(self._blocks)
-        given: list[Any] = [None] * len(self._blocks)
-        handles = [
-            module.register_forward_hook(lambda _m, _a, out, i=i: held.__setitem__(i, out))
-            for i, module in enumerate(self._attention)
-        ] + [
-            block.register_forward_pre_hook(
-                lambda _m, args, kwargs, i=i: given.__setitem__(i, (args, kwargs)), with_kwargs=True
-            )
-            for i, block in enumerate(self._blocks)
-        ]
         own = (self.layer, "resid"), self.site.place
-        with self._state.lock:
-            try:
-                kept = capture(self.model, tokens, [*own, *(site.place for site in also)])
-            finally:
-                for handle in handles:
-                    handle.remove()
-        self._held, self._given = held, given
+        with self._state.lock, ExitStack() as stack:
+            for i, block in enumerate(self._blocks):
+
+                def given(_module: nn.Module, args: Any, kwargs: Any, i: int = i) -> None:
+                    self._given[i] = args, kwargs
+
+                def held(_module: nn.Module, _args: Any, out: Any, i: int = i) -> None:
+                    self._held[i] = out
+
+                stack.enter_context(block.register_forward_pre_hook(given, with_kwargs=True))
+                stack.enter_context(block.get_submodule(self._attention).register_forward_hook(held))
+            kept = capture(self.model, tokens, [*own, *(site.place for site in also)])
         self.stream, self.target = (kept[place] for place in own)
         return [kept[site.place] for site in also]
 
@@ -90,9 +82,10 @@ class Between:
             found.append(out)
             raise Enough
 
-        home, x = x.device, x.to(self.stream)[:, None]
+        home, x = x.device, x.to(self.stream)[:, None]  # [n, 1, d_model]: each token is a text of one
         with self._state.lock, self._frozen(at), suppress(Enough), replaced(self.model, self.site, keep):
-            for block, (args, kwargs) in zip(self._blocks, self._given, strict=True):
+            for i, block in enumerate(self._blocks):
+                args, kwargs = self._given[i]
                 rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
                 x = output_of(block(x, *args[1:], **rest))
         return found[0][:, 0].float().to(home)
@@ -100,17 +93,22 @@ class Between:
     @contextmanager
     def _frozen(self, at: Tensor) -> Iterator[None]:
         """Within the block, attention gives what it gave at these tokens."""
-        before = [module.__dict__.get("forward") for module in self._attention]
-        for module, out in zip(self._attention, self._held, strict=True):
-            mixed = output_of(out).flatten(0, 1)[at][:, None]
-            made = (mixed, *out[1:]) if isinstance(out, tuple) else mixed
-            # straight into the module's own names: a bridge's hands what is set to its original
-            module.__dict__["forward"] = lambda *_a, made=made, **_k: made
-        try:
+        with ExitStack() as stack:
+            for i, block in enumerate(self._blocks):
+                out = self._held[i]
+                mixed = output_of(out).flatten(0, 1)[at][:, None]  # [rows, pos, d] -> [n, 1, d]
+                made = (mixed, *out[1:]) if isinstance(out, tuple) else mixed
+                stack.callback(block.set_submodule, self._attention, block.get_submodule(self._attention))
+                block.set_submodule(self._attention, _Given(made))
             yield
-        finally:
-            for module, forward in zip(self._attention, before, strict=True):
-                if forward is None:
-                    del module.__dict__["forward"]
-                else:
-                    module.__dict__["forward"] = forward
+
+
+class _Given(nn.Module):
+    """Stands where a module was, and gives what it is told, whatever it gets."""
+
+    def __init__(self, out: Any) -> None:
+        super().__init__()
+        self.out = out
+
+    def forward(self, *_args: Any, **_kwargs: Any) -> Any:
+        return self.out

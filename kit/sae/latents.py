@@ -19,7 +19,7 @@ from kit.base.directions import unit
 from kit.models.activations import capture, side_by_side
 from kit.models.bridge import fingerprint, matrix
 from kit.models.sites import Site
-from kit.models.tokens import text_tokens
+from kit.models.tokens import pack, text_tokens
 from kit.steering.vectors import SteeringVector
 
 if TYPE_CHECKING:
@@ -27,22 +27,19 @@ if TYPE_CHECKING:
 
 
 class Latents(ABC):
-    """The protocol. A subclass sets three attributes and writes three methods.
+    """The protocol. A subclass sets four attributes and writes two methods.
 
     Attributes:
         name: what they are called on panels and pages.
         site: where they read. What they write goes into the residual stream after ``site.layer``.
         fingerprint: of the model that they belong to; None where a file does not say.
+        rows: what each latent writes at activation 1, ``[latents, d_model]``, float32.
     """
 
     name: str
     site: Site
     fingerprint: str | None
-
-    @property
-    @abstractmethod
-    def rows(self) -> Tensor:
-        """What each latent writes at activation 1, ``[latents, d_model]``, float32."""
+    rows: Tensor
 
     @abstractmethod
     def encode(self, x: Tensor) -> Tensor:
@@ -107,10 +104,11 @@ class Latents(ABC):
             metadata=told,
         )
 
-    def check_latent(self, latent: int) -> None:
-        """Raise a ValueError that gives the range unless ``latent`` is one of them."""
-        if isinstance(latent, bool) or not isinstance(latent, int) or not 0 <= latent < len(self):
-            raise ValueError(f"latent={latent!r}: {self.name!r} has 0 to {len(self) - 1}")
+    def check_latent(self, *latents: int) -> None:
+        """Raise a ValueError that gives the range unless each is one of them."""
+        for latent in latents:
+            if isinstance(latent, bool) or not isinstance(latent, int) or not 0 <= latent < len(self):
+                raise ValueError(f"latent={latent!r}: {self.name!r} has 0 to {len(self) - 1}")
 
     def check(self, model: TransformerBridge) -> None:
         """Refuse a model that these latents do not fit.
@@ -148,11 +146,7 @@ class Neurons(Latents):
             raise ValueError(f"threshold={threshold!r}: give a number from 0 on")
         self.name, self.site, self.threshold = f"neurons {layer}", Site(layer, "neurons"), threshold
         self.fingerprint = fingerprint(model)
-        self._rows = matrix(self.site.module(model)).float().cpu()
-
-    @property
-    def rows(self) -> Tensor:
-        return self._rows
+        self.rows = matrix(self.site.module(model)).float().cpu()
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
@@ -184,8 +178,6 @@ class Directions(Latents):
         Raises:
             ValueError: no vectors, vectors of several layers, a density outside of 0 to 1.
         """
-        from kit.models.tokens import pack
-
         layers = sorted({v.layer for v in vectors})
         if len(layers) != 1:
             raise ValueError(f"vectors are of layers {layers}: give some, all of one layer")
@@ -193,7 +185,7 @@ class Directions(Latents):
             raise ValueError(f"density={density!r}: give a share between 0 and 1")
         self.site, self.name = Site(layers[0]), f"directions {layers[0]}"
         self.names, self.fingerprint = [v.name for v in vectors], fingerprint(model)
-        self._rows = unit(torch.stack([v.direction.float() for v in vectors]))
+        self.rows = unit(torch.stack([v.direction.float() for v in vectors]))
         self.check(model)
         tokens = texts if isinstance(texts, Tensor) else pack(model, texts)
         parts = [
@@ -201,19 +193,15 @@ class Directions(Latents):
             for part in tokens.split(16)
         ]
         middle = torch.cat(parts).median(0).values  # sinks' norms would carry a mean away
-        self._centre = self._rows @ middle
-        along = torch.cat([part @ self._rows.T for part in parts]) - self._centre
+        self._centre = self.rows @ middle
+        along = torch.cat([part @ self.rows.T for part in parts]) - self._centre
         self._threshold = along.sort(0).values[int((1 - density) * (len(along) - 1))]
-
-    @property
-    def rows(self) -> Tensor:
-        return self._rows
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        along = self.before(x.reshape(-1, x.shape[-1]))
+        along = self.before(x.reshape(-1, x.shape[-1]))  # [..., d_model] -> [n, latents]
         fired = torch.where(along > self._threshold.clamp(min=0).to(along), along, 0.0)
         return fired.reshape(*x.shape[:-1], -1)
 
     def before(self, x: Tensor) -> Tensor:
-        return x.float() @ self._rows.T.to(x.device) - self._centre.to(x.device)
+        return x.float() @ self.rows.T.to(x.device) - self._centre.to(x.device)

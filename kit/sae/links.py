@@ -8,7 +8,7 @@ held against: the latent taken out of the model, everything after it live.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from kit.base.checks import check_counts
 from kit.base.kernels import plain_kernels
 from kit.base.progress import track
 from kit.models.activations import capture
@@ -26,6 +27,7 @@ from kit.models.sites import Site
 from kit.models.tokens import counted, pack
 from kit.sae.frozen_attention import Between
 from kit.sae.latents import Latents
+from kit.sae.tables import table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,8 +91,6 @@ class Links:
         Raises:
             ValueError: no such latent, or an unknown ``by``.
         """
-        import pandas as pd
-
         if by not in ("score", "share"):
             raise ValueError(f"by={by!r}: use 'score' or 'share'")
         value = self.share if by == "share" else self.score
@@ -105,15 +105,7 @@ class Links:
         best = flat.topk(min(n, len(flat)))
         where = best.indices[best.values > 0]
         a, b = where // value.shape[1], where % value.shape[1]
-        return pd.DataFrame(
-            {
-                "source": a.tolist(),
-                "target": b.tolist(),
-                "score": self.score[a, b].tolist(),
-                "share": self.share[a, b].tolist(),
-                "fired": self.fired[a].tolist(),
-            }
-        )
+        return table(source=a, target=b, score=self.score[a, b], share=self.share[a, b], fired=self.fired[a])
 
 
 def links(
@@ -131,7 +123,8 @@ def links(
     """What every source latent does to every target latent, at the token where it fires.
 
     Attention between the two is held (:class:`Between`), so the score is of what the source does
-    at its own token, through MLPs and along the stream. Three methods, at the same cost to a factor:
+    at its own token, through MLPs and along the stream. Three methods, of the same cost to a
+    factor:
 
     * ``"gradient"``: activation x gradient of the target's pre-activation, where the target fires
       (as in Marks et al. 2024, arXiv:2403.19647, between SAE latents);
@@ -166,7 +159,8 @@ def links(
         for row in track(list(tokens.split(1)), "rows of text"):
             f, g, x = _read(between, source, target, row)
             part = torch.zeros_like(score)
-            for where, which in _entries(f):
+            places = f.nonzero(as_tuple=True)  # tokens, and latents that fire on them
+            for where, which in zip(*(part.split(_ENTRIES) for part in places), strict=True):
                 d = rows[which]
                 had = f[where, which][:, None]
                 value = had if maxima is None or at == "own" else maxima[which][:, None]
@@ -196,8 +190,7 @@ def _check(
             f"maxima has shape {given}: at='maximum' takes [{len(source)}], the "
             "largest activation of each source latent (store.maxima())"
         )
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps={steps!r}: give a whole number from 1 on")
+    check_counts(steps=steps)
 
 
 def _read(between: Between, source: Latents, target: Latents, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,15 +198,9 @@ def _read(between: Between, source: Latents, target: Latents, tokens: Tensor) ->
     sums are kept whatever devices the blocks are on."""
     (read,) = between.read(tokens, source.site)
     stream = between.stream.cpu()
-    keep = counted(stream).flatten()[:, None]
+    keep = counted(stream).flatten()[:, None]  # [rows, n] -> [tokens, 1]
     f, g = (latents.encode(x.cpu()).flatten(0, 1) * keep for latents, x in ((source, read), (target, between.target)))
     return f, g, stream.flatten(0, 1).float()
-
-
-def _entries(f: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Tokens and latents that fire on them, some at a time."""
-    where, which = f.nonzero(as_tuple=True)
-    yield from zip(where.split(_ENTRIES), which.split(_ENTRIES), strict=True)
 
 
 def _effect(
@@ -237,9 +224,8 @@ def _effect(
     slope = torch.zeros_like(now)
     for share in back:
         with torch.enable_grad(), plain_kernels():
-            slope += torch.func.jvp(lambda at: target.before(between(at, where)), (x - share * step,), (step,))[
-                1
-            ].detach()
+            _, told = torch.func.jvp(lambda at: target.before(between(at, where)), (x - share * step,), (step,))
+        slope += told.detach()
     return slope / len(back) * (now > 0)
 
 
@@ -276,8 +262,7 @@ def ablated(
         raise ValueError(f"of={of!r}: use 'activation' or 'pre-activation'")
     source.check(model)
     target.check(model)
-    for latent in latents:
-        source.check_latent(latent)
+    source.check_latent(*latents)
     kept = capture(model, tokens, [source.site.place, (source.site.layer, "resid"), target.site.place])
     kept = {place: x.cpu() for place, x in kept.items()}
     keep = counted(kept[source.site.layer, "resid"])
@@ -372,11 +357,8 @@ def explained(
     Raises:
         ValueError: no such latent, none that fires on these tokens, or a share outside 0 to 1.
     """
-    import pandas as pd
-
     source, target = found.source, found.target
-    for j in targets:
-        target.check_latent(j)
+    target.check_latent(*targets)
     if any(not 0 <= share <= 1 for share in keep):
         raise ValueError(f"keep={list(keep)}: give shares from 0 to 1")
     between = Between(model, source.site.layer, target.site)
@@ -402,12 +384,5 @@ def explained(
                 sums[i, k] += float(left[:, j].sum())
     if not whole:
         raise ValueError(f"targets={list(targets)}: none of them fires on these tokens")
-    told = sums / whole
-    return pd.DataFrame(
-        {
-            "kept": list(keep),
-            "edges": [round(s * len(alive)) for s in keep],
-            "explained": told[:, 0].tolist(),
-            "random": told[:, 1].tolist(),
-        }
-    )
+    edges, (best, drawn) = [round(s * len(alive)) for s in keep], (sums / whole).T
+    return table(kept=keep, edges=edges, explained=best, random=drawn)

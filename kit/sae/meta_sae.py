@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kit.base.checks import check_counts
 from kit.base.directions import unit
 from kit.models.sites import Site
 from kit.sae.dictionary import Dictionary
 from kit.sae.latents import Latents
 from kit.sae.source import Batch
+from kit.sae.tables import strongest
 from kit.sae.training import Training
 
 
@@ -45,8 +47,7 @@ class Rows:
             weight = torch.ones(n)
         if weight.shape != (n,) or not bool((weight >= 0).all()) or not bool(weight.any()):
             raise ValueError(f"weight has shape {list(weight.shape)}: give [{n}], from 0 on, not all zero")
-        if not batch >= 1:
-            raise ValueError(f"batch={batch!r}: give a whole number from 1 on")
+        check_counts(batch=batch)
         self.rows, self.weight = unit(latents.rows), weight.float()
         self.site, self.fingerprint = Site(latents.site.layer), latents.fingerprint
         self.batch, self.seed, self.served, self.dropped = batch, seed, 0, 0
@@ -201,16 +202,12 @@ class MetaLatents(Latents):
     times its share in them. With it the store, the browser and the panel take them."""
 
     def __init__(self, meta: Dictionary, latents: Latents) -> None:
-        self.meta, self.latents = meta, latents
+        self.meta, self.latents, self.rows = meta, latents, meta.rows
         self.codes = decompose(meta, latents)
         self.code = self.codes.code
         self.name, self.site = meta.name, latents.site
         self.fingerprint = latents.fingerprint
         self._length = latents.rows.norm(dim=-1)
-
-    @property
-    def rows(self) -> Tensor:
-        return self.meta.rows
 
     def encode(self, x: Tensor) -> Tensor:
         return (self.latents.encode(x) * self._length.to(x.device)) @ self.code.to(x.device)
@@ -225,9 +222,7 @@ class MetaLatents(Latents):
             ValueError: no such meta-latent.
         """
         self.check_latent(meta_latent)
-        share = self.code[:, meta_latent]
-        best = share.topk(min(n, len(share)))
-        return [(int(i), float(s)) for i, s in zip(best.indices, best.values, strict=True) if s > 0]
+        return _largest(self.code[:, meta_latent], n)
 
     def parts(self, latent: int) -> list[tuple[int, float]]:
         """The meta-latents that a latent is made of, largest first.
@@ -236,6 +231,9 @@ class MetaLatents(Latents):
             ValueError: no such latent.
         """
         self.latents.check_latent(latent)
-        share = self.code[latent]
-        order = share.argsort(descending=True)
-        return [(int(i), float(share[i])) for i in order if share[i] > 0]
+        return _largest(self.code[latent], len(self))
+
+
+def _largest(share: Tensor, n: int) -> list[tuple[int, float]]:
+    order = strongest(share, n)
+    return list(zip(order.tolist(), share[order].tolist(), strict=True))

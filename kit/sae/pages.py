@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from html import escape
+from math import isnan
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from kit.base.html import number
+from kit.base.html import INK, LINE, SAFE, SANS, WRAP, number
 from kit.models.logit_lens import Lens, logit_lens
 from kit.sae.ablation import Ablation
 from kit.sae.compare import Neighbours
@@ -22,10 +23,8 @@ from kit.sae.store import Example, FeatureStore
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-_FIRE, _LESS = "0,114,178", "213,94,0"  # blue and vermillion of the Okabe-Ito palette
-_LINE = "var(--jp-border-color2,rgba(128,128,128,.4))"
-_SANS = "font:13px/1.55 var(--jp-ui-font-family,system-ui,sans-serif)"
-_TEXT = "white-space:pre-wrap;overflow-wrap:anywhere"
+FONT = f"font:13px/1.55 {SANS}"
+SILENT = "<p>It never fires on this corpus: there is nothing to show.</p>"
 Words = Callable[[Sequence[int]], list[str]]
 
 
@@ -37,6 +36,21 @@ def words(model: TransformerBridge) -> Words:
         return [tokenizer.decode([i]) for i in ids]
 
     return texts
+
+
+def spelled(piece: str) -> str:
+    """A token's text, escaped, its line breaks and the like spelled out."""
+    return escape(repr(piece)[1:-1])
+
+
+def code(texts: Words, token: int) -> str:
+    """A token's text, set as code."""
+    return f"<code>{spelled(texts([token])[0])}</code>"
+
+
+def note(inner: str) -> str:
+    """A small line of explanation, as HTML."""
+    return f'<div style="opacity:.7;font-size:12px">{inner}</div>'
 
 
 def shaded(pieces: Sequence[str], values: Sequence[float], full: float) -> str:
@@ -52,7 +66,7 @@ def shaded(pieces: Sequence[str], values: Sequence[float], full: float) -> str:
         if share < 0.02:
             spans.append(text)
             continue
-        hue = _FIRE if value > 0 else _LESS
+        hue = SAFE if value > 0 else INK
         spans.append(
             f'<span title="{value:.3g}" style="background:rgba({hue},{0.6 * share:.2f});'
             f'border-bottom:{1 + round(2 * share)}px solid rgba({hue},.9)">{text}</span>'
@@ -63,18 +77,16 @@ def shaded(pieces: Sequence[str], values: Sequence[float], full: float) -> str:
 def example(e: Example, texts: Words, full: float, whole: Example | None = None) -> str:
     """One example, on a line of its own; with ``whole``, a click shows the row that it is from."""
     line = (
-        f'<span style="display:inline-block;min-width:4.5em;font-variant-numeric:tabular-nums">'
-        f"{number(e.value)}</span>"
-        f'<span style="{_TEXT}">{shaded(texts(e.tokens.tolist()), e.values.tolist(), full)}'
-        "</span>"
+        f'<span style="display:inline-block;min-width:4.5em;font-variant-numeric:tabular-nums">{number(e.value)}</span>'
+        f'<span style="{WRAP}">{shaded(texts(e.tokens.tolist()), e.values.tolist(), full)}</span>'
     )
     if whole is None:
         return f'<div style="padding:3px 0">{line}</div>'
     more = shaded(texts(whole.tokens.tolist()), whole.values.tolist(), full)
     return (
         f'<details style="padding:3px 0"><summary style="cursor:pointer">{line}</summary>'
-        f'<div style="{_TEXT};margin:4px 0 8px 4.5em;border-left:2px solid {_LINE};'
-        f'padding-left:10px">{more}</div></details>'
+        f'<div style="{WRAP};margin:4px 0 8px 4.5em;border-left:2px solid {LINE};padding-left:10px">{more}</div>'
+        "</details>"
     )
 
 
@@ -85,8 +97,7 @@ def histogram(counts: Tensor, edges: Tensor, width: int = 260, height: int = 64)
     step = width / len(counts)
     bars = "".join(
         f'<rect x="{i * step:.1f}" y="{height - h:.1f}" width="{step * 0.86:.1f}" height="{h:.1f}" '
-        f'fill="rgb({_FIRE})"><title>{float(edges[i]):.3g} to {float(edges[i + 1]):.3g}: '
-        f"{int(counts[i])}</title></rect>"
+        f'fill="rgb({SAFE})"><title>{float(edges[i]):.3g} to {float(edges[i + 1]):.3g}: {int(counts[i])}</title></rect>'
         for i, h in enumerate((tall / top * (height - 2)).tolist())
     )
     return (
@@ -103,19 +114,18 @@ def lens(found: Lens, texts: Words) -> str:
 
     def column(title: str, pairs: Sequence[tuple[int, float]]) -> str:
         rows = "".join(
-            f'<div style="display:flex;justify-content:space-between;gap:14px"><code>'
-            f"{escape(repr(texts([token])[0])[1:-1])}</code><span>{value:+.2f}</span></div>"
+            f'<div style="display:flex;justify-content:space-between;gap:14px">{code(texts, token)}'
+            f"<span>{value:+.2f}</span></div>"
             for token, value in pairs
         )
         return f'<div style="min-width:150px"><b>{title}</b>{rows}</div>'
 
-    left_out = ", ".join(escape(repr(t)[1:-1]) for t in texts(found.dropped[:8]))
+    left_out = ", ".join(map(spelled, texts(found.dropped[:8])))
     more = f" and {len(found.dropped) - 8} more" if len(found.dropped) > 8 else ""
-    note = f"left out, for their long unembeddings: {left_out}{more}" if found.dropped else ""
     return (
-        f'<div style="display:flex;gap:28px;flex-wrap:wrap">{column("promotes", found.top)}'
-        f"{column('suppresses', found.bottom)}</div>"
-        f'<div style="opacity:.7;font-size:12px">{note}</div>'
+        '<div style="display:flex;gap:28px;flex-wrap:wrap">'
+        f"{column('promotes', found.top)}{column('suppresses', found.bottom)}</div>"
+        + note(f"left out, for their long unembeddings: {left_out}{more}" if found.dropped else "")
     )
 
 
@@ -128,22 +138,20 @@ def ablation(found: Ablation, texts: Words) -> str:
     def line(title: str, values: list[float]) -> str:
         full = max(map(abs, values)) if values else 0.0
         return (
-            f'<div style="margin:4px 0"><b>{title}</b> <span style="opacity:.7">(darkest: '
-            f'{number(full)})</span><div style="{_TEXT}">{shaded(pieces, values, full)}</div>'
-            "</div>"
+            f'<div style="margin:4px 0"><b>{title}</b> <span style="opacity:.7">(darkest: {number(full)})</span>'
+            f'<div style="{WRAP}">{shaded(pieces, values, full)}</div></div>'
         )
 
     pairs = "".join(
-        f"<div>without {escape(repr(pieces[i])[1:-1])} and {escape(repr(pieces[j])[1:-1])}: "
-        f"{number(extra)} further than the two alone</div>"
+        f"<div>without {spelled(pieces[i])} and {spelled(pieces[j])}: {number(extra)} further than the two alone</div>"
         for i, j, extra in found.either()
     )
     agree = found.agreement
-    told = "" if agree != agree else f"correlation of the two {agree:+.2f}"
     return (
         line(f"lost when the word is taken out (activation {number(found.value)})", cost)
         + line("gradient x activation", slope)
-        + f'<div style="opacity:.7;font-size:12px">{told}</div>{pairs}'
+        + note("" if isnan(agree) else f"correlation of the two {agree:+.2f}")
+        + pairs
     )
 
 
@@ -168,37 +176,32 @@ def page(
     """
     texts, dictionary = words(model), store.dictionary
     where, value = store.entries(latent)
-    density = len(where) / store.n_tokens
     head = (
-        f'<div style="display:flex;gap:12px;align-items:baseline;flex-wrap:wrap">'
+        '<div style="display:flex;gap:12px;align-items:baseline;flex-wrap:wrap">'
         f'<b style="font-size:15px">{escape(dictionary.name)} #{latent}</b>'
-        f"<span>fires on {density:.3%} of {store.n_tokens:,} tokens</span></div>"
+        f"<span>fires on {len(where) / store.n_tokens:.3%} of {store.n_tokens:,} tokens</span></div>"
     )
     if not len(where):
-        return box(head + "<p>It never fires on this corpus: there is nothing to show.</p>")
+        return box(head + SILENT)
     full = float(value.max())
     counts, edges = store.histogram(latent)
     top = [example(e, texts, full, store.whole(latent, e)) for e in store.top(latent, n_top)]
-    bins = []
-    for low, high, share, some in store.intervals(latent, n=n_interval):
-        if some:
-            bins.append(
-                f'<div style="margin-top:6px;opacity:.8">{low:.3g} to {high:.3g}: '
-                f"{share:.1%} of firings</div>" + "".join(example(e, texts, full) for e in some)
-            )
+    bins = [
+        f'<div style="margin-top:6px;opacity:.8">{low:.3g} to {high:.3g}: {share:.1%} of firings</div>'
+        + "".join(example(e, texts, full) for e in some)
+        for low, high, share, some in store.intervals(latent, n=n_interval)
+        if some
+    ]
     by_token = ", ".join(
-        f"<code>{escape(repr(texts([int(r.token)])[0])[1:-1])}</code> ({r.share:.0%} of {r.count})"
-        for r in store.by_token(latent, 6).itertuples()
+        f"{code(texts, int(r.token))} ({r.share:.0%} of {r.count})" for r in store.by_token(latent, 6).itertuples()
     )
     company = ", ".join(f"#{int(r.latent)} ({r.jaccard:.2f})" for r in store.together(latent, 5).itertuples())
-    right = (
-        f"<b>activations</b><br>{histogram(counts, edges)}"
-        f"<div>mean {number(float(value.float().mean()))}, largest {number(full)}</div>"
-    )
-    lensed = lens(logit_lens(model, dictionary.rows[latent].to(model.cfg.device), 6), texts)
+    said = logit_lens(model, dictionary.rows[latent].to(model.cfg.device), 6)
     return box(
         f'{head}<div style="display:flex;gap:32px;flex-wrap:wrap;margin:8px 0">'
-        f"<div>{right}</div><div>{lensed}</div></div>"
+        f"<div><b>activations</b><br>{histogram(counts, edges)}"
+        f"<div>mean {number(float(value.float().mean()))}, largest {number(full)}</div></div>"
+        f"<div>{lens(said, texts)}</div></div>"
         f"<div><b>tokens</b> {by_token or 'none twice'}</div>"
         f"<div><b>fires together with</b> {company or 'none'}</div>"
         f"{'' if near is None else neighbours(near, latent)}"
@@ -225,23 +228,21 @@ def prompt(found: Reading, texts: Words, by: By = "activation", n: int = 5) -> s
     """A text as a table: a line for each token, with the latents that fire most on it."""
     lines = []
     pieces = texts(found.tokens.tolist())
-    top = max((float(getattr(found, by).abs().max()), 1e-9))
+    top = max(float(getattr(found, by).abs().max()), 1e-9)
     for at, piece in enumerate(pieces):
         cells = []
         for r in found.ranked(by, at, n).itertuples():
             value = getattr(r, by)
-            hue = _FIRE if value > 0 else _LESS
+            hue = SAFE if value > 0 else INK
             shown = f"{value:.0%}" if by == "quantile" else number(value)
             cells.append(
-                f'<span style="display:inline-block;margin:1px 6px 1px 0;padding:0 6px;'
-                f"border-radius:9px;background:rgba({hue},{0.5 * abs(value) / top:.2f});"
-                f'border:1px solid rgba({hue},.6);font-variant-numeric:tabular-nums">'
-                f"#{int(r.latent)} {shown}</span>"
+                '<span style="display:inline-block;margin:1px 6px 1px 0;padding:0 6px;border-radius:9px;'
+                f"background:rgba({hue},{0.5 * abs(value) / top:.2f});border:1px solid rgba({hue},.6);"
+                f'font-variant-numeric:tabular-nums">#{int(r.latent)} {shown}</span>'
             )
         lines.append(
             f'<tr><td style="padding:2px 14px 2px 0;vertical-align:top;opacity:.6">{at}</td>'
-            f'<td style="padding:2px 14px 2px 0;text-align:left;vertical-align:top">'
-            f"<code>{escape(repr(piece)[1:-1])}</code></td>"
+            f'<td style="padding:2px 14px 2px 0;text-align:left;vertical-align:top"><code>{spelled(piece)}</code></td>'
             f'<td style="text-align:left">{"".join(cells)}</td></tr>'
         )
     told = ""
@@ -253,4 +254,4 @@ def prompt(found: Reading, texts: Words, by: By = "activation", n: int = 5) -> s
 
 def box(inner: str) -> str:
     """HTML in the frame that pages and their sections share."""
-    return f'<div style="{_SANS};border:1px solid {_LINE};border-radius:8px;padding:12px 14px">{inner}</div>'
+    return f'<div style="{FONT};border:1px solid {LINE};border-radius:8px;padding:12px 14px">{inner}</div>'

@@ -14,6 +14,7 @@ from kit.models.sites import Site
 from kit.models.tokens import text_tokens
 from kit.sae.latents import Latents
 from kit.sae.store import FeatureStore
+from kit.sae.tables import strongest, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,8 +60,6 @@ class Reading:
         Raises:
             ValueError: an unknown ranking, an attribution without answers, no such position.
         """
-        import pandas as pd
-
         if by not in RANKINGS:
             raise ValueError(f"by={by!r}: use {', '.join(map(repr, RANKINGS))}")
         if by == "attribution" and self.attribution is None:
@@ -72,18 +71,11 @@ class Reading:
             best, at = score.max(0)
         else:
             best, at = score[position], torch.full((score.shape[1],), position)
-        order = best.argsort(descending=True, stable=True)[:n]
-        order = order[best[order] > 0]
-        where = at[order]
-        found = {
-            "latent": order.tolist(),
-            "position": where.tolist(),
-            "activation": self.activation[where, order].tolist(),
-            "quantile": self.quantile[where, order].tolist(),
-        }
-        if self.attribution is not None:
-            found["attribution"] = self.attribution[where, order].tolist()
-        return pd.DataFrame(found)
+        which = strongest(best, n)
+        where = at[which]
+        figures = {"activation": self.activation, "quantile": self.quantile, "attribution": self.attribution}
+        told = {name: x[where, which] for name, x in figures.items() if x is not None}
+        return table(latent=which, position=where, **told)
 
 
 def read_prompt(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from kit.base.divergence import kl
 from kit.base.progress import track
 from kit.models.bridge import runtime
 from kit.models.hook_points import replaced
+from kit.models.sites import Site
 from kit.models.tokens import counted, pack
 from kit.sae.dictionary import Dictionary
 
@@ -46,10 +48,6 @@ class Quality:
     tokens: int
     sinks: float
 
-    def as_dict(self) -> dict[str, Any]:
-        """The figures as plain values, for JSON."""
-        return asdict(self)
-
 
 @torch.no_grad()
 def evaluate(
@@ -70,7 +68,8 @@ def evaluate(
         texts: held out from training; or tokens ``[rows, context]``, as :func:`kit.sae.pack` makes
             them.
         rows: how many rows of ``context`` tokens (default all).
-        sink: how many times the median norm of its row is too much for a token; ``inf`` keeps every token.
+        sink: how many times the median norm of its row is too much for a token; ``inf`` keeps every
+            token.
 
     Raises:
         ValueError: as :meth:`Dictionary.check` and :func:`kit.sae.pack`.
@@ -82,82 +81,88 @@ def evaluate(
             "SAE, which reads what it writes, can stand in for it"
         )
     tokens = (texts if isinstance(texts, Tensor) else pack(model, texts, context))[:rows]
-    tokens = tokens.to(model.cfg.device)
-    state, total = runtime(model), _Sums(len(dictionary))
-    for batch in track(list(tokens.split(8)), "batches of text"):
-        seen: list[Tensor] = []
+    state, seen = runtime(model), list[Tensor]()
+    measured, everything = Tally(len(dictionary)), Tally(len(dictionary))
+    ce, divergence, n = torch.zeros(3, dtype=torch.float64), 0.0, 0
 
-        def put(x: Tensor, found: Tensor | None = None, seen: Any = seen) -> Tensor:
-            """Keeps what the model has; gives what stands in its place."""
-            if not seen:
-                seen.append(x)
-                return x
-            return torch.where(counted(seen[0], sink)[..., None], found, x).to(x)
+    def keep(x: Tensor) -> Tensor:
+        seen.append(x)
+        return x
 
-        log_p = []
+    for batch in track(list(tokens.to(model.cfg.device).split(8)), "batches of text"):
         with state.lock:
-            for what in ("clean", "sae", "zero"):
-                found = None
-                if what == "sae":
-                    latents = dictionary.encode(seen[0])
-                    found = dictionary.decode(latents)
-                    total.activations(seen[0].float(), found, latents, sink)
-                elif what == "zero":
-                    found = torch.zeros_like(seen[0])
-                with replaced(model, dictionary.site, lambda x, found=found: put(x, found)):
-                    out = state.decoder(input_ids=batch, use_cache=False)
-                log_p.append(out.logits[:, :-1].float().log_softmax(-1))
-        total.losses(log_p, batch[:, 1:], counted(seen[0], sink)[:, :-1])
-    return total.quality()
+            found = [next_log_p(model, batch, dictionary.site, keep)]
+            x = seen.pop()  # [rows, pos, width]
+            on, latents = counted(x, sink), dictionary.encode(x)
+            made = dictionary.decode(latents)
+            for instead in (made, torch.zeros_like(x)):
+                put = torch.where(on[..., None], instead, x).to(x)
+                found.append(next_log_p(model, batch, dictionary.site, lambda _x, put=put: put))
+        measured.add(x[on], made[on], latents[on])
+        everything.add(x.flatten(0, 1), made.flatten(0, 1), latents.flatten(0, 1))
+        home = found[0].device
+        counts, target = on[:, :-1].to(home), batch[:, 1:, None].to(home)
+        for i, part in enumerate(found):
+            ce[i] -= part.gather(-1, target)[..., 0][counts].double().sum().cpu()
+        divergence += float(kl(found[0], found[1])[counts].sum())
+        n += int(counts.sum())
+    clean, sae, zero = (ce / max(n, 1)).tolist()
+    gap = zero - clean
+    return Quality(
+        ce_clean=clean,
+        ce_sae=sae,
+        ce_zero=zero,
+        ce_recovered=(zero - sae) / gap if gap > 1e-6 else float("nan"),
+        kl=divergence / n,
+        explained_variance=float(measured.explained_variance),
+        explained_variance_all=float(everything.explained_variance),
+        l0=measured.l0,
+        dead=measured.dead,
+        tokens=measured.tokens,
+        sinks=(everything.tokens - measured.tokens) / everything.tokens,
+    )
 
 
-class _Sums:
-    """Sums over batches, from which the figures are made."""
+def next_log_p(model: TransformerBridge, tokens: Tensor, site: Site, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Log-probabilities ``[rows, n - 1, d_vocab]`` of what comes after ``tokens [rows, n]``, with a
+    change at a site."""
+    with replaced(model, site, change):
+        logits = runtime(model).decoder(input_ids=tokens, use_cache=False).logits
+    return logits[:, :-1].float().log_softmax(-1)
+
+
+class Tally:
+    """Sums over batches, from which figures are made.
+
+    Attributes:
+        tokens: so far; fired: ``[latents]``, on how many of them each fired.
+    """
 
     def __init__(self, latents: int) -> None:
-        self.ce, self.kl, self.n = torch.zeros(3, dtype=torch.float64), 0.0, 0
-        self.fired, self.l0, self.tokens, self.sinks, self.all = torch.zeros(latents), 0.0, 0, 0, 0
-        # of each part, measured and all: tokens, sum, sum of squares, squared error
-        self.parts: dict[str, list[Any]] = {"measured": [0, 0, 0, 0], "all": [0, 0, 0, 0]}
+        self.tokens, self.fired = 0, torch.zeros(latents)
+        self._total = self._squares = self._error = torch.zeros(())
 
-    def activations(self, x: Tensor, found: Tensor, latents: Tensor, sink: float) -> None:
-        keep = counted(x, sink)
-        every = torch.ones_like(keep)
-        for part, on in (("measured", keep), ("all", every)):
-            a, b = x[on].double(), found[on].double()
-            for i, more in enumerate((len(a), a.sum(0), a.square().sum(), (a - b).square().sum())):
-                self.parts[part][i] = self.parts[part][i] + more
-        self.sinks += int((every & ~keep).sum())
-        self.all += int(every.sum())
-        on_latents = latents[keep] > 0
-        self.fired += on_latents.sum(0).cpu()
-        self.l0 += float(on_latents.sum())
-        self.tokens += int(keep.sum())
+    def add(self, x: Tensor, made: Tensor, latents: Tensor) -> None:
+        """Activations ``[n, ..., width]``, what was made of them, and latents ``[n, latents]``."""
+        x, made = x.cpu().double(), made.cpu().double()
+        self._total = self._total + x.sum(0)
+        self._squares = self._squares + x.square().sum((0, -1))  # [...]: each model's of two
+        self._error = self._error + (x - made).square().sum((0, -1))
+        self.fired += (latents > 0).sum(0).cpu()
+        self.tokens += len(x)
 
-    def losses(self, log_p: Sequence[Tensor], target: Tensor, keep: Tensor) -> None:
-        keep, target = keep.to(log_p[0].device), target.to(log_p[0].device)
-        for i, part in enumerate(log_p):
-            self.ce[i] -= part.gather(-1, target[..., None])[..., 0][keep].double().sum().cpu()
-        clean, sae = log_p[0], log_p[1]
-        self.kl += float((clean.exp() * (clean - sae)).sum(-1)[keep].sum())
-        self.n += int(keep.sum())
+    @property
+    def explained_variance(self) -> Tensor:
+        """``[...]``: 1 less the squared error over the squared distance from the mean."""
+        spread = self._squares - self._total.square().sum(-1) / self.tokens
+        return 1 - self._error / spread.clamp(min=1e-12)
 
-    def quality(self) -> Quality:
-        def explained(n: int, total: Tensor, squares: Tensor, error: Tensor) -> float:
-            return float(1 - error / (squares - total.square().sum() / n).clamp(min=1e-12))
+    @property
+    def l0(self) -> float:
+        """Latents that fire on a token, mean."""
+        return float(self.fired.double().sum()) / self.tokens
 
-        clean, sae, zero = (self.ce / max(self.n, 1)).tolist()
-        gap = zero - clean
-        return Quality(
-            clean,
-            sae,
-            zero,
-            (zero - sae) / gap if gap > 1e-6 else float("nan"),
-            self.kl / self.n,
-            explained(*self.parts["measured"]),
-            explained(*self.parts["all"]),
-            self.l0 / self.tokens,
-            float((self.fired == 0).float().mean()),
-            self.tokens,
-            self.sinks / self.all,
-        )
+    @property
+    def dead(self) -> float:
+        """Share of latents that never fired."""
+        return float((self.fired == 0).float().mean())

@@ -6,18 +6,17 @@ Both are HTML like the page itself; a :class:`kit.widgets.FeatureBrowser` shows 
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
-from kit.base.html import number
+from kit.base.html import WRAP, number
 from kit.models.logit_lens import logit_lens
-from kit.sae.pages import Words, box, example, shaded, words
+from kit.sae.crosscoders.model import PairedLatents
+from kit.sae.meta_sae import MetaLatents
+from kit.sae.pages import SILENT, Words, box, code, example, note, shaded, words
 from kit.sae.store import FeatureStore
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-    from kit.sae.meta_sae import MetaLatents
 
 _MODELS = ("first model", "second model")
 
@@ -33,8 +32,6 @@ def both_models(store: FeatureStore, latent: int, n: int = 4) -> str:
     Raises:
         ValueError: a store of other latents, latents without their models, or no such latent.
     """
-    from kit.sae.crosscoders.model import PairedLatents
-
     paired = store.dictionary
     if not isinstance(paired, PairedLatents):
         raise ValueError(f"store is of {paired!r}: give one of a crosscoder's PairedLatents")
@@ -46,10 +43,9 @@ def both_models(store: FeatureStore, latent: int, n: int = 4) -> str:
         f"writes it, 1: only the second), cosine of the two rows {cosine:+.2f}</div>"
     )
     if not top:
-        return box(head + "<p>It never fires on this corpus: there is nothing to show.</p>")
+        return box(head + SILENT)
     rows = store.tokens[[e.row for e in top]].long()
-    parts = paired.contributions(latent, rows).cpu()  # refuses latents without their models
-    assert paired.models is not None
+    parts = paired.contributions(latent, rows).cpu()
     texts = words(paired.models[0])
     cut = [parts[:, i, e.first : e.first + len(e.tokens)].clone() for i, e in enumerate(top)]
     for e, part in zip(top, cut, strict=True):
@@ -61,17 +57,17 @@ def both_models(store: FeatureStore, latent: int, n: int = 4) -> str:
         pieces = texts(e.tokens.tolist())
         lines.append(f'<div style="margin-top:10px">{example(e, texts, top[0].value)}</div>')
         lines += [
-            f'<div style="padding:2px 0 2px 4.5em"><span style="opacity:.7">{name} '
-            f'{number(float(values[e.at]))}</span><br><span style="white-space:pre-wrap;'
-            f'overflow-wrap:anywhere">{shaded(pieces, values.tolist(), full)}</span></div>'
+            f'<div style="padding:2px 0 2px 4.5em"><span style="opacity:.7">{name} {number(float(values[e.at]))}</span>'
+            f'<br><span style="{WRAP}">{shaded(pieces, values.tolist(), full)}</span></div>'
             for name, values in zip(_MODELS, part, strict=True)
         ]
-    note = (
-        '<div style="opacity:.7;font-size:12px;margin-top:6px">numbers: what the model adds to '
-        "the latent's pre-activation on the token where it is strongest; with the latent's bias, "
-        "which belongs to neither, they add up to it</div>"
+    lines.append(
+        note(
+            "numbers: what the model adds to the latent's pre-activation on the token where it is strongest; "
+            "with the latent's bias, which belongs to neither, they add up to it"
+        )
     )
-    return box(head + "".join(lines) + note)
+    return box(head + "".join(lines))
 
 
 def tree(
@@ -94,30 +90,20 @@ def tree(
     branches = []
     for i, (which, weight) in enumerate(made[:parts]):
         said = logit_lens(model, meta.rows[which].to(model.cfg.device), 5).top
-        promotes = ", ".join(f"<code>{_quoted(texts, token)}</code>" for token, _ in said)
+        promotes = ", ".join(code(texts, token) for token, _ in said)
         found = [m for m in meta.members(which, members + 1) if m[0] != latent][:members]
         leaves = "".join(_leaf(store, texts, member, share) for member, share in found)
         branches.append(
             f'<details style="margin:4px 0 4px 1em"{" open" if i == 0 else ""}>'
-            f'<summary style="cursor:pointer"><b>meta-latent #{which}</b> weight {weight:.2f}, '
-            f"promotes {promotes}</summary>"
-            f'<div style="margin-left:1.2em">{leaves or "no other latent contains it"}</div>'
-            "</details>"
+            f'<summary style="cursor:pointer"><b>meta-latent #{which}</b> weight {weight:.2f}, promotes {promotes}'
+            f'</summary><div style="margin-left:1.2em">{leaves or "no other latent contains it"}</div></details>'
         )
     return box(head + "".join(branches))
 
 
 def _leaf(store: FeatureStore, texts: Words, latent: int, weight: float) -> str:
-    fires = ", ".join(
-        f"<code>{_quoted(texts, int(r.token))}</code>" for r in store.by_token(latent, 3, least=1).itertuples()
-    )
+    fires = ", ".join(code(texts, int(r.token)) for r in store.by_token(latent, 3, least=1).itertuples())
     some = store.top(latent, 1, (8, 3))
     shown = example(some[0], texts, some[0].value) if some else ""
-    return (
-        f'<div style="padding:3px 0"><b>#{latent}</b> weight {weight:.2f}, fires on '
-        f"{fires or 'nothing here'}{shown}</div>"
-    )
-
-
-def _quoted(texts: Words, token: int) -> str:
-    return escape(repr(texts([token])[0])[1:-1])
+    told = f"<b>#{latent}</b> weight {weight:.2f}, fires on {fires or 'nothing here'}{shown}"
+    return f'<div style="padding:3px 0">{told}</div>'

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +26,6 @@ if TYPE_CHECKING:
 Batch = dict[Site, Tensor]
 
 
-@dataclass
-class State:
-    """Where a source stands: enough to go on with the very next batch."""
-
-    chunk: int = 0
-    batch: int = 0
-
-
 class Source:
     """Shuffled batches ``{site: [batch, width]}`` of activations, float32, without end.
 
@@ -50,7 +41,8 @@ class Source:
 
     Attributes:
         chunks: in a pass over the texts.
-        served, dropped: tokens so far; ``passes``: over the texts, a share of the current one too.
+        chunk, at: where it stands: the chunk, of all passes, and the next batch in it.
+        served, dropped: tokens so far.
         rows_per_batch: of how many different rows of text the last batch was made.
     """
 
@@ -108,13 +100,8 @@ class Source:
         dealt = torch.Generator().manual_seed(seed)
         self._deal = torch.randperm(len(tokens), generator=dealt)
         self._digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()[:16]
-        self.state = State()
-        self.served = self.dropped = self.rows_per_batch = 0
-
-    @property
-    def passes(self) -> float:
-        """How often the texts were read, as a fraction."""
-        return self.state.chunk / self.chunks
+        self.chunk = self.at = self.served = self.dropped = self.rows_per_batch = 0
+        self._harvested: tuple[Batch, Tensor] | None = None  # the chunk that it stands at
 
     @property
     def device(self) -> str:
@@ -127,44 +114,41 @@ class Source:
         """Of the model that activations are from."""
         return fingerprint(self.model)
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
     def scales(self) -> dict[Site, tuple[Tensor, float]]:
         """For each site the mean activation ``[width]``, and what brings the mean norm to
         sqrt(width), measured on the chunk that it stands at."""
-        self._fill()
+        found, _ = self._current()
         return {
-            site: (some.mean(0), some.shape[1] ** 0.5 / float(some.norm(dim=-1).mean()))
-            for site, some in self._chunk.items()
+            site: (some.mean(0), some.shape[1] ** 0.5 / float(some.norm(dim=-1).mean())) for site, some in found.items()
         }
 
-    def _fill(self) -> None:
-        if not hasattr(self, "_chunk"):
-            self._chunk, self._row = self.harvest(self.state.chunk)
+    def _current(self) -> tuple[Batch, Tensor]:
+        if self._harvested is None:
+            self._harvested = self.harvest(self.chunk)
+        return self._harvested
 
     def __next__(self) -> Batch:
         """The next batch; runs the model when a chunk is used up."""
-        self._fill()
-        while (self.state.batch + 1) * self.batch > len(self._row):
-            self.state = State(self.state.chunk + 1)
-            self._chunk, self._row = self.harvest(self.state.chunk)
-        at = slice(self.state.batch * self.batch, (self.state.batch + 1) * self.batch)
-        self.state.batch += 1
+        found, row = self._current()
+        while (self.at + 1) * self.batch > len(row):
+            self.chunk, self.at, self._harvested = self.chunk + 1, 0, None
+            found, row = self._current()
+        at = slice(self.at * self.batch, (self.at + 1) * self.batch)
+        self.at += 1
         self.served += self.batch
-        self.rows_per_batch = len(self._row[at].unique())
-        return {site: rows[at] for site, rows in self._chunk.items()}
+        self.rows_per_batch = len(row[at].unique())
+        return {site: rows[at] for site, rows in found.items()}
 
     def harvest(self, number: int) -> tuple[Batch, Tensor]:
-        """The number-th chunk of all passes: activations, shuffled, and each one's row of tokens."""
+        """A chunk, counted over all passes: activations, shuffled, and each one's row of tokens."""
         which, at = divmod(number, self.chunks)
         rng = torch.Generator().manual_seed(self.seed * 1_000_003 + which)
         chunk = int(torch.randperm(self.chunks, generator=rng)[at]) if which else at
-        found, row = self._read(chunk) if self.cache is None else self._cached(chunk)
+        found, row = self.read_chunk(chunk) if self.cache is None else self._cached(chunk)
         shuffled = torch.randperm(len(row), generator=rng)
         return {site: some[shuffled].float() for site, some in found.items()}, row[shuffled]
 
-    def _read(self, chunk: int) -> tuple[Batch, Tensor]:
+    def read_chunk(self, chunk: int) -> tuple[Batch, Tensor]:
         """Run a chunk's rows through the model; activations in its dtype, without sinks."""
         order = self._deal[chunk * self.rows :][: self.rows]
         parts: dict[Site, list[Tensor]] = {site: [] for site in self.sites}
@@ -172,7 +156,7 @@ class Source:
             kept = self._run(self.tokens[rows])
             for site in self.sites:
                 parts[site].append(kept[site][:, 1:].cpu())
-        found = {site: torch.cat(some).flatten(0, 1) for site, some in parts.items()}
+        found = {site: torch.cat(some).flatten(0, 1) for site, some in parts.items()}  # [rows * (n - 1), width]
         row = order.repeat_interleave(self.tokens.shape[1] - 1)
         good = torch.ones(len(row), dtype=torch.bool)
         for site, some in found.items():
@@ -207,9 +191,8 @@ class Source:
         if self.cache is None:
             raise ValueError("cache=None: give the source a folder to fill")
         files = [self._file(chunk) for chunk in range(self.chunks)]
-        for file in files:
-            if file.is_file():
-                self._open(file)
+        for file in filter(Path.is_file, files):
+            self._open(file)
         shards.work(files, self._write, "chunks")
         return self.cache
 
@@ -218,7 +201,7 @@ class Source:
         return self.cache / f"chunk-{chunk:05d}.safetensors"
 
     def _write(self, chunk: int) -> None:
-        found, row = self._read(chunk)
+        found, row = self.read_chunk(chunk)
         with whole(self._file(chunk)) as part:
             save_file({**{str(s): a for s, a in found.items()}, "row": row}, part, self._mark)
 
@@ -259,16 +242,15 @@ class Source:
         if other or lacking:
             raise ValueError(
                 f"cache={str(self.cache)!r}: it was made with other "
-                f"{', '.join(other) or 'sites, without ' + ', '.join(lacking)}; "
-                "give another folder"
+                f"{', '.join(other) or 'sites, without ' + ', '.join(lacking)}; give another folder"
             )
         return opened
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands, as numbers; see :meth:`load_state_dict`."""
         return {
-            "chunk": self.state.chunk,
-            "batch": self.state.batch,
+            "chunk": self.chunk,
+            "batch": self.at,
             "served": self.served,
             "seed": self.seed,
             "rows": self.rows,
@@ -288,5 +270,5 @@ class Source:
         for name in ("seed", "rows", "size"):
             if state[name] != mine[name]:
                 raise ValueError(f"{name}={mine[name]}: the source to go on from had {state[name]}")
-        self.state, self.served = State(state["chunk"], state["batch"]), state["served"]
-        self.__dict__.pop("_chunk", None)
+        self.chunk, self.at, self.served = state["chunk"], state["batch"], state["served"]
+        self._harvested = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kit.base.checks import check_positive
 from kit.base.directions import random_units
 from kit.sae.dictionary import Dictionary
 from kit.steering.intervention import Op, Part
@@ -58,12 +58,10 @@ class Latent:
         vector = self.dictionary.vector(self.index)
         if self.dictionary.site.kind != "resid":
             raise ValueError(
-                f"dictionary {self.dictionary.name!r} reads {self.dictionary.site}: "
-                "clamping needs the residual stream; use dictionary.vector(index), "
-                "which can be added"
+                f"dictionary {self.dictionary.name!r} reads {self.dictionary.site}: clamping needs the "
+                "residual stream; use dictionary.vector(index), which can be added"
             )
-        if isinstance(self.top, bool) or not 0 < self.top < math.inf:
-            raise ValueError(f"top={self.top!r}: give the activation that coefficient 1 stands for")
+        check_positive(top=self.top)
         told = {
             "method": "sae latent",
             "dictionary": self.dictionary.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from kit.base.progress import track
 from kit.models.bridge import fingerprint
 from kit.models.tokens import counted, pack, text_tokens
 from kit.sae.latents import Latents
+from kit.sae.tables import strongest, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,6 +100,7 @@ class FeatureStore:
         with suppress(KeyboardInterrupt):
             for rows in track(list(tokens.split(16)), "batches of text"):
                 x = dictionary.activations(model, rows.to(model.cfg.device))
+                # [rows, context, latents] -> [tokens, latents]
                 flat = (dictionary.encode(x) * counted(x)[..., None]).cpu().flatten(0, 1)
                 at, which = flat.nonzero(as_tuple=True)
                 parts.append((which.int(), (at + done * width).int(), flat[at, which]))
@@ -203,34 +206,29 @@ class FeatureStore:
 
     def maxima(self) -> Tensor:
         """The largest activation of each latent, ``[latents]``; 0 where it never fires."""
-        return self._reduce("amax")
+        return self._reduced["amax"]
 
     def means(self) -> Tensor:
         """Mean activation where a latent fires, ``[latents]``; 0 where it never does."""
-        return self._reduce("mean")
+        return self._reduced["mean"]
 
-    def _reduce(self, how: str) -> Tensor:
-        if not hasattr(self, f"_{how}"):
-            which = torch.arange(len(self)).repeat_interleave(self.start.diff())
-            found = torch.zeros(len(self)).scatter_reduce(0, which, self.value.float(), how, include_self=False)
-            setattr(self, f"_{how}", found)
-        return getattr(self, f"_{how}")
+    @cached_property
+    def _reduced(self) -> dict[str, Tensor]:
+        which = torch.arange(len(self)).repeat_interleave(self.start.diff())
+        zero, value = torch.zeros(len(self)), self.value.float()
+        return {how: zero.scatter_reduce(0, which, value, how, include_self=False) for how in ("amax", "mean")}
 
     # --- one latent ---
 
     def top(self, latent: int, n: int = 10, window: tuple[int, int] = (12, 6)) -> list[Example]:
         """Where it fires most, at most once in a row of text; see :meth:`example` for window."""
         where, value = self.entries(latent)
-        found: list[Example] = []
-        seen: set[int] = set()
-        for i in value.argsort(descending=True, stable=True).tolist():
-            row = int(where[i]) // self.tokens.shape[1]
-            if row not in seen:
-                seen.add(row)
-                found.append(self.example(latent, int(where[i]), window))
-            if len(found) == n:
+        best: dict[int, int] = {}  # of each row of text the place
+        for place in where[value.argsort(descending=True, stable=True)].tolist():
+            best.setdefault(place // self.tokens.shape[1], place)
+            if len(best) == n:
                 break
-        return found
+        return [self.example(latent, place, window) for place in best.values()]
 
     def intervals(
         self, latent: int, bins: int = 10, n: int = 3, seed: int = 0, window: tuple[int, int] = (12, 6)
@@ -263,12 +261,12 @@ class FeatureStore:
         where, value = self.entries(latent)
         width = self.tokens.shape[1]
         row, at = divmod(place, width)
-        first, last = 0, width
-        if window is not None:
-            first, last = max(0, at - window[0]), min(width, at + window[1] + 1)
-        a, b = torch.searchsorted(where, torch.tensor([row * width + first, row * width + last]))
+        before, after = (width, width) if window is None else window
+        first, last = max(0, at - before), min(width, at + after + 1)
+        start = row * width + first
+        a, b = torch.searchsorted(where, torch.tensor([start, row * width + last]))
         values = torch.zeros(last - first)
-        values[where[a:b] - row * width - first] = value[a:b].float()
+        values[where[a:b] - start] = value[a:b].float()
         return Example(self.tokens[row, first:last].long(), values, at - first, row, first)
 
     def whole(self, latent: int, e: Example) -> Example:
@@ -289,25 +287,16 @@ class FeatureStore:
             ``mean`` (activation there), ``count`` (of firings; ``least`` or more); by the
             activation summed over the corpus.
         """
-        import pandas as pd
-
         where, value = self.entries(latent)
         ids = self.tokens.flatten()[where].long()
         kinds, at = ids.unique(return_inverse=True)
         count = torch.bincount(at, minlength=len(kinds))
         total = torch.zeros(len(kinds)).index_add(0, at, value.float())
         seen = torch.bincount(self.tokens[:, 1:].flatten().long())[kinds]
-        table = pd.DataFrame(
-            {
-                "token": kinds.tolist(),
-                "share": (count / seen).tolist(),
-                "mean": (total / count.clamp(min=1)).tolist(),
-                "count": count.tolist(),
-            }
-        )
-        order = total.argsort(descending=True, stable=True).tolist()
-        table = table.iloc[order]
-        return table[table["count"] >= least].head(n).reset_index(drop=True)
+        some = total.argsort(descending=True, stable=True)
+        some = some[count[some] >= least][:n]
+        mean = total / count.clamp(min=1)
+        return table(token=kinds[some], share=(count / seen)[some], mean=mean[some], count=count[some])
 
     def together(self, latent: int, n: int = 10) -> pd.DataFrame:
         """Which other latents fire on the same tokens.
@@ -316,32 +305,18 @@ class FeatureStore:
             Columns ``latent``, ``both`` (tokens), ``share`` (of this latent's tokens), ``lift``
             (how many times chance) and ``jaccard`` (both over either), by the last.
         """
-        import pandas as pd
-
         where, _ = self.entries(latent)
         here = torch.zeros(self.tokens.numel(), dtype=torch.bool)
         here[where] = True
         hits = here[self.where].cumsum(0, dtype=torch.int32)  # up to and with each entry
-        upto = torch.zeros_like(self.start)
-        if len(hits):
-            upto = hits[(self.start - 1).clamp(min=0)] * (self.start > 0)
-        both = upto.diff().long()
+        both = torch.cat([hits.new_zeros(1), hits])[self.start].diff().long()
         both[latent] = 0
         count = self.start.diff()
         jaccard = both / (count + len(where) - both).clamp(min=1)
-        order = jaccard.argsort(descending=True, stable=True)[:n]
-        order = order[both[order] > 0]
+        order = strongest(jaccard, n)
         share = both[order] / max(len(where), 1)
         lift = share / (count[order] / self.n_tokens)
-        return pd.DataFrame(
-            {
-                "latent": order.tolist(),
-                "both": both[order].tolist(),
-                "share": share.tolist(),
-                "lift": lift.tolist(),
-                "jaccard": jaccard[order].tolist(),
-            }
-        )
+        return table(latent=order, both=both[order], share=share, lift=lift, jaccard=jaccard[order])
 
     def read(self, model: TransformerBridge, text: str | Tensor) -> Tensor:
         """Latents ``[n, latents]`` on a text, or on tokens ``[n]``, as the store counts them: none
@@ -356,14 +331,3 @@ class FeatureStore:
         x = latents.activations(model, tokens.to(model.cfg.device))
         found = latents.encode(x)
         return (found * counted(x)[..., None] if tokens.shape[1] > 1 else found)[0].cpu()
-
-    def firing_on(self, model: TransformerBridge, text: str, n: int = 10) -> pd.DataFrame:
-        """Which latents a text fires: ``latent``, ``value`` (largest on it), ``share`` of the
-        latent's maximum on the corpus; by the last."""
-        import pandas as pd
-
-        value = self.read(model, text).amax(0)
-        share = value / self.maxima().clamp(min=1e-6)
-        order = share.argsort(descending=True, stable=True)[:n]
-        order = order[value[order] > 0]
-        return pd.DataFrame({"latent": order.tolist(), "value": value[order].tolist(), "share": share[order].tolist()})

@@ -1,43 +1,33 @@
 """Training dictionaries: sae-lens's losses and steps on one stream of activations.
 
 Every dictionary has a trainer of its own (``sae_lens.training.sae_trainer.SAETrainer``, driven by
-its public ``step``), and all of them see the same batches, so one pass of the model serves them all.
+its public ``step``), and all of them see the same batches: one pass of the model serves them all.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import math
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from kit.base.checks import check_counts, check_positive
 from kit.base.files import header, junk, must_exist, read_json, unpacked_at_most, whole
 from kit.base.progress import to_the_end, track
 from kit.models.sites import Kind, Site
-from kit.sae.dictionary import Dictionary, load
+from kit.sae.architectures import ARCHITECTURES, COEFFICIENTS, Architecture, classes, options
+from kit.sae.dictionary import Dictionary
 from kit.sae.source import Source
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-Architecture = Literal["batchtopk", "topk", "jumprelu", "gated", "standard", "matryoshka"]
-# the coefficient that makes latents sparse, and its default, on activations of norm sqrt(width);
-# the top-k family is told how many latents fire instead
-COEFFICIENTS = {
-    "jumprelu": ("l0_coefficient", 1.0),
-    "gated": ("l1_coefficient", 1.0),
-    "standard": ("l1_coefficient", 1.0),
-}
-ARCHITECTURES = ("batchtopk", "topk", "matryoshka", *COEFFICIENTS)
 
 
 def train(
@@ -55,7 +45,12 @@ def train(
     seed: int = 0,
     folder: str | Path | None = None,
     watch: Callable[[Report], None] | None = None,
-    **source: Any,
+    batch: int = 2048,
+    context: int = 128,
+    rows: int = 256,
+    chunks: int | None = None,
+    sink: float = 10.0,
+    cache: str | Path | None = None,
 ) -> list[Dictionary]:
     """Train dictionaries of several widths on one site.
 
@@ -75,7 +70,7 @@ def train(
         folder: where an interrupt (and every tenth of the run) leaves a checkpoint; if one lies
             there, training goes on from it, on the very next batch.
         watch: gets a :class:`Report` every ten steps.
-        source: further settings of :class:`kit.sae.Source` (batch, context, rows, sink, cache).
+        batch, context, rows, chunks, sink, cache: of the :class:`kit.sae.Source` of activations.
 
     Returns:
         A :class:`Dictionary` for each width. A keyboard interrupt ends training early and returns
@@ -84,16 +79,12 @@ def train(
     Raises:
         ValueError: names the argument, its value, and what would be right.
     """
-    stream = Source(model, texts, [Site(layer, site)], seed=seed, **source)
+    place, steps = [Site(layer, site)], max(1, tokens // batch)
+    source = Source(
+        model, texts, place, batch=batch, context=context, rows=rows, chunks=chunks, sink=sink, seed=seed, cache=cache
+    )
     run = Training(
-        stream,
-        widths=widths,
-        architecture=architecture,
-        k=k,
-        sparsity=sparsity,
-        steps=max(1, tokens // stream.batch),
-        lr=lr,
-        seed=seed,
+        source, widths=widths, architecture=architecture, k=k, sparsity=sparsity, steps=steps, lr=lr, seed=seed
     )
     if folder is not None and (Path(folder) / "training.json").is_file():
         run.restore(folder)
@@ -151,11 +142,10 @@ class Training:
             raise ValueError(f"architecture={architecture!r}: use {', '.join(self.architectures)}")
         if not widths or any(not w > 0 for w in widths):
             raise ValueError(f"widths={list(widths)}: give multiples of d_model above 0")
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps={steps!r}: give a whole number from 1 on")
-        if not lr > 0:
-            raise ValueError(f"lr={lr!r}: give a positive learning rate")
+        check_counts(steps=steps)
+        check_positive(lr=lr)
         self.source, self.steps, self.step = source, steps, 0
+        self._last = ""  # a report in short
         self.settings = {
             "architecture": architecture,
             "k": k,
@@ -189,7 +179,7 @@ class Training:
                 d_sae = round(times * len(mean))
                 cls, of = self._classes(architecture)
                 sae = cls(
-                    of(d_in=len(mean), d_sae=d_sae, device=device, **_options(architecture, d_sae, k, sparsity, steps))
+                    of(d_in=len(mean), d_sae=d_sae, device=device, **options(architecture, d_sae, k, sparsity, steps))
                 )
                 with torch.no_grad():
                     sae.b_dec.copy_(mean * scale)  # the mean needs no latent
@@ -199,14 +189,7 @@ class Training:
                 self.trainers[name], self.sites[name] = trainer, site
 
     def _classes(self, architecture: str) -> tuple[Any, Any]:
-        """What is trained, and the class of its settings."""
-        from sae_lens.registry import get_sae_training_class
-
-        from kit.sae.sparse import SparseBatchTopK
-
-        name = "matryoshka_batchtopk" if architecture == "matryoshka" else architecture
-        cls, of = get_sae_training_class(name)
-        return (SparseBatchTopK if architecture == "batchtopk" else cls), of
+        return classes(architecture)
 
     @property
     def sparsity(self) -> float:
@@ -226,17 +209,15 @@ class Training:
     def sparsity(self, value: float) -> None:
         architecture = str(self.settings["architecture"])
         dense = architecture in COEFFICIENTS
-        told = {
-            name: _options(architecture, len(trainer.sae.W_dec), *((1, value) if dense else (value, None)), self.steps)
-            for name, trainer in self.trainers.items()
-        }
-        for name, trainer in self.trainers.items():
+        trainers, (k, sparsity) = list(self.trainers.values()), (1, value) if dense else (value, None)
+        told = [options(architecture, len(trainer.sae.W_dec), k, sparsity, self.steps) for trainer in trainers]
+        for trainer, new in zip(trainers, told, strict=True):
             if dense:
                 (scheduler,) = trainer.coefficient_schedulers.values()
                 scheduler.final_value = value
                 scheduler.load_state_dict(scheduler.state_dict())  # makes the present value of it
             else:
-                trainer.sae.cfg.k = told[name]["k"]
+                trainer.sae.cfg.k = new["k"]
                 trainer.sae.activation_fn = trainer.sae.get_activation_fn()
         self.changes.append((self.step, value))
 
@@ -257,15 +238,14 @@ class Training:
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """Train to the end, or until ``stop()``, or an interrupt; see :func:`train`."""
-        last = ""
         with suppress(KeyboardInterrupt):
-            for _ in track(range(self.step, self.steps), "steps", status=lambda: last):
+            for _ in track(range(self.step, self.steps), "steps", status=lambda: self._last):
                 with to_the_end():  # half a step could not be resumed
                     outputs = self.advance()
                 if self.step % 10 == 0 or self.step == self.steps:
                     report = self.report(outputs)
                     one = list(report.figures.values())[-1]
-                    last = f"explained variance {one.explained_variance:.3f}, L0 {one.l0:.0f}"
+                    self._last = f"explained variance {one.explained_variance:.3f}, L0 {one.l0:.0f}"
                     if watch is not None:
                         watch(report)
                 if folder is not None and self.step % max(1, self.steps // 10) == 0:
@@ -307,16 +287,19 @@ class Training:
         """
         if name not in self.trainers:
             raise ValueError(f"name={name!r}: use {', '.join(map(repr, self.trainers))}")
-        trainer = self.trainers[name]
-        sae = copy.deepcopy(trainer.sae).to("cpu")
-        sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
-        sae.cfg.metadata.hook_name = self.sites[name].hook_name
-        with tempfile.TemporaryDirectory() as folder:
-            sae.save_inference_model(folder)
-            done = load(folder)
-        done.name, done.fingerprint = name, self.source.fingerprint
-        done.metadata = self.told()
-        return done
+        from sae_lens import SAE
+
+        trainer, site = self.trainers[name], self.sites[name]
+        trained = copy.deepcopy(trainer.sae).to("cpu")
+        trained.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
+        trained.cfg.metadata.hook_name = site.hook_name
+        weights = trained.state_dict()
+        trained.process_state_dict_for_saving_inference(weights)
+        # on the meta device no weights are drawn, which these replace
+        sae: Any = SAE.from_dict(trained.cfg.get_inference_sae_cfg_dict() | {"device": "meta"})
+        sae.load_state_dict(weights, assign=True)
+        sae.cfg.device = "cpu"
+        return Dictionary(sae.eval(), site, name, self.source.fingerprint, self.told())
 
     def told(self) -> dict[str, Any]:
         """What a dictionary's file says of its training."""
@@ -332,7 +315,9 @@ class Training:
         """A checkpoint: weights, optimisers, and where the source stands."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        slot = "b" if self._slot(folder) == "a" else "a"  # the last whole one stays until the end
+        told = folder / "training.json"
+        # of two places the one that is free: the last whole checkpoint stays until the end
+        slot = "b" if told.is_file() and _state(told)["slot"] == "a" else "a"
         shutil.rmtree(folder / slot, ignore_errors=True)
         for name, trainer in self.trainers.items():
             trainer.save_checkpoint(name.replace(" ", "_"), base_path=folder / slot)
@@ -343,24 +328,10 @@ class Training:
             "source": self.source.state_dict(),
             "slot": slot,
         }
-        with whole(folder / "training.json") as part:
+        with whole(told) as part:
             part.write_text(json.dumps(state), encoding="utf-8")
         shutil.rmtree(folder / ("a" if slot == "b" else "b"), ignore_errors=True)
         return folder
-
-    @staticmethod
-    def _slot(folder: Path) -> str | None:
-        """Which of two places in a folder holds its whole checkpoint, None if there is none."""
-        if not (folder / "training.json").is_file():
-            return None
-        found = read_json(folder / "training.json")
-        slot = found.get("slot") if isinstance(found, dict) else None
-        if slot not in ("a", "b"):
-            raise ValueError(
-                f"{folder / 'training.json'}: slot={slot!r:.40}: expected 'a' or 'b'; "
-                "this is no checkpoint of this kit: give another folder"
-            )
-        return str(slot)
 
     def restore(self, folder: str | Path) -> None:
         """Go on from a checkpoint, on the very next batch.
@@ -371,7 +342,7 @@ class Training:
         """
         folder = Path(folder)
         must_exist(folder / "training.json")
-        state, slot = read_json(folder / "training.json"), str(self._slot(folder))
+        state = _state(folder / "training.json")
         with junk(f"the checkpoint in {folder.name!r}"):
             for name, value in self.settings.items():
                 if state["settings"][name] != value:
@@ -385,7 +356,7 @@ class Training:
             for _, value in changes[-1:]:
                 self.sparsity = value
             for name, trainer in self.trainers.items():
-                self._restore(trainer, folder / slot / name.replace(" ", "_"))
+                self._restore(trainer, folder / state["slot"] / name.replace(" ", "_"))
             self.step, self.changes = step, changes
 
     def _restore(self, trainer: Any, part: Path) -> None:
@@ -406,29 +377,18 @@ class Training:
             raise ValueError(f"{what} holds NaN or infinity")
 
 
+def _state(path: Path) -> dict[str, Any]:
+    """What stands in a folder's ``training.json``."""
+    found = read_json(path)
+    slot = found.get("slot") if isinstance(found, dict) else None
+    if slot not in ("a", "b"):
+        raise ValueError(
+            f"{path}: slot={slot!r:.40}: expected 'a' or 'b'; this is no checkpoint of this kit: give another folder"
+        )
+    return found
+
+
 def explained_variance(x: Tensor, found: Tensor) -> Tensor:
     """``1 - E|x - found|^2 / E|x - E x|^2`` over activations ``[n, width]``."""
     left = (x - found).float().square().sum()
     return 1 - left / (x - x.mean(0)).float().square().sum().clamp(min=1e-12)
-
-
-def _options(architecture: str, d_sae: int, k: float, sparsity: float | None, steps: int) -> dict[str, Any]:
-    if architecture in COEFFICIENTS:
-        name, default = COEFFICIENTS[architecture]
-        value = default if sparsity is None else sparsity
-        if not 0 <= value < math.inf:
-            raise ValueError(f"sparsity={sparsity!r}: give a number from 0 on")
-        return {name: value, name.replace("coefficient", "warm_up_steps"): steps // 5}
-    if sparsity is not None:
-        raise ValueError(f"sparsity={sparsity!r}: {architecture} is told k, how many latents fire")
-    if not 0 < k <= d_sae or (architecture == "topk" and k != int(k)):
-        raise ValueError(
-            f"k={k!r}: give a number above 0, at most the {d_sae} latents of the narrowest dictionary (whole for topk)"
-        )
-    found: dict[str, Any] = {"k": int(k) if architecture == "topk" else float(k)}
-    if architecture != "topk":
-        # the threshold of inference is a running mean: it must settle in short runs as well
-        found["topk_threshold_lr"] = min(0.5, max(0.01, 20 / steps))
-    if architecture == "matryoshka":
-        found["matryoshka_widths"] = [max(1, d_sae >> n) for n in (4, 3, 2, 1)]
-    return found

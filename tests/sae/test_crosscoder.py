@@ -13,7 +13,7 @@ from kit.models import activations
 from kit.models.activations import capture
 from kit.models.tokens import counted
 from kit.sae import Directions, FeatureStore, Site, ablated_text
-from kit.sae.crosscoders import model as cc
+from kit.sae import crosscoders as cc
 from kit.sae.crosscoders.losses import PairedBatchTopK, PairedStandard, norms
 from kit.sae.crosscoders.training import CrosscoderTraining
 from kit.sae.sections import both_models
@@ -69,11 +69,7 @@ class _Training(CrosscoderTraining):
     def crosscoder(self, name: str | None = None) -> cc.Crosscoder:
         planted = self.source
         planted.models = ()  # type: ignore[attr-defined]
-        kept, cc.PairedSource = cc.PairedSource, Planted  # type: ignore[misc, assignment]
-        try:
-            return super().crosscoder(name)
-        finally:
-            cc.PairedSource = kept  # type: ignore[misc]
+        return super().crosscoder(name)
 
 
 # --- planted truth -------------------------------------------------------------------------------
@@ -249,7 +245,7 @@ def test_it_is_what_was_trained(pair: Any, real: cc.Crosscoder) -> None:
 
 def test_files_come_back(pair: Any, real: cc.Crosscoder, tmp_path: Path) -> None:
     found = cc.Crosscoder.load(real.save(tmp_path / "c.safetensors"), pair)
-    for name in cc._NAMES:
+    for name in cc.model._NAMES:
         assert torch.equal(getattr(found, name), getattr(real, name))
     assert (found.name, found.site, found.fingerprints) == ("two", SITE, real.fingerprints)
     assert found.metadata["k"] == 6

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kit.models.activations import capture
-from kit.sae import Dictionary, FeatureStore, Site, Source, Training, pack
+from kit.sae import Dictionary, FeatureStore, Site, Source, Training, pack, read_prompt
 from tests import tiny
 
 TEXTS = [sentence for _ in range(12) for sentence in tiny.SENTENCES]
@@ -148,11 +148,11 @@ def test_together_against_a_loop(store: FeatureStore, dense: torch.Tensor) -> No
 
 def test_which_latents_a_text_fires(model: Any, store: FeatureStore) -> None:
     text = tiny.SENTENCES[0]
-    table = store.firing_on(model, text, 4)
+    table = read_prompt(store, model, text).ranked(n=4)
     latents = store.dictionary.read(model, text)[1:].amax(0)
     for row in table.itertuples():
-        assert row.value == pytest.approx(float(latents[row.latent]), rel=1e-4)
-    assert table.share.is_monotonic_decreasing
+        assert row.activation == pytest.approx(float(latents[row.latent]), rel=1e-4)
+    assert len(table) == 4 and table.activation.is_monotonic_decreasing
 
 
 def test_a_dead_latent_has_an_empty_page(store: FeatureStore) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from kit.models.activations import capture
 from kit.models.bridge import runtime
-from kit.sae import Dictionary, Site, ablated_text, direct_attribution, gradients, logit_lens, long_tokens
+from kit.sae import Dictionary, Site, ablated_text, direct_attribution, logit_lens, long_tokens
 from tests import tiny
 
 
@@ -149,7 +149,7 @@ def test_gradients_against_finite_differences(each: Any) -> None:
     tokens = tiny.prompt(each, 7)[0]
     read = torch.randn(48, generator=torch.Generator().manual_seed(4))
     latent = one_latent(read, Site(2), bias=-1e4)  # it does not fire, and has a gradient all the same
-    got = gradients(latent, each, tokens, 0)
+    got = ablated_text(latent, each, tokens, 0).gradient
     state = runtime(each)
     embedded = state.decoder.get_input_embeddings()(tokens[None]).detach()
     for i in (1, 4):

@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from kit.base.html import INK, SAFE
 from kit.sae import FeatureStore, ablated_text, page, pages
 from tests import tiny
-from tests.sae.test_feature_store import busiest, dictionary, model, store, tokens
+from tests.sae import test_feature_store as shared
+from tests.sae.test_feature_store import busiest
+
+model, dictionary, tokens, store = shared.model, shared.dictionary, shared.tokens, shared.store  # fixtures
 
 
 def test_a_page_shows_the_whole_range(model: Any, store: FeatureStore) -> None:
@@ -44,7 +48,7 @@ def test_shades_follow_the_values() -> None:
     alphas = [float(a) for a in re.findall(r"background:rgba\([\d,]+,([\d.]+)\)", html)]
     lines = [int(n) for n in re.findall(r"border-bottom:(\d)px", html)]
     assert alphas == [0.6, 0.3, 0.6] and lines == [3, 2, 3]
-    assert html.count(pages._FIRE) == 4 and html.count(pages._LESS) == 2
+    assert html.count(SAFE) == 4 and html.count(INK) == 2
 
 
 def test_the_histogram_has_a_bar_a_bin() -> None:

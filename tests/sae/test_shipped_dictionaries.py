@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import kit
+from kit.data.corpora import NLTK
 from kit.sae import Site, evaluate, pack
 
 HERE = Path(__file__).parents[2] / "data" / "saes"
@@ -73,15 +74,15 @@ def test_a_dictionary_does_as_well_on_our_own_texts(smol: Any) -> None:
 def test_a_corpus_is_read_from_lines_and_json(tmp_path: Any) -> None:
     plain, packed = tmp_path / "a.txt", tmp_path / "b.jsonl.gz"
     plain.write_text("first line\n\n  second: \u00fcber  \n", encoding="utf-8")
-    assert kit.data.corpora(plain) == ["first line", "second: \u00fcber"]
+    assert kit.data.corpus(plain) == ["first line", "second: \u00fcber"]
     with gzip.open(packed, "wt", encoding="utf-8") as file:
         file.write('{"text": "one\\ntwo"}\n{"text": "three"}\n')
-    assert kit.data.corpora(str(packed)) == ["one\ntwo", "three"]
+    assert kit.data.corpus(str(packed)) == ["one\ntwo", "three"]
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match="it holds no text"):
-        kit.data.corpora(tmp_path / "empty.txt")
+        kit.data.corpus(tmp_path / "empty.txt")
     with pytest.raises(FileNotFoundError, match="a file of texts, or 'nltk'"):
-        kit.data.corpora(tmp_path / "nothing.txt")
+        kit.data.corpus(tmp_path / "nothing.txt")
 
 
 def test_nltk_s_corpora_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +101,6 @@ def test_nltk_s_corpora_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(nltk, "download", lambda name, quiet: asked.append(name) or True)
     monkeypatch.setattr(nltk.data, "path", [])  # none is here
-    monkeypatch.setattr(nltk, "corpus", type("C", (), {n: Corpus() for n in kit.data.NLTK}))
-    found = kit.data.corpora("nltk")
-    assert asked == list(kit.data.NLTK) and found[0] == "a word" and found[1:] == ["a text"] * 5
+    monkeypatch.setattr(nltk, "corpus", type("C", (), {n: Corpus() for n in NLTK}))
+    found = kit.data.corpus("nltk")
+    assert asked == list(NLTK) and found[0] == "a word" and found[1:] == ["a text"] * 5

@@ -137,7 +137,7 @@ def test_a_cache_holds_the_same_activations(model: Any, tmp_path: Path, monkeypa
     plain, writing = source(model), source(model, cache=tmp_path)
     want = [next(plain)[RESID] for _ in range(8)]
     assert all(torch.equal(next(writing)[RESID], w) for w in want)
-    monkeypatch.setattr(Source, "_read", None)  # the model is not run again
+    monkeypatch.setattr(Source, "read_chunk", None)  # the model is not run again
     again = source(model, cache=tmp_path)
     assert all(torch.equal(next(again)[RESID], w) for w in want)
     with pytest.raises(ValueError, match="made with other sink"):

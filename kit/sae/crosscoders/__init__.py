@@ -1,4 +1,4 @@
-"""Crosscoders: one dictionary for two models, which shows what the second has that the first lacks."""
+"""Crosscoders: one dictionary for two models, and what it shows of the difference."""
 
 from __future__ import annotations
 

@@ -62,6 +62,12 @@ class PairedBatchTopK(SparseBatchTopK):
         order = row.argsort(stable=True)
         return row[order], torch.cat([parts[0][1], parts[1][1] + own])[order]
 
+    def thresholds(self) -> Tensor:
+        """What a latent must exceed to fire when nothing is trained, ``[latents]``."""
+        found = self.topk_threshold.float().repeat(len(self.W_dec))
+        found[: self.dedicated] = self.dedicated_threshold
+        return found
+
     @torch.no_grad()
     def update_topk_threshold(self, acts_topk: Tensor) -> None:
         """Two running thresholds: dedicated latents compete among themselves alone."""
@@ -85,6 +91,10 @@ class PairedBatchTopK(SparseBatchTopK):
 
 class PairedStandard(StandardTrainingSAE):
     """ReLU with the L1 penalty ``sum_i f_i (|d_i first| + |d_i second|)`` (Lindsey et al. 2024)."""
+
+    def thresholds(self) -> Tensor:
+        """As of :class:`PairedBatchTopK`."""
+        return torch.zeros_like(self.b_enc)
 
     def calculate_aux_loss(
         self, step_input: Any, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor

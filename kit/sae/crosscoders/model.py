@@ -1,8 +1,9 @@
 """Crosscoders: one dictionary for two models, which shows what the second has that the first lacks.
 
 A latent is read from both models' activations at one place and writes a row into each. Latents
-whose row is (nearly) zero in one model look exclusive to the other; :func:`kit.sae.crosscoders.latent_scaling` checks
-whether they are (Lindsey et al. 2024, "Sparse crosscoders"; Minder et al. 2025, arXiv:2504.02922).
+whose row is (nearly) zero in one model look exclusive to the other;
+:func:`kit.sae.crosscoders.latent_scaling` checks whether they are (Lindsey et al. 2024, "Sparse
+crosscoders"; Minder et al. 2025, arXiv:2504.02922).
 """
 
 from __future__ import annotations
@@ -90,18 +91,19 @@ class Crosscoder:
 
     def before(self, both: Tensor) -> Tensor:
         """Pre-activations ``[n, latents]`` of both models' activations ``[n, 2 * d_model]``."""
-        x = both.to(self.encoder).unflatten(-1, (2, -1)) * self.factors[:, None]
+        x = both.to(self.encoder).unflatten(-1, (2, -1)) * self.factors[:, None]  # [n, 2, d_model]
         return (x.flatten(-2) @ self.encoder.flatten(-2).T + self.bias).to(both.device)
 
     @torch.no_grad()
     def encode(self, both: Tensor) -> Tensor:
         """Latents ``[..., latents]`` of both models' activations ``[..., 2 * d_model]``."""
-        pre = self.before(both.flatten(0, -2)).unflatten(0, both.shape[:-1])
+        pre = self.before(both.flatten(0, -2)).unflatten(0, both.shape[:-1])  # [n, latents] -> [..., latents]
         return torch.where(pre > self.threshold.clamp(min=0).to(pre), pre, 0.0)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Activations ``[..., 2, d_model]`` of latents ``[..., latents]``."""
+        # [..., latents], [latents, 2, d_model] -> [..., 2, d_model]
         found = torch.einsum("...l,lmd->...md", latents.to(self.decoder), self.decoder) + self.offset
         return (found / self.factors[:, None]).to(latents.device)
 
@@ -136,21 +138,15 @@ class Crosscoder:
             ValueError: names the shape that is not as the others say, or a number that is not
                 finite.
         """
-        n, width = len(self.bias), self.decoder.shape[-1]
-        wanted = {
-            "encoder": (n, 2, width),
-            "bias": (n,),
-            "threshold": (n,),
-            "decoder": (n, 2, width),
-            "offset": (2, width),
-            "factors": (2,),
-        }
+        n, d = len(self.bias), self.decoder.shape[-1]
+        rows, numbers = [n, 2, d], [n]
+        wanted = dict(zip(_NAMES, (rows, numbers, numbers, rows, [2, d], [2]), strict=True))
         for name, shape in wanted.items():
             part = getattr(self, name)
-            if not n or not width or tuple(part.shape) != shape:
+            if not n or not d or list(part.shape) != shape:
                 raise ValueError(
-                    f"{name} of {self.name!r} has shape {list(part.shape)}: with {n} "
-                    f"latents of width {width} it must be {list(shape)}"
+                    f"{name} of {self.name!r} has shape {list(part.shape)}: with {n} latents of width {d} "
+                    f"it must be {shape}"
                 )
             if not bool(part.isfinite().all()):
                 raise ValueError(f"{name} of {self.name!r} holds NaN or infinity")
@@ -227,21 +223,23 @@ class PairedLatents(Latents):
             raise ValueError(f"which={which!r}: use 0 for the first model, 1 for the second")
         if models is not None:
             crosscoder.check(models)
-        self.crosscoder, self.models, self.which = crosscoder, models, which
+        self.crosscoder, self._models, self.which = crosscoder, models, which
         self.name, self.site = crosscoder.name, crosscoder.site
-        self.fingerprint = crosscoder.fingerprints[which]
+        self.fingerprint, self.rows = crosscoder.fingerprints[which], crosscoder.rows(which)
 
     @property
-    def rows(self) -> Tensor:
-        return self.crosscoder.rows(self.which)
+    def models(self) -> Pair:
+        """Both models.
+
+        Raises:
+            ValueError: latents that were made without them.
+        """
+        if self._models is None:
+            raise ValueError("models=None: make the latents with both models to read them")
+        return self._models
 
     def readers(self, _model: TransformerBridge) -> Pair:
         """Both models; see :meth:`kit.sae.Latents.readers`."""
-        return self._pair()
-
-    def _pair(self) -> Pair:
-        if self.models is None:
-            raise ValueError("models=None: make the latents with both models to read them")
         return self.models
 
     def contributions(self, latent: int, tokens: Tensor) -> Tensor:
@@ -258,10 +256,9 @@ class PairedLatents(Latents):
             ValueError: no such latent, or latents without their models.
         """
         self.check_latent(latent)
-        models, found = self._pair(), self.crosscoder
-        both = self.activations(models[0], tokens).float().cpu()
-        both = both.unflatten(-1, (2, -1))
-        return torch.einsum("rnmd,md,m->mrn", both, found.encoder[latent], found.factors)
+        both = self.activations(self.models[0], tokens).float().cpu().unflatten(-1, (2, -1))
+        # [rows, n, 2, d_model], [2, d_model], [2] -> [2, rows, n]
+        return torch.einsum("rnmd,md,m->mrn", both, self.crosscoder.encoder[latent], self.crosscoder.factors)
 
     def encode(self, x: Tensor) -> Tensor:
         if x.shape[-1] != 2 * self.crosscoder.decoder.shape[-1]:

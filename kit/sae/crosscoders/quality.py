@@ -12,12 +12,11 @@ from torch import Tensor
 from kit.base.progress import track
 from kit.models.activations import side_by_side
 from kit.models.tokens import counted
-from kit.sae.crosscoders.model import Pair
+from kit.sae.crosscoders.model import Crosscoder, Pair
+from kit.sae.quality import Tally
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from kit.sae.crosscoders.model import Crosscoder
 
 
 SHARED = (0.3, 0.7)  # relative norms of latents that both models have
@@ -28,7 +27,7 @@ def _read(crosscoder: Crosscoder, models: Pair, tokens: Tensor) -> Iterator[tupl
     the tokens that are sinks in neither."""
     for rows in track(list(tokens.split(8)), "batches of text"):
         both = side_by_side(models, rows, crosscoder.site.place).cpu()  # where the sums are
-        halves = both.unflatten(-1, (2, -1)).float()
+        halves = both.unflatten(-1, (2, -1)).float()  # [rows, n, 2, d_model]
         keep = counted(halves[..., 0, :]) & counted(halves[..., 1, :])
         yield crosscoder.encode(both)[keep], halves[keep]
 
@@ -87,11 +86,12 @@ def latent_scaling(crosscoder: Crosscoder, models: Pair, tokens: Tensor) -> Scal
     power, fired = torch.zeros(len(crosscoder)), torch.zeros(len(crosscoder))
     for f, x in _read(crosscoder, models, tokens):
         x = x * crosscoder.factors[:, None]
-        made = torch.einsum("nl,lmd->nmd", f, crosscoder.decoder)
+        made = torch.einsum("nl,lmd->nmd", f, crosscoder.decoder)  # [n, 2, d_model]
         rest = x - made - crosscoder.offset
         power += f.square().sum(0)
         fired += (f > 0).sum(0)
         for i, y in enumerate((rest, made)):
+            # each model along each row, times the latent, over all tokens: [latents, 2]
             along[i] += torch.einsum("nl,nml->lm", f, torch.einsum("nmd,ld->nml", y, d))
     along[0] += power[:, None] * own  # the error without latent j holds what j wrote
     factor = along / (size * power).clamp(min=1e-12)[:, None]
@@ -117,16 +117,11 @@ def evaluate(crosscoder: Crosscoder, models: Pair, tokens: Tensor) -> PairQualit
         ValueError: as :meth:`Crosscoder.check`.
     """
     crosscoder.check(models)
-    seen, l0, n = torch.zeros(len(crosscoder)), 0.0, 0
-    total, squares, error = 0.0, 0.0, 0.0
+    tally = Tally(len(crosscoder))
     for f, x in _read(crosscoder, models, tokens):
-        x = x.double()
-        total, squares = total + x.sum(0), squares + x.square().sum((0, 2))
-        error = error + (x - crosscoder.decode(f)).square().sum((0, 2))
-        seen, l0, n = seen + (f > 0).sum(0), l0 + float((f > 0).sum()), n + len(f)
-    assert isinstance(total, Tensor) and isinstance(error, Tensor)
-    part = 1 - error / (squares - total.square().sum(-1) / n)
-    return PairQuality((float(part[0]), float(part[1])), l0 / n, float((seen == 0).float().mean()), n)
+        tally.add(x, crosscoder.decode(f), f)
+    first, second = tally.explained_variance.tolist()
+    return PairQuality((first, second), tally.l0, tally.dead, tally.tokens)
 
 
 def summary(crosscoder: Crosscoder, scaling: Scaling | None = None) -> pd.DataFrame:
@@ -147,12 +142,12 @@ def summary(crosscoder: Crosscoder, scaling: Scaling | None = None) -> pd.DataFr
         "second": (SHARED[1], 0.9),
         "second only": (0.9, 2.0),
     }
+    figures = {"cosine": crosscoder.cosine}
+    if scaling is not None:
+        figures |= {of: scaling.ratio(of) for of in ("error", "reconstruction")}
     table = {}
     for name, (low, high) in edges.items():
         on = (r > low) & (r <= high)
-        row = {"latents": int(on.sum()), "cosine": float(crosscoder.cosine[on].median()) if on.any() else float("nan")}
-        if scaling is not None:
-            for of in ("error", "reconstruction"):
-                row[of] = float(scaling.ratio(of)[on].nanmedian()) if on.any() else float("nan")
-        table[name] = row
+        medians = {what: float(x[on].nanmedian()) if on.any() else float("nan") for what, x in figures.items()}
+        table[name] = {"latents": int(on.sum()), **medians}
     return pd.DataFrame.from_dict(table, orient="index")
