@@ -12,6 +12,7 @@ from torch import Tensor
 from kit.base.checks import check_positive
 from kit.base.directions import random_units
 from kit.sae.dictionary import Dictionary
+from kit.steering.dose import Dose
 from kit.steering.intervention import Op, Part
 from kit.steering.vectors import SteeringVector
 
@@ -67,8 +68,7 @@ class Latent:
             "dictionary": self.dictionary.name,
             "latent": self.index,
             "activation": self.top,
-            "coefficient": 1.0,
-            "calibration": {"low": -1.0, "high": 1.0, "kind": "largest activation"},
+            **Dose(1.0, -1.0, 1.0, "largest activation").metadata(),
         }
         object.__setattr__(self, "name", self.name or vector.name)
         object.__setattr__(self, "fingerprint", self.dictionary.fingerprint)
