@@ -37,12 +37,12 @@ _FOLDERS = {  # modules, by the folder in which they are
     "kit.models": "activations hook_points logit_lens lora positions sites tokens weights",
     "kit.steering": "context export generation intervention rank_one render sampling vectors",
     "kit.search": "contrast cpe dct features jacobians layer_slice maps melbo optimise "
-    "parallel probes radius rank rome statistics",
+    "parallel probes radius rome statistics",
     "kit.sae": "crosscoders frozen_attention links meta_sae",
     "kit.data": "organisms",
     "kit.cli": "doctor estimates",
     "course": "exercises",
-    "course.studies": "elicitation locality multiplicity recovery",
+    "course.studies": "elicitation locality multiplicity rank recovery",
 }
 _MODULES = {name: f"{home}.{name}" for home, names in _FOLDERS.items() for name in names.split()}
 

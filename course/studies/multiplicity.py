@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,7 +20,15 @@ from kit import plots
 from kit.base.directions import random_units, unit
 from kit.search.features import Features
 from kit.search.layer_slice import slice_behind
-from kit.search.statistics import STATISTICS, checked, measures
+from kit.search.statistics import (
+    STATISTICS,
+    checked,
+    effective_rank,
+    expected_cosine,
+    mean_cosine,
+    measures,
+    singular_values,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +44,45 @@ class Sides(NamedTuple):
 
 
 Fit = Features | Sides
+
+
+def summary(
+    directions: Tensor | Mapping[str, Tensor], name: str = "directions", *, n_random: int = 20, seed: int = 0
+) -> pd.DataFrame:
+    """The statistics of one set of directions, or of several by name, with random baselines.
+
+    Args:
+        directions: ``[m, d]`` or a mapping to such.
+        n_random: random sets of the same m and d to compare with.
+
+    Returns:
+        A row a set: ``m``, ``d``, ``rank`` (numerical), :data:`STATISTICS`; ``expected_cosine`` of
+        random directions by formula; ``random_cosine_low`` and ``_high``, the range of the sampled
+        random sets, and ``random_effective_rank``, their mean.
+
+    Raises:
+        ValueError: fewer than two rows, rows that are zero or not finite.
+    """
+    import pandas as pd
+
+    sets = directions if isinstance(directions, Mapping) else {name: directions}
+    rows = {}
+    for label, group in sets.items():
+        m, d = group.shape[0], group.shape[-1]
+        found = measures(group)
+        drawn = [random_units(m, d, seed + i) for i in range(n_random)]
+        cosines = [mean_cosine(r) for r in drawn]
+        rows[label] = {
+            "m": m,
+            "d": d,
+            "rank": len(singular_values(group)),
+            **found,
+            "expected_cosine": expected_cosine(d),
+            "random_cosine_low": min(cosines),
+            "random_cosine_high": max(cosines),
+            "random_effective_rank": sum(map(effective_rank, drawn)) / n_random,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").astype({"m": int, "d": int, "rank": int})
 
 
 @dataclass(frozen=True)

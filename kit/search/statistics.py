@@ -6,16 +6,15 @@ Each stands beside its value for random directions.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from kit.base.directions import random_units, unit
+from kit.base.directions import unit
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
 STATISTICS = ("mean_cosine", "effective_rank", "participation_ratio", "condition")
@@ -106,42 +105,3 @@ def measures(directions: Tensor) -> dict[str, float]:
     rows, s = checked(directions), singular_values(directions)
     values = (mean_cosine(rows), spectrum_rank(s), participation(s), float(s[0] / s[-1]))
     return dict(zip(STATISTICS, values, strict=True))
-
-
-def summary(
-    directions: Tensor | Mapping[str, Tensor], name: str = "directions", *, n_random: int = 20, seed: int = 0
-) -> pd.DataFrame:
-    """The statistics of one set of directions, or of several by name, with random baselines.
-
-    Args:
-        directions: ``[m, d]`` or a mapping to such.
-        n_random: random sets of the same m and d to compare with.
-
-    Returns:
-        A row a set: ``m``, ``d``, ``rank`` (numerical), :data:`STATISTICS`; ``expected_cosine`` of
-        random directions by formula; ``random_cosine_low`` and ``_high``, the range of the sampled
-        random sets, and ``random_effective_rank``, their mean.
-
-    Raises:
-        ValueError: fewer than two rows, rows that are zero or not finite.
-    """
-    import pandas as pd
-
-    sets = directions if isinstance(directions, Mapping) else {name: directions}
-    rows = {}
-    for label, group in sets.items():
-        m, d = group.shape[0], group.shape[-1]
-        found = measures(group)
-        drawn = [random_units(m, d, seed + i) for i in range(n_random)]
-        cosines = [mean_cosine(r) for r in drawn]
-        rows[label] = {
-            "m": m,
-            "d": d,
-            "rank": len(singular_values(group)),
-            **found,
-            "expected_cosine": expected_cosine(d),
-            "random_cosine_low": min(cosines),
-            "random_cosine_high": max(cosines),
-            "random_effective_rank": sum(map(effective_rank, drawn)) / n_random,
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").astype({"m": int, "d": int, "rank": int})

@@ -14,11 +14,10 @@ from torch import Tensor
 pytest.importorskip("pandas")
 
 from course.studies import multiplicity
-from course.studies.multiplicity import Sides, compare, match, sign_flip, stability
+from course.studies.multiplicity import Sides, compare, match, sign_flip, stability, summary
 from kit.base.directions import orthogonal, random_units, unit
 from kit.search import dct, statistics
 from kit.search.maps import Map
-from kit.search.statistics import summary
 
 EYE = torch.eye(12)
 
