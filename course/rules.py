@@ -22,7 +22,6 @@ from kit.base.files import MOST_JSON, junk, size_at_most
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-
 ROOT = Path(__file__).resolve().parents[1]  # of the clone
 CELLS = (20, 60)
 LINES = 30  # of a code cell

@@ -24,7 +24,6 @@ from kit.base.progress import cores
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-
 FOLDER = ROOT / "notebooks"
 _LANGUAGE = {"name": "python", "file_extension": ".py", "mimetype": "text/x-python", "pygments_lexer": "ipython3"}
 

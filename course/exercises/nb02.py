@@ -242,7 +242,6 @@ SWAP = Exercise.of(
     moral="Same texts, same code, no label left on average: what survives is not your concept.",
 )
 
-
 # --- 02.4 choose a layer -------------------------------------------------------------------------
 
 CEILING = 0.5  # nats a token

@@ -237,5 +237,4 @@ SIGNS = Exercise.of(
     moral="One line, free of cost; section 5 shows what it is worth.",
 )
 
-
 EXERCISES = [RATIO, MMCS, STEP, SIGNS]

@@ -216,5 +216,4 @@ CROWDING = Exercise.of(
     moral="Its value for random directions is not 0: always show the two together.",
 )
 
-
 EXERCISES = [SERUM, YOUDEN, AVERAGE, CROWDING]

@@ -262,5 +262,4 @@ FOLD = Exercise.of(
     moral="Now activations are lengths, in the stream's own units, and latents can be compared.",
 )
 
-
 EXERCISES = [EXPLAINED, BATCH_TOPK, RECOVERED, FOLD]

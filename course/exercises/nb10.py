@@ -242,5 +242,4 @@ ATTRIBUTION = Exercise.of(
     moral="A tangent. Taking the latent out for real says how good a tangent it is.",
 )
 
-
 EXERCISES = [SHARES, HITS, NEEDS, ATTRIBUTION]

@@ -222,5 +222,4 @@ FAMILIES = Exercise.of(
     moral="Two children may be two meanings, or one meaning and its echo: look at what they fire on.",
 )
 
-
 EXERCISES = [NEAREST, TOGETHER, FAMILIES, SPEARMAN]

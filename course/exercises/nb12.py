@@ -219,5 +219,4 @@ CHANCE = Exercise.of(
     moral="With ten controls it cannot fall below 1/11: the count of controls sets the floor.",
 )
 
-
 EXERCISES = [CLAMP, WITHOUT, LENGTH, CHANCE]

@@ -179,5 +179,4 @@ PRUNED = Exercise.of(
     moral="Subtract what you prune; a stream rebuilt from the kept would lose the error as well.",
 )
 
-
 EXERCISES = [SCORES, DROP, PRUNED]

@@ -159,5 +159,4 @@ SCALING = Exercise.of(
     moral="The same factor in both models: the latent is shared, whatever its norms say.",
 )
 
-
 EXERCISES = [NORM, COST, SCALING]

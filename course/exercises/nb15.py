@@ -256,5 +256,4 @@ TWINS = Exercise.of(
     moral="What a method finds here, it finds in a spectrum: no row shares a part with another.",
 )
 
-
 EXERCISES = [SCORE, STEP, TWINS]

@@ -199,5 +199,4 @@ SCORED = Exercise.of(
     moral="A harmonic mean cannot be bought: one share of 0 makes the whole score 0.",
 )
 
-
 EXERCISES = [JUDGED, REWRITTEN, SCORED]

@@ -24,7 +24,6 @@ from kit.base.files import whole
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-
 _TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
 
 

@@ -35,7 +35,6 @@ from kit.steering.vectors import SteeringVector
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 Arm = Literal["exponential", "soft", "jacobian", "melbo", "cpe", "random", "supervised", "attack"]
 ARMS = ("exponential", "random", "cpe", "melbo", "jacobian", "soft", "supervised", "attack")
 NORMS = (0.5, 2**-0.5, 1.0, 2**0.5, 2.0)

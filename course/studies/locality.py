@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-
 TRAINING = "training prompts"
 Along = Literal["features", "mixtures", "random"]
 

@@ -22,7 +22,6 @@ from kit.steering.vectors import SteeringVector
 if TYPE_CHECKING:
     import pandas as pd
 
-
 _CHUNK = 256
 
 

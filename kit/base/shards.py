@@ -23,7 +23,6 @@ from kit.base.progress import processes, track
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 _WAIT = 0.1  # seconds between two looks at shards that others are making
 
 

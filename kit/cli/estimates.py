@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from kit.steering.vectors import SteeringVector
 
-
 __all__ = ["Estimate", "dct", "filling", "harvest", "melbo", "sae_training", "sweep"]
 _PASS = 16  # rows of tokens that a harvest runs at a time
 _RADII = 9  # that a calibration of the radius usually tries

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from kit.steering.intervention import Intervention, Op
 
-
 SPLITS = ("lock", "vector", "validation", "test")
 TRAINED, HELD_OUT = (0, 1, 2, 3), (4, 5)
 _TOKENS = {"withholding": 16, "sandbagging": 16, "backdoor": 16, "denial": 12}

@@ -19,7 +19,6 @@ from kit.models.tokens import text_tokens
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 Read = str | int | slice
 Place = tuple[int, str]  # a layer and a site
 _READS = "'last', 'mean', an int or a slice of token positions"

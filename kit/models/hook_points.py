@@ -14,7 +14,6 @@ from kit.models.sites import MATRICES, SITES, Site
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 # activation, and at an output matrix what it was made from -> activation
 Change = Callable[[Tensor, Tensor | None], Tensor]
 

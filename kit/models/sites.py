@@ -27,7 +27,6 @@ from kit.models.bridge import check_layer, runtime
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 SITES = {  # TransformerBridge's hook points
     "resid": "blocks.{}.hook_out",
     "z": "blocks.{}.attn.hook_z",

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
-
 Method = Literal["gradient", "integrated", "ablation"]
 METHODS = ("gradient", "integrated", "ablation")
 At = Literal["own", "maximum"]

@@ -22,7 +22,6 @@ from kit.models.tokens import pack
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 Batch = dict[Site, Tensor]
 
 

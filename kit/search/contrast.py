@@ -17,7 +17,6 @@ from kit.steering.vectors import SteeringVector
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 FOLDS = 4  # in which held-out figures are measured
 
 

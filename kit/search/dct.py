@@ -30,7 +30,6 @@ from kit.search.radius import Radius, resolve
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 Method = Literal["linear", "projected", "quadratic", "exponential"]
 Orthogonalise = Literal["qr", "soft"] | None
 METHODS = ("linear", "projected", "quadratic", "exponential")

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from transformer_lens.model_bridge import TransformerBridge
 
-
 Side = Literal["input", "output"]
 
 

@@ -27,7 +27,6 @@ from kit.search.maps import Map
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 Prompts = str | Tensor | Sequence[str | Tensor]
 Objective = Callable[[Tensor, Tensor], Tensor]
 _TOKENS = 320  # a pass: enough for matrices at full speed, little enough to stay in the caches

@@ -28,7 +28,6 @@ from kit.search.radius import Radius, radius_of
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 _SMALL = 0.01  # a radius at which the change is linear
 
 

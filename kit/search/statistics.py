@@ -16,7 +16,6 @@ from kit.base.directions import unit
 if TYPE_CHECKING:
     pass
 
-
 STATISTICS = ("mean_cosine", "effective_rank", "participation_ratio", "condition")
 
 

@@ -23,7 +23,6 @@ from kit.steering.intervention import Session, Table
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 _KEEP_PROMPT = 512  # tokens: the longest prompt whose unsteered cache is kept for the next run
 KeyValues = list[tuple[Tensor, Tensor]]  # of each layer, [rows, heads, pos, d_head]
 

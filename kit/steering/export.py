@@ -26,7 +26,6 @@ from kit.steering.intervention import Intervention
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 _ROUGH = 0.02  # share of a step that may be lost to rounding
 
 

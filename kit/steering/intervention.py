@@ -28,7 +28,6 @@ from kit.steering.results import Entry, Receipt
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 Op = Literal["add", "ablate", "clamp"]
 OPS = ("add", "ablate", "clamp")
 PartSite = Literal["resid", "z", "attn_out", "mlp_out"]

@@ -19,7 +19,6 @@ from kit.steering.intervention import Part
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 _FORMAT = "steering-kit-factor/1"
 _CONVENTIONS = {
     "attn_out": "block `layers[i]`, counted from 0: the matrix [d_model, heads] that mixes the heads' "

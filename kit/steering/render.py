@@ -20,7 +20,6 @@ from kit.steering.results import Row, label
 if TYPE_CHECKING:
     from kit.steering.results import Receipt, TokenMeasure
 
-
 # Mean KL to the unsteered model in nats a token at which the words change. On the embedded model
 # text stays on its subject below the first, changes its manner up to the second, and loses its
 # grammar beyond (notebook 03 lets you check). Fewer than half of all token pairs distinct reads as

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
-
 Target = tuple[str, str]
 _COLUMNS = ["layer", "coefficient", "prompt", "effect", "kl", "perplexity", "distinct_2", "text"]
 VectorByLayer = SteeringVector | Mapping[int, SteeringVector] | Callable[[int], SteeringVector]

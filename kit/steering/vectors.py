@@ -20,7 +20,6 @@ from kit.steering.intervention import Part
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 _FORMAT = "steering-kit/1"
 _MOST_PT = 4 * MOST_NUMBERS + 2**20  # bytes, of float32
 _UNIT = "median residual norm over non-BOS positions"

@@ -18,7 +18,6 @@ from kit.sae.quality import Tally
 if TYPE_CHECKING:
     import pandas as pd
 
-
 SHARED = (0.3, 0.7)  # relative norms of latents that both models have
 
 
