@@ -14,7 +14,7 @@ import ipywidgets as w
 from course.room.table import STUCK, Row, Table, read_room
 from kit.base.html import number
 from kit.widgets import frame
-from kit.widgets.frame import Careful
+from kit.widgets.frame import View
 
 _INK = "213,94,0"  # vermillion of the Okabe-Ito palette
 _LINE = "var(--jp-border-color2,rgba(128,128,128,.4))"
@@ -24,7 +24,7 @@ _ALL = "all"
 _LIVE: weakref.WeakSet[RoomTable] = weakref.WeakSet()
 
 
-class RoomTable(Careful):
+class RoomTable(View):
     """What the learners of a room share (`course.exercises.share`), on screen: ``RoomTable(folder)``.
 
     Attributes:

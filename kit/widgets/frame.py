@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import anywidget
 import ipywidgets as w
 import traitlets
 
 from kit.base import html
+from kit.widgets.panel.controller import Controller, Frame, one_line
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
 
 # ipywidgets draws slider handles, boxes and readouts without any name for screen readers
 _NAME_CONTROLS = """
@@ -112,25 +119,29 @@ def message() -> w.HTML:
     return line
 
 
-def safe_range(name: str, low: float, high: float, ends: tuple[float, float]) -> str:
-    """A style sheet that shades ``low`` to ``high`` on the track of the slider of class ``name``.
+class View(w.VBox):
+    """A view that can be frozen, and whose clicks say what went wrong: in the log nobody looks.
 
-    A band of the track's own box, so that it stays aligned however wide the slider is.
+    Subclasses have ``frozen_html`` and ``has_run``, and call :meth:`_arrange`.
     """
-    start, end = ends
-    width = end - start
-    left = max(0.0, (low - start) / width)
-    right = max(0.0, (end - high) / width)
-    return (
-        f"<style>.kit-panel .{name} .noUi-base::before {{content:''; position:absolute; "
-        f"left:{left:.2%}; right:{right:.2%}; top:-7px; height:18px; border-radius:3px; "
-        "background:rgba(0,114,178,.26); border:solid rgba(0,114,178,.75); "
-        "border-width:0 2px; box-sizing:border-box; pointer-events:none}</style>"
-    )
 
+    _quiet = False  # while the view itself sets its controls
 
-class Freezing(w.VBox):
-    """Subclasses have ``frozen_html`` and ``has_run``, and call :meth:`freeze_here`."""
+    def __init__(self) -> None:
+        super().__init__()
+        self._message, self._area = message(), w.HTML()
+        self._outputs: list[Any] = []  # display handles of the cells that show this view
+
+    def _arrange(
+        self, name: str, *rows: w.Widget, freeze: w.Button | None = None, classes: Sequence[str] = (), sheet: str = ""
+    ) -> None:
+        """Show rows from top to bottom, and below them what the button ``freeze`` keeps."""
+        if freeze is not None:
+            freeze.on_click(lambda _button: self._try(self._freeze))
+            rows = (*rows, self._area)
+        self.children = (frame(name, sheet), *rows)
+        for each in ("kit-panel", *classes):
+            self.add_class(each)
 
     @property
     def frozen_html(self) -> str:
@@ -154,12 +165,14 @@ class Freezing(w.VBox):
         Returns:
             What to tell the user, as HTML.
         """
-        outputs = vars(self).get("_outputs", [])
-        if outputs and not os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):
-            outputs[-1].update(self.freeze())
+        if self._outputs and not os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):
+            self._outputs[-1].update(self.freeze())
             return html.message("Frozen below; it stays in the notebook when you save it.")
         area.value = self.frozen_html
         return ""
+
+    def _freeze(self) -> None:
+        self._message.value = self.freeze_here(self._area)
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         bundle = super()._repr_mimebundle_(**options) or {}
@@ -172,23 +185,85 @@ class Freezing(w.VBox):
 
         display(self._repr_mimebundle_(), raw=True)
         # an output of the cell that can be filled later: unlike a widget it is saved
-        vars(self).setdefault("_outputs", []).append(display(HTML(""), display_id=True))
+        self._outputs.append(display(HTML(""), display_id=True))
 
-
-class Careful(Freezing):
-    """A view whose clicks say what went wrong in ``_message``: in the log nobody looks."""
-
-    _message: w.HTML
-    _quiet = False  # while the view itself sets its controls
-
-    def _try(self, job: Callable[[], Any]) -> None:
+    def _try(self, job: Callable[[], Any], failed: str = "") -> None:
+        """Do what a click asks for; ``failed`` goes before an error."""
         if self._quiet:
             return
         try:
             self._message.value = ""
             job()
         except Exception as error:
-            self._say(str(error).splitlines()[0] if str(error) else type(error).__name__, error=True)
+            self._say(failed + one_line(error), error=True)
 
     def _say(self, text: str, *, error: bool = False) -> None:
         self._message.value = html.message(text, error=error)
+
+    @contextmanager
+    def _silent(self) -> Iterator[None]:
+        """While the view itself sets its controls, they start nothing."""
+        before, self._quiet = self._quiet, True
+        try:
+            yield
+        finally:
+            self._quiet = before
+
+
+class LiveView(View):
+    """A view on a :class:`kit.widgets.Controller`: it posts requests and draws their frames.
+
+    Callbacks may run on a kernel's subshell thread while a cell runs; they read the controls, post
+    a request and return. The worker calls :meth:`_show`, the only place that writes text.
+    Subclasses have ``_post`` and ``_show``.
+    """
+
+    _called = "view"  # in its errors
+
+    def __init__(self, model: TransformerBridge) -> None:
+        super().__init__()
+        self._lm = model
+        self._name = str(model.cfg.model_name or "model")
+        self._chats = bool(model.tokenizer.chat_template)
+        self._guard = threading.RLock()  # callbacks, cells and the worker all come here
+        self._error: str | None = None
+        self._id = 0  # of the request whose frames are drawn
+        self._status, self._receipt = w.HTML(), w.HTML()
+        self.controller = Controller(model, self._show)
+
+    def run(self, wait: bool = True, timeout: float | None = None) -> None:
+        """Generate with the present settings; with ``wait`` return when the texts are there.
+
+        Raises:
+            RuntimeError: the run failed; the text says why. What it had is kept.
+            TimeoutError: it is not done in ``timeout`` seconds (it goes on).
+        """
+        self._post()
+        if not wait:
+            return
+        try:
+            if not self.controller.wait(timeout):
+                raise TimeoutError(f"the {self._called} has not finished within {timeout} seconds")
+        except KeyboardInterrupt:
+            self.stop()
+            raise
+        failure = self._error or self.controller.failure
+        if failure:
+            raise RuntimeError(f"the {self._called}'s run failed: {failure}")
+
+    def stop(self) -> None:
+        """End the run within one token, and keep what there is."""
+        self.controller.stop()
+
+    def close(self) -> None:
+        """Stop, end the worker thread, and take the view off the screen."""
+        if "controller" in vars(self):  # a constructor that raised is closed too
+            self.stop()
+            self.controller.close()
+        super().close()
+
+    def _post(self) -> None:
+        raise NotImplementedError
+
+    def _show(self, frame: Frame) -> None:
+        raise NotImplementedError

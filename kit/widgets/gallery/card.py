@@ -7,6 +7,7 @@ from typing import Any
 
 import ipywidgets as w
 
+from kit.widgets import inputs
 from kit.widgets.gallery.features import Feature
 
 
@@ -22,21 +23,19 @@ class FeatureCard(w.VBox):
         self.feature: Feature | None = None
         self._act, self._quiet = on_act, False
         self._drag = "; drag it to the panel's field" if panel else ""
-        small = {"flex": "0 0 auto"}
-        self.rank = w.HTML(layout=w.Layout(**small))
+        self.rank = w.HTML(layout=w.Layout(flex="0 0 auto"))
         self.rank.add_class("kit-rank")
         self.name = w.Text(
             continuous_update=False,
             tooltip="click to rename",
             layout=w.Layout(flex="1 1 60px", min_width="40px", width="auto"),
         )
-        self.star = w.ToggleButton(description="☆", tooltip="star", layout=w.Layout(width="32px", **small))
+        star, hide = w.Layout(width="32px", flex="0 0 auto"), w.Layout(width="52px", flex="0 0 auto")
+        self.star = w.ToggleButton(description="☆", tooltip="star", layout=star)
         self.hide = w.ToggleButton(
-            description="Hide",
-            layout=w.Layout(width="52px", **small),
-            tooltip="hide this feature; the filter shows it again",
+            description="Hide", tooltip="hide this feature; the filter shows it again", layout=hide
         )
-        self.add = w.Button(description="→ panel", layout=w.Layout(width="68px", **small))
+        self.add = inputs.button("→ panel", "68px")
         self.add.layout.display = "" if panel else "none"
         head = w.HBox([self.rank, self.name, self.star, self.hide, self.add])
         head.add_class("kit-card-head")
@@ -71,6 +70,10 @@ class FeatureCard(w.VBox):
             self._act(self.feature, what, value)
 
 
+# A card's rank is a link. Browsers drop a link's address into any text field, without a script, and
+# the address says which feature it is.
+
+
 def drag_mark(feature: Feature) -> str:
     """What a dropped rank says: found again by :func:`dropped`."""
     return f"kit-feature-{feature.rank}"
@@ -80,3 +83,20 @@ def dropped(text: str) -> int | None:
     """The rank in what was dropped into a field; None when it is something else."""
     _, mark, rest = text.rpartition("kit-feature-")
     return int(rest) if mark and rest.strip().isdecimal() else None
+
+
+def drop_field(on_drop: Callable[[int], None]) -> w.Text:
+    """A field for a panel; ``on_drop`` gets the rank that was dropped into it."""
+    field = w.Text(
+        placeholder="drop the rank of a gallery's card here", layout=w.Layout(width="auto", max_width="320px")
+    )
+    field.add_class("kit-drop")
+
+    def changed(change: Any) -> None:
+        rank = dropped(change["new"])
+        if rank is not None:
+            field.value = ""
+            on_drop(rank)
+
+    field.observe(changed, "value")
+    return field

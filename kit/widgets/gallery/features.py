@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from kit.steering.generation import session_of
 from kit.steering.intervention import Intervention
 from kit.steering.results import Row
+from kit.widgets.panel import arms
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -147,9 +147,11 @@ def _last_if_nan(value: float | None) -> tuple[bool, float]:
 
 
 def check(found: Sequence[Feature], model: TransformerBridge) -> None:
-    """Raise a ValueError that names a vector which does not fit this model."""
-    if found:
-        session_of(model, [f.vector for f in found], [(0.0,) * len(found)], "all", "add")
+    """Raise a ValueError that names a vector which does not fit this model, or is there twice."""
+    for f in found:
+        arms.layers_of(model, f.vector)
+    if len({id(f.vector) for f in found}) < len(found):
+        raise ValueError("vectors holds one vector twice: give it once, with the sum")
 
 
 def find(all_of_them: Sequence[Feature], which: str | int) -> Feature:

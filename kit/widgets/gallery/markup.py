@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from kit.base.html import number
+from kit.base.html import LINE, SAFE, SANS, number
 from kit.steering import render
 from kit.widgets.gallery.features import Feature
 from kit.widgets.panel.arms import signed
 from kit.widgets.panel.controller import Request
 
-_LINE = "var(--jp-border-color2,rgba(128,128,128,.4))"
 _SOFT = "font-size:12px;opacity:.8;font-variant-numeric:tabular-nums"
 _SCORES = 4  # so many stand on a card; the table has them all
 
@@ -93,7 +92,7 @@ def pinned(feature: Feature, text: str) -> str:
         else (f'<span style="{_SOFT}"> same layer, norm and coefficient as the best feature</span>')
     )
     return (
-        f'<div style="border:1px solid {_LINE};border-left:4px solid rgba(0,114,178,.9);'
+        f'<div style="border:1px solid {LINE};border-left:4px solid rgba({SAFE},.9);'
         f'border-radius:6px;padding:6px 10px 8px;height:100%;box-sizing:border-box"><b style="'
         f'font-size:14px">{escape(feature.name)}</b>{hint}{text}</div>'
     )
@@ -109,7 +108,7 @@ def progress(word: str, done: int, total: int, share: float, left: float | None)
     bar = (
         f'<div style="height:3px;border-radius:2px;background:rgba(128,128,128,.25);margin-top:2px"'
         f'><div style="height:3px;border-radius:2px;width:{min(1.0, share):.1%};'
-        f'background:rgba(0,114,178,.9)"></div></div>'
+        f'background:rgba({SAFE},.9)"></div></div>'
     )
     return (
         f'<div role="status" style="{_SOFT};white-space:nowrap;min-width:230px">{escape(" · ".join(parts))}{bar}</div>'
@@ -185,8 +184,8 @@ def frozen(
     boxes = "".join(_box(f, prompt) for f in pinned), "".join(_box(f, prompt) for f in shown)
     grid = "display:grid;gap:10px;grid-template-columns:repeat(auto-fill,minmax(260px,1fr))"
     return (
-        f'<div style="font:13px/1.5 var(--jp-ui-font-family,system-ui,sans-serif);border:1px solid '
-        f'{_LINE};border-radius:8px;padding:12px 14px"><div style="display:flex;gap:10px;'
+        f'<div style="font:13px/1.5 {SANS};border:1px solid '
+        f'{LINE};border-radius:8px;padding:12px 14px"><div style="display:flex;gap:10px;'
         f'align-items:baseline;flex-wrap:wrap"><b style="font-size:15px">Feature gallery</b>'
         f'{render.badge(hooks)}</div><div dir="auto" style="white-space:pre-wrap;overflow-wrap:'
         f'anywhere;margin:6px 0 2px;font-size:14px">{escape(prompt)}</div>'
@@ -201,7 +200,7 @@ def _box(feature: Feature, prompt: str) -> str:
     r = feature.result
     rank = f"{feature.rank}. " if feature.rank else ""
     return (
-        f'<div style="border:1px solid {_LINE};border-radius:6px;padding:6px 10px 8px;'
+        f'<div style="border:1px solid {LINE};border-radius:6px;padding:6px 10px 8px;'
         f'box-sizing:border-box;min-width:0"><div style="font-size:14px;overflow-wrap:anywhere">'
         f"<b>{escape(rank + feature.name)}</b>{' ★' * feature.starred}"
         f"{' (hidden)' * feature.hidden}</div>"

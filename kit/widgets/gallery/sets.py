@@ -15,6 +15,7 @@ from kit.steering.rank_one import Factor
 from kit.steering.vectors import SteeringVector
 from kit.widgets.gallery.features import Feature, Result, calibrated
 from kit.widgets.panel import files
+from kit.widgets.panel.arms import identity
 
 _KEY = "gallery"  # of a saved vector's metadata
 
@@ -124,14 +125,15 @@ def _number(value: Any) -> float | None:
 def merge(ours: Sequence[Feature], read: Sequence[Feature]) -> tuple[list[Feature], int]:
     """Put a set that was read to what is there; returns all, and how many are new.
 
-    A vector that is there already (same layer, length and direction) or factor takes the name, the marks,
-    the coefficient and, if it has none, the scores and the text of the file. Nothing is dropped.
+    A vector or factor that is there already (:func:`kit.widgets.panel.arms.identity`) takes the
+    name, the marks, the coefficient and, if it has none, the scores and the text of the file.
+    Nothing is dropped.
     """
-    known = {_identity(f.vector): f for f in ours}
+    known = {identity(f.vector): f for f in ours}
     everything, last = list(ours), max((f.rank for f in ours), default=0)
     new = 0
     for f in read:
-        mine = known.get(_identity(f.vector))
+        mine = known.get(identity(f.vector))
         if mine is None:
             new += 1
             everything.append(replace(f, rank=last + new))
@@ -141,12 +143,3 @@ def merge(ours: Sequence[Feature], read: Sequence[Feature]) -> tuple[list[Featur
         mine.scores = mine.scores or f.scores
         mine.result = mine.result or f.result
     return everything, new
-
-
-def _identity(vector: Any) -> Any:
-    if isinstance(vector, Factor):
-        rows = (vector.reads, vector.writes)
-        return vector.layers, round(vector.radius, 6), *(r.numpy().tobytes() for r in rows)
-    if not isinstance(vector, SteeringVector):
-        return id(vector)
-    return vector.layer, round(vector.norm, 6), vector.direction.numpy().tobytes()

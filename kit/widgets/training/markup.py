@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from kit.base.html import LINE, SAFE, SANS
 from kit.sae import pages
 from kit.sae.training import COEFFICIENTS, Report, Training
 from kit.widgets.training import charts
 from kit.widgets.training.held_out import Look
+
+_FONT = f"font:13px/1.55 {SANS}"
 
 
 def status(training: Training, word: str, rate: float, note: str = "") -> str:
@@ -32,13 +35,13 @@ def status(training: Training, word: str, rate: float, note: str = "") -> str:
     if note:
         parts.append(f"<b>⚠ {escape(note)}</b>")
     return (
-        f'<div style="{pages._SANS}"><b style="font-size:15px">Training '
+        f'<div style="{_FONT}"><b style="font-size:15px">Training '
         f'{escape(str(t.settings["architecture"]))}</b><div style="display:flex;gap:4px 16px;'
         f'flex-wrap:wrap;font-variant-numeric:tabular-nums">'
         f"{''.join(f'<span>{part}</span>' for part in parts)}</div>"
         f'<div style="height:4px;border-radius:2px;background:rgba(128,128,128,.3);margin:5px 0">'
         f'<div style="height:4px;border-radius:2px;width:{t.step / t.steps:.1%};'
-        f'background:rgb(0,114,178)"></div></div></div>'
+        f'background:rgb({SAFE})"></div></div></div>'
     )
 
 
@@ -71,7 +74,7 @@ def curves(
         charts.lines("CE loss recovered, held out", measured, low=0, high=1, **some),
     ]
     return (
-        f'<div style="{pages._SANS}">{charts.legend(list(t.trainers), chosen)}'
+        f'<div style="{_FONT}">{charts.legend(list(t.trainers), chosen)}'
         f'<div style="display:grid;grid-template-columns:repeat(auto-fill,minmax(210px,1fr));'
         f'gap:14px 20px;margin-top:8px">'
         f"{''.join(drawn)}</div></div>"
@@ -87,7 +90,7 @@ def latent(look: Look, texts: pages.Words, tokens: int) -> str:
     full = look.examples[0].value if look.examples else 0.0
     shown = "".join(pages.example(e, texts, full) for e in look.examples)
     return (
-        f'<div style="{pages._SANS};border-top:1px solid {pages._LINE};margin-top:8px;'
+        f'<div style="{_FONT};border-top:1px solid {LINE};margin-top:8px;'
         f'padding-top:8px"><b>{escape(look.name)} on held-out text, step {look.step:,}</b>'
         f'<div style="display:flex;gap:10px 32px;flex-wrap:wrap;margin-top:4px"><div>'
         f'{charts.densities(look.density, tokens)}</div><div style="flex:1 1 360px">'

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kit.sae.training import Report, Training
+from kit.widgets.panel.controller import one_line
 from kit.widgets.training.held_out import HeldOut, Look
 
 _SHARE = 0.08  # of the time that training takes, at most, goes into looking at it
@@ -223,11 +224,6 @@ class TrainingRun:
         for name in names:
             found = self.held.recovered(self.training.dictionary(name))
             self.recovered[self.training.step, name] = found
-
-
-def one_line(error: Exception) -> str:
-    """An error as a line for a view."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @atexit.register
