@@ -14,14 +14,10 @@ from kit.widgets.gallery.features import Feature
 class FeatureCard(w.VBox):
     """Rank, name to edit, star, hide, "to panel"; below them what the gallery draws in ``body``."""
 
-    def __init__(self, on_act: Callable[[Feature, str, Any], None], panel: bool) -> None:
-        """Args:
-        on_act: called with the feature, what changed ("name", "starred", "hidden", "panel") and
-            the new value, when a hand did it.
-        panel: whether there is a panel to add to.
-        """
+    def __init__(self, panel: bool) -> None:
+        """Args: ``panel``: whether there is a panel to add to."""
         self.feature: Feature | None = None
-        self._act, self._quiet = on_act, False
+        self._quiet = False
         self._drag = "; drag it to the panel's field" if panel else ""
         self.rank = w.HTML(layout=w.Layout(flex="0 0 auto"))
         self.rank.add_class("kit-rank")
@@ -30,10 +26,11 @@ class FeatureCard(w.VBox):
             tooltip="click to rename",
             layout=w.Layout(flex="1 1 60px", min_width="40px", width="auto"),
         )
-        star, hide = w.Layout(width="32px", flex="0 0 auto"), w.Layout(width="52px", flex="0 0 auto")
-        self.star = w.ToggleButton(description="☆", tooltip="star", layout=star)
+        self.star = w.ToggleButton(description="☆", tooltip="star", layout=w.Layout(width="32px", flex="0 0 auto"))
         self.hide = w.ToggleButton(
-            description="Hide", tooltip="hide this feature; the filter shows it again", layout=hide
+            description="Hide",
+            tooltip="hide this feature; the filter shows it again",
+            layout=w.Layout(width="52px", flex="0 0 auto"),
         )
         self.add = inputs.button("→ panel", "68px")
         self.add.layout.display = "" if panel else "none"
@@ -43,9 +40,15 @@ class FeatureCard(w.VBox):
         self.body.add_class("kit-card-body")
         super().__init__([head, self.body])
         self.add_class("kit-card")
-        for what, widget in (("name", self.name), ("starred", self.star), ("hidden", self.hide)):
-            widget.observe(lambda change, what=what: self._changed(what, change["new"]), "value")
-        self.add.on_click(lambda _button: self._changed("panel", True))
+
+    def on_change(self, control: w.Widget, act: Callable[[int, Any], None]) -> None:
+        """Call ``act`` with the feature's rank and the new value, when a hand changed a control."""
+
+        def changed(change: Any) -> None:
+            if not self._quiet and self.feature is not None:
+                act(self.feature.rank, change["new"])
+
+        control.observe(changed, "value")
 
     def bind(self, feature: Feature) -> None:
         """Show another feature, or the same one after it changed."""
@@ -64,10 +67,6 @@ class FeatureCard(w.VBox):
             self.add.tooltip = f"add to the panel at {feature.coefficient:+.3g}"
         finally:
             self._quiet = False
-
-    def _changed(self, what: str, value: Any) -> None:
-        if not self._quiet and self.feature is not None:
-            self._act(self.feature, what, value)
 
 
 # A card's rank is a link. Browsers drop a link's address into any text field, without a script, and

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from kit.steering.dose import Dose
 from kit.steering.intervention import Intervention
 from kit.steering.results import Row
 from kit.widgets.panel import arms
@@ -122,8 +123,8 @@ def features(vectors: Any, scores: Any = None, coefficient: float | Sequence[flo
 
 def calibrated(vector: Any) -> float:
     """The coefficient at which a vector was trained, or 0.3 residual scales."""
-    found = getattr(vector, "metadata", {}).get("coefficient")
-    return float(found) if _is_number(found) else _DEFAULT
+    found = Dose.of(vector).coefficient
+    return _DEFAULT if found is None else found
 
 
 def _is_number(value: Any) -> bool:
@@ -202,20 +203,9 @@ def table(all_of_them: Sequence[Feature]) -> pd.DataFrame:
     rows = []
     for f in sorted(all_of_them, key=lambda f: f.rank):
         r = f.result or Result("", math.nan, "", None)
-        first = next(iter(f.scores.values()), math.nan)
-        rows.append(
-            {
-                "rank": f.rank,
-                "name": f.name,
-                "score": first,
-                "text": r.text,
-                "kl": math.nan if r.kl is None else r.kl,
-                "starred": f.starred,
-                "hidden": f.hidden,
-                "coefficient": r.coefficient,
-                "prompt": r.prompt,
-                "calibrated": f.coefficient,
-            }
-        )
-        rows[-1] |= {f"score {n}" if n in _COLUMNS else n: s for n, s in f.scores.items()}
+        best = next(iter(f.scores.values()), math.nan)
+        kl = math.nan if r.kl is None else r.kl
+        marks = (f.starred, f.hidden, r.coefficient, r.prompt, f.coefficient)
+        row = dict(zip(_COLUMNS, (f.rank, f.name, best, r.text, kl, *marks), strict=True))
+        rows.append(row | {f"score {n}" if n in _COLUMNS else n: s for n, s in f.scores.items()})
     return pd.DataFrame(rows, columns=None if rows else _COLUMNS).set_index("rank")

@@ -172,15 +172,22 @@ class FeatureGallery(LiveView):
 
     def star(self, which: str | int, on: bool = True) -> None:
         """Star a feature, by name or rank."""
-        self._act(features.find(self.features, which), "starred", on)
+        with self._guard:
+            features.find(self.features, which).starred = bool(on)
+            self._lay_out()
 
     def hide(self, which: str | int, on: bool = True) -> None:
         """Hide a feature, by name or rank."""
-        self._act(features.find(self.features, which), "hidden", on)
+        with self._guard:
+            features.find(self.features, which).hidden = bool(on)
+            self._lay_out()
 
     def rename(self, which: str | int, name: str) -> None:
-        """Give a feature, by name or rank, another name."""
-        self._act(features.find(self.features, which), "name", name)
+        """Give a feature, by name or rank, another name; an empty one changes nothing."""
+        with self._guard:
+            feature = features.find(self.features, which)
+            feature.name = str(name).strip() or feature.name
+            self._lay_out()
 
     def to_panel(self, which: str | int) -> None:
         """Put a feature on the panel at its calibrated coefficient, and run the panel.
@@ -271,21 +278,6 @@ class FeatureGallery(LiveView):
         self._status.value = self._progress("generating", None)
         self._id = self.controller.post(self._run.next_request())
 
-    def _act(self, feature: Feature, what: str, value: Any) -> None:
-        """Do what a hand did on a card."""
-        if what == "panel":
-            self._try(lambda: self.to_panel(feature.rank), "not added: ")
-            return
-        with self._guard:
-            match what:
-                case "name":
-                    feature.name = str(value).strip() or feature.name  # no nameless ones
-                case "starred":
-                    feature.starred = bool(value)
-                case "hidden":
-                    feature.hidden = bool(value)
-            self._lay_out()
-
     def _save(self) -> None:
         self._say(f"Saved {len(self.features)} features in {self.save()}")
 
@@ -309,13 +301,21 @@ class FeatureGallery(LiveView):
         self._shown = wanted[first : first + size]
         self.controls.page(first, first + len(self._shown), len(wanted))
         while len(self._cards) < len(self._shown):
-            self._cards.append(FeatureCard(self._act, self.panel is not None))
+            self._cards.append(self._new_card())
         for card, feature in zip(self._cards, self._shown, strict=False):
             card.bind(feature)
         cards = tuple(self._cards[: len(self._shown)])
         if self._grid.children != cards:
             self._grid.children = cards
         self._draw([*self._pinned(), *self._shown])
+
+    def _new_card(self) -> FeatureCard:
+        card = FeatureCard(self.panel is not None)
+        card.on_change(card.name, self.rename)
+        card.on_change(card.star, self.star)
+        card.on_change(card.hide, self.hide)
+        card.add.on_click(lambda _button: self._try(lambda: self.to_panel(card.feature.rank), "not added: "))
+        return card
 
     def _show(self, frame: Frame) -> None:
         """Take a frame; called by the worker."""

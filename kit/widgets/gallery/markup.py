@@ -7,7 +7,7 @@ from html import escape
 
 from kit.base.html import LINE, SAFE, SANS, number
 from kit.steering import render
-from kit.widgets.gallery.features import Feature
+from kit.widgets.gallery.features import Feature, Result
 from kit.widgets.panel.arms import signed
 from kit.widgets.panel.controller import Request
 
@@ -52,27 +52,21 @@ def body(
         now: whether the text was made under the present settings.
         busy, tooltips, min_lines, waiting: as for :func:`kit.steering.render.column`.
     """
-    r = feature.result
+    r = feature.result or Result(prompt, None, "", None)  # nothing yet
     facts = [scores(feature)]
     if feature.vector is not None:
-        made = None if r is None else r.coefficient
-        facts.insert(0, f"coefficient {signed(feature.coefficient if made is None else made)}")
-    if r is not None and not now:
-        other = f": “{r.prompt}”" if r.prompt != prompt else ""
-        facts.append(f"earlier run{other}")
-    if r is not None and not r.complete and not busy:
+        made = feature.coefficient if r.coefficient is None else r.coefficient
+        facts.insert(0, f"coefficient {signed(made)}")
+    if not now:
+        facts.append("earlier run" if r.prompt == prompt else f"earlier run: “{r.prompt}”")
+    if not r.complete and not busy:
         facts.append("stopped")
-    row = None if r is None else r.row
-    if row is not None:
-        text = render.tokens(row, tooltips)
+    text = escape(r.text) if r.row is None else render.tokens(r.row, tooltips)
+    text = text or f'<span style="opacity:.7">{escape(waiting)}</span>'
+    if r.row is not None and r.row.tokens:
+        cost = render.dose_meter(r.row)
     else:
-        text = escape(r.text) if r is not None else ""
-    if not text:
-        text = f'<span style="opacity:.7">{escape(waiting)}</span>'
-    if row is not None and row.tokens:
-        cost = render.dose_meter(row)
-    else:
-        known = "" if r is None or r.kl is None else f"KL {number(r.kl)}"
+        known = "" if r.kl is None else f"KL {number(r.kl)}"
         height = 47 if min_lines else 0  # so that nothing jumps when the meter comes
         cost = f'<div style="{_SOFT};min-height:{height}px;margin-top:6px">{known}</div>'
     line = " · ".join(fact for fact in facts if fact)
@@ -86,11 +80,8 @@ def body(
 
 def pinned(feature: Feature, text: str) -> str:
     """A control's card: its name above its body."""
-    hint = (
-        ""
-        if feature.vector is None
-        else (f'<span style="{_SOFT}"> same layer, norm and coefficient as the best feature</span>')
-    )
+    alike = f'<span style="{_SOFT}"> same layer, norm and coefficient as the best feature</span>'
+    hint = "" if feature.vector is None else alike
     return (
         f'<div style="border:1px solid {LINE};border-left:4px solid rgba({SAFE},.9);'
         f'border-radius:6px;padding:6px 10px 8px;height:100%;box-sizing:border-box"><b style="'
@@ -142,15 +133,12 @@ def receipt(shown: Sequence[Feature]) -> str:
     if not n:
         return "nothing steered yet"
     ends = sorted({f"{s:.2f}" for s in (min(sizes), max(sizes))}) if sizes else ["0"]
-    each = (
-        "each steered by its own vector alone"
-        if not mixed
-        else (f"but not by their own vector alone: {', '.join(mixed)}")
+    apart = (
+        f"but not by their own vector alone: {', '.join(mixed)}" if mixed else "each steered by its own vector alone"
     )
-    where = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, sorted(layers)))}"
     parts = [
-        f"{n} texts, {each}",
-        where,
+        f"{n} texts, {apart}",
+        f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, sorted(layers)))}",
         ", ".join(sorted(ops)),
         f"{', '.join(sorted(positions))} prompt positions",
         f"up to {decoded} decode steps",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -47,10 +48,7 @@ def save(all_of_them: Sequence[Feature], folder: str | Path) -> Path:
         whole.mkdir()
         for f in sorted(all_of_them, key=lambda f: f.rank):
             files.save(_marked(f), whole)
-        target, n = wanted, 1
-        while target.exists():
-            n += 1
-            target = wanted.with_name(f"{wanted.name}-{n}")
+        target = files.free(wanted.parent, wanted.name)
         os.rename(whole, target)
     return target
 
@@ -95,24 +93,21 @@ def _read(vector: SteeringVector | Factor, index: int) -> Feature:
     if not isinstance(marks, dict):
         return Feature(vector, index + 1, calibrated(vector))
     try:
-        name = vector.name
-        vector = replace(vector, name=str(marks["first_name"]), metadata=about)
         r = marks["result"]
-        result = (
-            None if r is None else Result(str(r["prompt"]), _number(r["coefficient"]), str(r["text"]), _number(r["kl"]))
-        )
         coefficient = float(marks["coefficient"])
-        if not abs(coefficient) < float("inf"):
+        if not math.isfinite(coefficient):
             raise ValueError(f"coefficient={coefficient}")
         return Feature(
-            vector,
+            replace(vector, name=str(marks["first_name"]), metadata=about),
             int(marks["rank"]),
             coefficient,
             {str(k): float(v) for k, v in marks["scores"].items()},
-            name,
+            vector.name,
             bool(marks["starred"]),
             bool(marks["hidden"]),
-            result,
+            None
+            if r is None
+            else Result(str(r["prompt"]), _number(r["coefficient"]), str(r["text"]), _number(r["kl"])),
         )
     except (ValueError, *JUNK) as error:
         raise ValueError(f"{vector.name!r} has marks of a gallery that are damaged: {error}") from error

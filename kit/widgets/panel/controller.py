@@ -14,6 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kit.models.positions import Positions
@@ -215,14 +216,10 @@ class Controller:
                     self._thread = None
                     return
                 self._busy = True
-                run, self._next = self._next, None
-                self._running = run
-                job = self._jobs.popleft() if run is None else None
+                self._running, self._next = self._next, None
+                job = self._jobs.popleft() if self._running is None else partial(self._execute, self._running)
             try:
-                if run is not None:
-                    self._execute(run)
-                elif job is not None:
-                    job()
+                job()
             except Exception as error:
                 self.failure = error
 

@@ -25,12 +25,16 @@ def save(vector: SteeringVector | Factor, folder: str | Path = ".") -> Path:
     if not isinstance(vector, SteeringVector | Factor):
         raise TypeError(f"{vector.name!r} is a {type(vector).__name__}: only vectors and factors are saved")
     stem = re.sub(r"[^\w.+@-]+", "-", vector.name)[:80].encode()[:120].decode(errors="ignore")
-    stem = stem.strip("-.") or "vector"
-    path, n = Path(folder) / f"{stem}.safetensors", 1
+    return vector.save(free(Path(folder), stem.strip("-.") or "vector", ".safetensors"))
+
+
+def free(folder: Path, stem: str, ending: str = "") -> Path:
+    """A path that is not taken: ``stem`` and its ending, with a number from 2 on where need be."""
+    path, n = folder / f"{stem}{ending}", 1
     while path.exists():
         n += 1
-        path = Path(folder) / f"{stem}-{n}.safetensors"
-    return vector.save(path)
+        path = folder / f"{stem}-{n}{ending}"
+    return path
 
 
 def load(path: str, model: TransformerBridge) -> SteeringVector | Factor:

@@ -13,6 +13,7 @@ from kit.base.html import message
 from kit.models.hook_points import hooks_left
 from kit.models.positions import Positions
 from kit.steering import render, sweep
+from kit.steering.dose import Dose
 from kit.steering.intervention import Intervention, Op
 from kit.steering.results import Receipt, Row
 from kit.widgets import inputs
@@ -254,7 +255,7 @@ class SteeringPanel(LiveView):
         def job() -> None:
             try:
                 found = sweep.calibrate(self._lm, row.vector, render.STRONG)  # type: ignore[arg-type]
-                row.set_range({"low": found.low, "high": found.high, "target_kl": found.target_kl})
+                row.set_range(Dose(low=found.low, high=found.high, target=found.target_kl))
                 self._say("")
             except Exception as error:
                 self._say(f"no safe range for {row.vector.name}: {error}", error=True)

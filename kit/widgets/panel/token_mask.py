@@ -87,7 +87,7 @@ def reads(read: str | int | slice, length: int) -> torch.Tensor:
         return index == length - 1
     if read == "mean":  # all but the attention sink
         return index >= min(1, length - 1)
-    if read not in ("last", "mean") and isinstance(read, str):
+    if isinstance(read, str):
         raise ValueError(f"read={read!r}: use 'last', 'mean', an int or a slice")
     return select(read, index, length)
 

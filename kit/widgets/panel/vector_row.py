@@ -10,6 +10,7 @@ from typing import Any
 import ipywidgets as w
 
 from kit.base.html import SAFE
+from kit.steering.dose import Dose
 from kit.steering.intervention import Intervention
 from kit.steering.render import STRONG
 from kit.widgets import inputs
@@ -61,9 +62,9 @@ class VectorRow(w.HBox):
             [self.on, title, self.slider, self._shade, self._range, self.find, self.remove],
             layout=w.Layout(align_items="center", width="100%"),
         )
-        found = getattr(vector, "metadata", {}).get("calibration")
-        if usable(found):
-            self.set_range(found)
+        dose = Dose.of(vector)
+        if dose.has_range:
+            self.set_range(dose)
         else:
             self._range.layout.display = "none"
         self.set(coefficient)
@@ -108,13 +109,13 @@ class VectorRow(w.HBox):
         self._exact = float(coefficient)
         self.slider.value = coefficient
 
-    def set_range(self, calibration: Any) -> None:
-        """Shade the range that a calibration found, and fit the slider around it."""
-        low, high = float(calibration["low"]), float(calibration["high"])
+    def set_range(self, dose: Dose) -> None:
+        """Shade the range that was found, and fit the slider around it."""
+        low, high = dose.low or 0.0, dose.high or 0.0
         self.safe = (low, high)
         half = math.ceil(10 * max(2 * abs(low), 2 * abs(high), 0.2)) / 10
         self._resize(max(half, abs(self.slider.value)))
-        text, why = range_label(calibration)
+        text, why = range_label(dose)
         self._range.value = (
             f'<div style="font-size:12px;opacity:.85;white-space:nowrap" title="{escape(why)}">{text}</div>'
         )
@@ -144,30 +145,19 @@ def _shaded(name: str, safe: tuple[float, float], ends: tuple[float, float]) -> 
     )
 
 
-def range_label(calibration: Any) -> tuple[str, str]:
+def range_label(dose: Dose) -> tuple[str, str]:
     """What a range is called on screen, and why: a bound on cost, or the radius of training.
 
-    ``kind="radius"`` (:func:`kit.search.features.vector`) says nothing about cost. Its ``ratio`` is
-    the non-linear over the linear part of the change there (default 0.5); None: never calibrated.
+    A radius (:func:`kit.search.features.vector`) says nothing about cost.
     """
-    low, high = float(calibration["low"]), float(calibration["high"])
+    low, high = dose.low or 0.0, dose.high or 0.0
     ends = f"{signed(low)} to {signed(high)}"
-    if calibration.get("kind") != "radius":
-        target = calibration.get("target_kl", STRONG)
+    if dose.kind != "radius":
+        target = STRONG if dose.target is None else dose.target
         return f"safe {ends}", f"range in which the mean KL stays below {target:g} nats a token"
     if low == -high:
         ends = signed(high).replace("+", "±")
-    ratio = calibration.get("ratio", 0.5)
-    if ratio is None or not math.isfinite(ratio):
+    if dose.target is None:
         return f"radius {ends}", "the norm at which it was trained; nobody calibrated it"
-    part = "half" if abs(ratio - 0.5) < 0.05 else f"{ratio:.2g} times"
-    return (f"calibrated {ends}", f"the norm where the non-linear part of the change is {part} the linear part")
-
-
-def usable(calibration: Any) -> bool:
-    """Whether metadata holds a range with numbers in it."""
-    try:
-        low, high = float(calibration["low"]), float(calibration["high"])
-    except (TypeError, KeyError, ValueError):
-        return False
-    return math.isfinite(low) and math.isfinite(high) and low < high
+    part = "half" if abs(dose.target - 0.5) < 0.05 else f"{dose.target:.2g} times"
+    return f"calibrated {ends}", f"the norm where the non-linear part of the change is {part} the linear part"

@@ -93,13 +93,8 @@ class TrainingView(View):
         self._words = pages.words(training.source.model)
         self.start = inputs.button("Start", tip="train in the background", button_style="primary")
         self.stop_button = inputs.button("Stop", tip="after the step under way; Resume goes on from there")
-        self.choose = w.Dropdown(
-            options=list(training.trainers),
-            value=self.selected,
-            style=inputs.NARROW,
-            description="dictionary",
-            layout=w.Layout(width="auto"),
-        )
+        names = list(training.trainers)
+        self.choose = inputs.small(w.Dropdown, "dictionary", "auto", options=names, value=self.selected)
         self.number = inputs.small(w.BoundedIntText, "latent", "120px", value=0, min=0, max=self._latents() - 1)
         self.next = inputs.button("Next lively", tip="the next latent that fires neither rarely nor always")
         self.sparsity = self._sparsity_field()
