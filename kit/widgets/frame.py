@@ -122,7 +122,8 @@ def message() -> w.HTML:
 class View(w.VBox):
     """A view that can be frozen, and whose clicks say what went wrong: in the log nobody looks.
 
-    Subclasses have ``frozen_html`` and ``has_run``, and call :meth:`_arrange`.
+    Subclasses have ``frozen_html``, and ``has_run`` where there is nothing to show at first; they
+    call :meth:`_arrange`.
     """
 
     _quiet = False  # while the view itself sets its controls
@@ -151,7 +152,7 @@ class View(w.VBox):
     @property
     def has_run(self) -> bool:
         """Whether there is a state to show."""
-        raise NotImplementedError
+        return True
 
     def freeze(self) -> Any:
         """The present state as HTML that stays in the saved notebook: end a cell with it."""

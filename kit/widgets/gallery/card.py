@@ -14,10 +14,8 @@ from kit.widgets.gallery.features import Feature
 class FeatureCard(w.VBox):
     """Rank, name to edit, star, hide, "to panel"; below them what the gallery draws in ``body``."""
 
-    def __init__(self, panel: bool) -> None:
+    def __init__(self, feature: Feature, panel: bool) -> None:
         """Args: ``panel``: whether there is a panel to add to."""
-        self.feature: Feature | None = None
-        self._quiet = False
         self._drag = "; drag it to the panel's field" if panel else ""
         self.rank = w.HTML(layout=w.Layout(flex="0 0 auto"))
         self.rank.add_class("kit-rank")
@@ -40,12 +38,13 @@ class FeatureCard(w.VBox):
         self.body.add_class("kit-card-body")
         super().__init__([head, self.body])
         self.add_class("kit-card")
+        self.bind(feature)
 
     def on_change(self, control: w.Widget, act: Callable[[int, Any], None]) -> None:
         """Call ``act`` with the feature's rank and the new value, when a hand changed a control."""
 
         def changed(change: Any) -> None:
-            if not self._quiet and self.feature is not None:
+            if not self._quiet:
                 act(self.feature.rank, change["new"])
 
         control.observe(changed, "value")

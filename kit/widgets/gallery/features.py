@@ -175,7 +175,8 @@ def random_control(all_of_them: Sequence[Feature], seed: int) -> Feature | None:
     best = next((f for f in all_of_them if hasattr(f.vector, "random")), None)
     if best is None:
         return None
-    vector = replace(best.vector.random(seed), name=f"random direction (seed {seed})")
+    known: Any = best.vector
+    vector = replace(known.random(seed), name=f"random direction (seed {seed})")
     return Feature(vector, 0, best.coefficient, name="Random direction")
 
 

@@ -300,8 +300,8 @@ class FeatureGallery(LiveView):
         first = self._page * size
         self._shown = wanted[first : first + size]
         self.controls.page(first, first + len(self._shown), len(wanted))
-        while len(self._cards) < len(self._shown):
-            self._cards.append(self._new_card())
+        for feature in self._shown[len(self._cards) :]:
+            self._cards.append(self._new_card(feature))
         for card, feature in zip(self._cards, self._shown, strict=False):
             card.bind(feature)
         cards = tuple(self._cards[: len(self._shown)])
@@ -309,8 +309,8 @@ class FeatureGallery(LiveView):
             self._grid.children = cards
         self._draw([*self._pinned(), *self._shown])
 
-    def _new_card(self) -> FeatureCard:
-        card = FeatureCard(self.panel is not None)
+    def _new_card(self, feature: Feature) -> FeatureCard:
+        card = FeatureCard(feature, self.panel is not None)
         card.on_change(card.name, self.rename)
         card.on_change(card.star, self.star)
         card.on_change(card.hide, self.hide)

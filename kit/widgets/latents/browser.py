@@ -214,10 +214,6 @@ class FeatureBrowser(View):
         return name
 
     @property
-    def has_run(self) -> bool:
-        return bool(self._page.value)
-
-    @property
     def frozen_html(self) -> str:
         return self._page.value
 

@@ -104,10 +104,6 @@ class LinkBrowser(View):
         self._page.value = pages.page(self._stores[side], self._lm, latent, n_top=6, n_interval=1)
 
     @property
-    def has_run(self) -> bool:
-        return bool(self._page.value)
-
-    @property
     def frozen_html(self) -> str:
         column = "".join(
             f'<div style="height:{_STEP}px;line-height:{_STEP}px">'

@@ -79,10 +79,6 @@ class MatchBrowser(View):
                 self.list.value = latent
 
     @property
-    def has_run(self) -> bool:
-        return bool(self._left.value)
-
-    @property
     def frozen_html(self) -> str:
         cosine = float(self.match.cosine[self.latent])
         return (

@@ -137,7 +137,7 @@ def combination(setting: Setting) -> Any:
             f"{describe(parts)} act at several places: only vectors of one layer make one vector; "
             "choose one of them to save"
         )
-    total = parts[0][1] * parts[0][0]  # type: ignore[operator]
+    total: Any = parts[0][1] * parts[0][0]  # type: ignore[operator]
     for v, c in parts[1:]:
         total = total + c * v  # type: ignore[operator]
     if len(parts) == 1:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
+from kit.steering.intervention import Intervention
 from kit.steering.rank_one import Factor
 from kit.steering.vectors import SteeringVector
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-def save(vector: SteeringVector | Factor, folder: str | Path = ".") -> Path:
+def save(vector: Intervention, folder: str | Path = ".") -> Path:
     """Write ``<name>.safetensors``, with a number when that file exists.
 
     Raises:

@@ -254,7 +254,7 @@ class SteeringPanel(LiveView):
     def _calibrate(self, row: VectorRow) -> None:
         def job() -> None:
             try:
-                found = sweep.calibrate(self._lm, row.vector, render.STRONG)  # type: ignore[arg-type]
+                found = sweep.calibrate(self._lm, row.vector, render.STRONG)
                 row.set_range(Dose(low=found.low, high=found.high, target=found.target_kl))
                 self._say("")
             except Exception as error:

@@ -12,7 +12,9 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kit.sae.training import Report, Training
 from kit.widgets.panel.controller import one_line
@@ -180,7 +182,7 @@ class TrainingRun:
             self.served += t.source.served - served
             end, point = t.step == t.steps, t.step % tenth == 0
             if end or point or t.step % self.every == 0:
-                self._timed(lambda outputs=outputs: self.reports.append(t.report(outputs)))
+                self._timed(partial(self._report, outputs))
             if point and not end:
                 if self.folder is not None:
                     t.save(self.folder)
@@ -201,6 +203,9 @@ class TrainingRun:
             self._draw()  # the measures take a moment
             self._recover(list(t.trainers))
         self.renew()
+
+    def _report(self, outputs: Any) -> None:
+        self.reports.append(self.training.report(outputs))
 
     def _affordable(self, cost: float) -> bool:
         """Whether looking keeps to its share of the time."""
