@@ -6,6 +6,7 @@ import csv
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import ipywidgets
 import torch
 
 import kit
+from kit.steering.rank_one import Factor
 from kit.widgets import BlindRating, SteeringPanel, TokenMask
 from kit.widgets.panel import arms
 from kit.widgets.panel.files import load, save
@@ -61,10 +63,7 @@ def test_a_slider_changes_the_steered_text_and_not_the_baseline(make: Any, chat:
     assert panel.controller.wait(WAIT)
     after = texts(panel)
     assert after[0] == before[0] and after[1] != before[1]
-    assert (
-        after
-        == kit.generate(chat, "The kettle", panel.vector_rows[0].vector, [None, 0.9], max_new_tokens=5).texts
-    )
+    assert after == kit.generate(chat, "The kettle", panel.vector_rows[0].vector, [None, 0.9], max_new_tokens=5).texts
     assert "KL" in column(panel, 1) and "title=" in column(panel, 1)
     assert "layer 1" in panel._receipt.value and "clean" in panel._badge.value
     assert "done" in panel._status.value
@@ -237,6 +236,29 @@ def test_find_safe_range_runs_on_the_worker(make: Any, monkeypatch: pytest.Monke
     assert row.ends == (-0.9, 0.9) and "safe −0.30 to +0.45" in row._range.value
     assert "left:33.33%" in row._shade.value and "right:25.00%" in row._shade.value
     assert panel._message.value == ""
+
+
+def test_what_steers_alike_is_put_on_the_panel_once(make: Any) -> None:
+    panel = make(vector())
+    factor = Factor(torch.eye(48)[:2], torch.eye(48)[:2], (1, 2), 3.0, "rows")
+    assert panel.put(factor, 0.2) == "rows"
+    assert panel.put(replace(factor, name="other"), 0.4) == "rows", "its name does not count"
+    assert panel.put(replace(factor, radius=4.0, name="other"), 0.1) == "other"
+    assert panel.put(vector("sad"), 0.3) == "happy"
+    assert panel.controller.wait(WAIT)
+    assert [(r.vector.name, r.coefficient) for r in panel.vector_rows] == [
+        ("happy", 0.3),
+        ("rows", 0.4),
+        ("other", 0.1),
+    ]
+
+
+def test_a_loaded_factor_says_where_it_acts(make: Any, tmp_path: Path) -> None:
+    panel = make()
+    factor = Factor(torch.eye(48)[:2], torch.eye(48)[:2], (1, 2), 3.0, "rows")
+    panel.controls.path.value = str(save(factor, tmp_path))
+    panel.controls.load.click()
+    assert "Loaded rows (2 layers)" in panel._message.value
 
 
 def test_a_calibration_in_the_metadata_is_shaded_at_once(make: Any) -> None:

@@ -38,22 +38,22 @@ def save(all_of_them: Sequence[Feature], folder: str | Path) -> Path:
         raise ValueError("folder is empty: give the name of a folder for the set")
     if not all_of_them:
         raise ValueError("there is no feature to save: run the gallery, or show more of it, first")
-    for f in all_of_them:
-        if not isinstance(f.vector, SteeringVector | Factor):
-            raise TypeError(f"{f.name!r} is a {type(f.vector).__name__}: only vectors and factors are saved")
+    marked = [_marked(f) for f in sorted(all_of_them, key=lambda f: f.rank)]
     wanted = Path(str(folder).strip()).expanduser()
     wanted.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=wanted.parent, prefix=".saving-") as scratch:
         whole = Path(scratch) / "set"
         whole.mkdir()
-        for f in sorted(all_of_them, key=lambda f: f.rank):
-            files.save(_marked(f), whole)
+        for vector in marked:
+            files.save(vector, whole)
         target = files.free(wanted.parent, wanted.name)
         os.rename(whole, target)
     return target
 
 
 def _marked(f: Feature) -> SteeringVector | Factor:
+    if not isinstance(f.vector, SteeringVector | Factor):
+        raise TypeError(f"{f.name!r} is a {type(f.vector).__name__}: only vectors and factors are saved")
     r = f.result
     text = None if r is None else {"prompt": r.prompt, "coefficient": r.coefficient, "text": r.text, "kl": r.kl}
     about = {
@@ -65,7 +65,6 @@ def _marked(f: Feature) -> SteeringVector | Factor:
         "scores": f.scores,
         "first_name": f.vector.name,
     }
-    assert isinstance(f.vector, SteeringVector | Factor)
     metadata = {**f.vector.metadata, _KEY: json.loads(json.dumps(about))}
     return replace(f.vector, name=f.name, metadata=metadata)
 
