@@ -216,7 +216,7 @@ class LiveView(View):
 
     Callbacks may run on a kernel's subshell thread while a cell runs; they read the controls, post
     a request and return. The worker calls :meth:`_show`, the only place that writes text.
-    Subclasses have ``_post`` and ``_show``.
+    Subclasses have ``_post``, and ``_take`` for a frame of the last request.
     """
 
     _called = "view"  # in its errors
@@ -267,4 +267,10 @@ class LiveView(View):
         raise NotImplementedError
 
     def _show(self, frame: Frame) -> None:
+        with self._guard:
+            if frame.id == self._id:  # else a newer request has been posted meanwhile
+                self._error = frame.error
+                self._take(frame)
+
+    def _take(self, frame: Frame) -> None:
         raise NotImplementedError

@@ -19,6 +19,7 @@ from kit.base.html import message
 from kit.models.hook_points import hooks_left
 from kit.models.positions import Positions
 from kit.steering import render
+from kit.steering.results import Row
 from kit.widgets import inputs
 from kit.widgets.frame import LiveView
 from kit.widgets.gallery import features, markup, sets
@@ -27,13 +28,11 @@ from kit.widgets.gallery.card import FeatureCard, drop_field
 from kit.widgets.gallery.controls import GalleryControls
 from kit.widgets.gallery.features import Feature
 from kit.widgets.panel.controller import Frame, Request
+from kit.widgets.panel.panel import SteeringPanel
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
-
-    from kit.steering.results import Row
-    from kit.widgets.panel.panel import SteeringPanel
 
 
 _HINT = "Press Generate."
@@ -317,29 +316,25 @@ class FeatureGallery(LiveView):
         card.add.on_click(lambda _button: self._try(lambda: self.to_panel(card.feature.rank), "not added: "))
         return card
 
-    def _show(self, frame: Frame) -> None:
-        """Take a frame; called by the worker."""
-        with self._guard:
-            run = self._run
-            if frame.id != self._id or run is None:  # a newer run has been posted meanwhile
-                return
-            batch = run.batch
-            run.take(frame)
-            self._error = frame.error
-            if frame.error:
-                self._say(f"{frame.error} (what was there is kept)", error=True)
-            self._draw(batch, busy=not frame.done)
-            if not frame.done:
-                self._status.value = self._progress("generating", frame)
-                return
-            self._receipt.value = render.receipt(markup.receipt([*self._pinned(), *self.features]))
-            if frame.error or frame.stopped or not self._wanted or not run.batch:
-                self._wanted = False
-                word = "failed" if frame.error else "done" if not run.batch else "stopped"
-                self._status.value = self._progress(word, None)
-                self._lay_out()  # the order may depend on what came
-            else:
-                self._post_batch()
+    def _take(self, frame: Frame) -> None:
+        run = self._run
+        assert run is not None
+        batch = run.batch
+        run.take(frame)
+        if frame.error:
+            self._say(f"{frame.error} (what was there is kept)", error=True)
+        self._draw(batch, busy=not frame.done)
+        if not frame.done:
+            self._status.value = self._progress("generating", frame)
+            return
+        self._receipt.value = render.receipt(markup.receipt([*self._pinned(), *self.features]))
+        if frame.error or frame.stopped or not self._wanted or not run.batch:
+            self._wanted = False
+            word = "failed" if frame.error else "done" if not run.batch else "stopped"
+            self._status.value = self._progress(word, None)
+            self._lay_out()  # the order may depend on what came
+        else:
+            self._post_batch()
 
     def _progress(self, word: str, frame: Frame | None) -> str:
         run = self._run

@@ -30,11 +30,6 @@ SHEET = """<style>
 </style>"""
 
 
-def scores(feature: Feature) -> str:
-    """``alpha 51.2 · change 80.1``"""
-    return " · ".join(f"{name} {value:.3g}" for name, value in list(feature.scores.items())[:_SCORES])
-
-
 def body(
     feature: Feature,
     prompt: str,
@@ -53,7 +48,7 @@ def body(
         busy, tooltips, min_lines, waiting: as for :func:`kit.steering.render.column`.
     """
     r = feature.result or Result(prompt, None, "", None)  # nothing yet
-    facts = [scores(feature)]
+    facts = [f"{name} {value:.3g}" for name, value in list(feature.scores.items())[:_SCORES]]
     if feature.vector is not None:
         made = feature.coefficient if r.coefficient is None else r.coefficient
         facts.insert(0, f"coefficient {signed(made)}")
@@ -69,7 +64,7 @@ def body(
         known = "" if r.kl is None else f"KL {number(r.kl)}"
         height = 47 if min_lines else 0  # so that nothing jumps when the meter comes
         cost = f'<div style="{_SOFT};min-height:{height}px;margin-top:6px">{known}</div>'
-    line = " · ".join(fact for fact in facts if fact)
+    line = " · ".join(facts)
     return (
         f'<div style="{_SOFT};overflow-wrap:anywhere">{escape(line)}</div>'
         f'<div dir="auto" class="kit-text" aria-busy="{str(busy).lower()}" style="white-space:'

@@ -16,16 +16,15 @@ from kit.models.tokens import text_tokens
 from kit.sae import pages
 from kit.sae.ablation import ablated_text
 from kit.sae.compare import Neighbours
+from kit.sae.latents import Latents
 from kit.sae.steered_latent import Latent
+from kit.sae.store import FeatureStore
 from kit.widgets import inputs
 from kit.widgets.frame import View
+from kit.widgets.panel.panel import SteeringPanel
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-    from kit.sae.latents import Latents
-    from kit.sae.store import FeatureStore
-    from kit.widgets.panel.panel import SteeringPanel
 
 
 _TEXT = "how strongly the text fires it"

@@ -9,14 +9,13 @@ import ipywidgets as w
 
 from kit.base.html import INK, SAFE, SANS
 from kit.sae import pages
+from kit.sae.links import Links
+from kit.sae.store import FeatureStore
 from kit.widgets import inputs
 from kit.widgets.frame import View
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-    from kit.sae.links import Links
-    from kit.sae.store import FeatureStore
 
 
 Side = Literal["source", "target"]

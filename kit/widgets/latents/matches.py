@@ -10,13 +10,12 @@ import torch
 
 from kit.sae import pages
 from kit.sae.compare import mcs
+from kit.sae.store import FeatureStore
 from kit.widgets import inputs
 from kit.widgets.frame import View
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-    from kit.sae.store import FeatureStore
 
 
 _LISTED = 400

@@ -10,14 +10,13 @@ import ipywidgets as w
 from kit.sae import pages
 from kit.sae.compare import Neighbours
 from kit.sae.prompt import RANKINGS, Reading, read_prompt
+from kit.sae.store import FeatureStore
 from kit.widgets import inputs
 from kit.widgets.frame import View
+from kit.widgets.latents.browser import FeatureBrowser
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-    from kit.sae.store import FeatureStore
-    from kit.widgets.latents.browser import FeatureBrowser
 
 
 _ALL = "all tokens"

@@ -10,7 +10,7 @@ from kit.steering import render
 from kit.steering.intervention import Intervention
 from kit.steering.rank_one import Factor
 from kit.steering.vectors import SteeringVector
-from kit.widgets.panel.controller import Arm, Frame, Request
+from kit.widgets.panel.controller import Arm, Frame
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -179,9 +179,10 @@ def identity(vector: Intervention) -> Any:
     return id(vector)
 
 
-def settings(model: str, request: Request) -> list[tuple[str, str]]:
-    """Name and value of whatever the texts of a run depend on."""
-    told = {
+def frozen(model: str, frame: Frame, hooks: Sequence[str]) -> str:
+    """A frame, and whatever its texts depend on, as HTML that needs no kernel."""
+    request = frame.request
+    settings = {
         "model": model,
         "input": "chat" if request.chat else "raw text",
         "system": request.system,
@@ -191,15 +192,9 @@ def settings(model: str, request: Request) -> list[tuple[str, str]]:
         "temperature": f"{request.temperature:g}",
         "seed": str(request.seed),
     }
-    return [(name, value) for name, value in told.items() if value]
-
-
-def frozen(model: str, frame: Frame, hooks: Sequence[str]) -> str:
-    """A frame as HTML that needs no kernel."""
-    arms = frame.request.arms
-    columns = [(arm.title, arm.subtitle, row) for arm, row in zip(arms, frame.rows, strict=False)]
-    about = settings(model, frame.request)
-    return render.frozen("Steering panel", frame.request.prompt, about, columns, frame.receipt, hooks)
+    about = [(name, value) for name, value in settings.items() if value]
+    columns = [(arm.title, arm.subtitle, row) for arm, row in zip(request.arms, frame.rows, strict=False)]
+    return render.frozen("Steering panel", request.prompt, about, columns, frame.receipt, hooks)
 
 
 def status(word: str, frame: Frame | None = None) -> str:

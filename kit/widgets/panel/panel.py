@@ -299,21 +299,16 @@ class SteeringPanel(LiveView):
         letters = {2: 62, 3: 40, 4: 29}.get(columns, 22)  # a line, in a notebook 1100 px wide
         return min(12, 1 + 4.6 * self.controls.tokens.value / letters)
 
-    def _show(self, frame: Frame) -> None:
-        """Draw a frame; called by the worker."""
-        with self._guard:
-            if frame.id != self._id:  # a newer request has been posted meanwhile
-                return
-            self._error = frame.error
-            if frame.error:
-                self._say(frame.error, error=True)
-            if frame.rows:
-                self.frame = frame
-                self._draw(frame)
-            if frame.done:
-                self._refresh_badge()
-                word = "stopped" if frame.stopped else "failed" if frame.error else "done"
-                self._status.value = arms.status(word, frame)
+    def _take(self, frame: Frame) -> None:
+        if frame.error:
+            self._say(frame.error, error=True)
+        if frame.rows:
+            self.frame = frame
+            self._draw(frame)
+        if frame.done:
+            self._refresh_badge()
+            word = "stopped" if frame.stopped else "failed" if frame.error else "done"
+            self._status.value = arms.status(word, frame)
 
     def _draw(self, frame: Frame) -> None:
         lines = self._lines(len(frame.rows))

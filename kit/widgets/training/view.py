@@ -14,6 +14,7 @@ from kit.base.checks import check_counts
 from kit.base.html import message
 from kit.models.tokens import pack
 from kit.sae import pages
+from kit.sae.store import Example
 from kit.sae.training import COEFFICIENTS, Report, Training
 from kit.widgets import inputs
 from kit.widgets.frame import View
@@ -24,8 +25,6 @@ from kit.widgets.training.run import TrainingRun
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from kit.sae.store import Example
 
 
 _FIGURES = ("loss", "explained_variance", "l0", "dead")
