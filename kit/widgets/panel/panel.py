@@ -18,7 +18,7 @@ from kit.steering.intervention import Intervention, Op
 from kit.steering.results import Receipt, Row
 from kit.widgets import inputs
 from kit.widgets.frame import LiveView
-from kit.widgets.panel import arms
+from kit.widgets.panel import arms, markup
 from kit.widgets.panel.controller import Frame, Request
 from kit.widgets.panel.controls import Controls
 from kit.widgets.panel.files import load, save
@@ -186,7 +186,7 @@ class SteeringPanel(LiveView):
         with self._guard:
             if self.frame is None:
                 return message(f"This panel has not run yet. {_HINT}")
-            return arms.frozen(self._name, self.frame, hooks_left(self._lm))
+            return markup.frozen(self._name, self.frame, hooks_left(self._lm))
 
     # from the controls to the worker
 
@@ -206,7 +206,7 @@ class SteeringPanel(LiveView):
             self._error = None
             self._lay_out()
             self._say("")
-            self._status.value = arms.status("generating")
+            self._status.value = markup.status("generating")
             plan = self._plan
             self._id = self.controller.post(Request(arms=plan.arms, vectors=plan.vectors, **self.controls.values()))
 
@@ -308,7 +308,7 @@ class SteeringPanel(LiveView):
         if frame.done:
             self._refresh_badge()
             word = "stopped" if frame.stopped else "failed" if frame.error else "done"
-            self._status.value = arms.status(word, frame)
+            self._status.value = markup.status(word, frame)
 
     def _draw(self, frame: Frame) -> None:
         lines = self._lines(len(frame.rows))
