@@ -7,7 +7,7 @@ from typing import Any
 
 import ipywidgets as w
 
-from kit.widgets import inputs
+from kit.widgets import frame
 from kit.widgets.gallery.features import Feature
 
 
@@ -30,7 +30,7 @@ class FeatureCard(w.VBox):
             tooltip="hide this feature; the filter shows it again",
             layout=w.Layout(width="52px", flex="0 0 auto"),
         )
-        self.add = inputs.button("→ panel", "68px")
+        self.add = frame.button("→ panel", "68px")
         self.add.layout.display = "" if panel else "none"
         head = w.HBox([self.rank, self.name, self.star, self.hide, self.add])
         head.add_class("kit-card-head")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipywidgets as w
 
-from kit.widgets import inputs
+from kit.widgets import frame
 from kit.widgets.gallery.features import FILTERS, SORTS
 
 SIZES = (6, 12, 24, 48)
@@ -19,9 +19,9 @@ class GalleryControls:
 
     def __init__(self, prompt: str, max_new_tokens: int, measure: bool, page_size: int) -> None:
         """Args as in :class:`kit.widgets.FeatureGallery`."""
-        self.prompt = inputs.writing(prompt, "Prompt", "58px")
-        self.generate = inputs.button("Generate", "100px", button_style="primary")
-        self.stop = inputs.button("Stop", "70px", "keeps what there is; Generate goes on from there")
+        self.prompt = frame.writing(prompt, "Prompt", "58px")
+        self.generate = frame.button("Generate", "100px", button_style="primary")
+        self.stop = frame.button("Stop", "70px", "keeps what there is; Generate goes on from there")
         buttons = w.HBox([self.generate, self.stop], layout=w.Layout(flex="0 0 auto"))
         self.ask = w.HBox([self.prompt, buttons], layout=w.Layout(width="100%"))
 
@@ -33,28 +33,28 @@ class GalleryControls:
             readout_format=".2f",
             description="× calibrated",
             continuous_update=False,
-            style=inputs.NARROW,
+            style=frame.NARROW,
             layout=w.Layout(flex="1 1 260px", min_width="220px", max_width="480px"),
         )
         self.factor.add_class("kit-slider")
-        self.tokens = inputs.small(w.BoundedIntText, "tokens", "106px", value=max_new_tokens, min=1, max=4096)
-        self.measure = inputs.measure(measure)
-        self.settings = inputs.row(self.factor, self.tokens, self.measure)
+        self.tokens = frame.small(w.BoundedIntText, "tokens", "106px", value=max_new_tokens, min=1, max=4096)
+        self.measure = frame.measure(measure)
+        self.settings = frame.row(self.factor, self.tokens, self.measure)
 
-        self.keep = inputs.small(w.Dropdown, "show", "150px", options=list(FILTERS.items()))
-        self.sort = inputs.small(w.Dropdown, "sort by", "150px", options=list(SORTS.items()))
+        self.keep = frame.small(w.Dropdown, "show", "150px", options=list(FILTERS.items()))
+        self.sort = frame.small(w.Dropdown, "sort by", "150px", options=list(SORTS.items()))
         sizes = sorted({*SIZES, page_size})
-        self.page_size = inputs.small(w.Dropdown, "a page", "110px", options=sizes, value=page_size)
-        self.back, self.on = inputs.button("‹", "34px", "page before"), inputs.button("›", "34px", "next page")
+        self.page_size = frame.small(w.Dropdown, "a page", "110px", options=sizes, value=page_size)
+        self.back, self.on = frame.button("‹", "34px", "page before"), frame.button("›", "34px", "next page")
         self.where = w.HTML(layout=w.Layout(flex="0 0 auto"))
         pages = w.HBox([self.back, self.where, self.on], layout=w.Layout(align_items="center", flex="0 0 auto"))
-        self.look = inputs.bar(self.keep, self.sort, self.page_size, pages)
+        self.look = frame.bar(self.keep, self.sort, self.page_size, pages)
 
-        self.save = inputs.button("Save set", "90px", "all features, marks and texts, as a new folder")
-        self.load = inputs.button("Load set", "90px", "merge a saved set into this gallery")
-        self.path = inputs.line(180, 120, value="features", placeholder="folder of the set", continuous_update=False)
-        self.freeze = inputs.freezer()
-        self.files = inputs.bar(self.save, self.load, self.path, self.freeze)
+        self.save = frame.button("Save set", "90px", "all features, marks and texts, as a new folder")
+        self.load = frame.button("Load set", "90px", "merge a saved set into this gallery")
+        self.path = frame.line(180, 120, value="features", placeholder="folder of the set", continuous_update=False)
+        self.freeze = frame.freezer()
+        self.files = frame.bar(self.save, self.load, self.path, self.freeze)
 
     def page(self, first: int, last: int, total: int) -> None:
         """Say which features are on the page, and which way one can turn."""

@@ -20,7 +20,7 @@ from kit.models.hook_points import hooks_left
 from kit.models.positions import Positions
 from kit.steering import render
 from kit.steering.results import Row
-from kit.widgets import inputs
+from kit.widgets import frame
 from kit.widgets.frame import LiveView
 from kit.widgets.gallery import features, markup, sets
 from kit.widgets.gallery.batches import Batches
@@ -113,7 +113,7 @@ class FeatureGallery(LiveView):
         self._receipt.value = render.receipt(_HINT)
         self._arrange(
             "Feature gallery",
-            inputs.head("Feature gallery", escape(self._name), self._status),
+            frame.head("Feature gallery", escape(self._name), self._status),
             c.ask,
             c.settings,
             self._message,

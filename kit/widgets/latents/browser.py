@@ -19,7 +19,7 @@ from kit.sae.compare import Neighbours
 from kit.sae.latents import Latents
 from kit.sae.steered_latent import Latent
 from kit.sae.store import FeatureStore
-from kit.widgets import inputs
+from kit.widgets import frame
 from kit.widgets.frame import View
 from kit.widgets.panel.panel import SteeringPanel
 
@@ -89,26 +89,26 @@ class FeatureBrowser(View):
             if values.shape != (len(store),):
                 raise ValueError(f"figures[{name!r}] has shape {list(values.shape)}: give [{len(store)}]")
             self._keys[name] = values.float().nan_to_num(-torch.inf)
-        self.sort = inputs.small(w.Dropdown, "sort by", "290px", options=list(self._keys))
-        self.number = inputs.small(w.BoundedIntText, "latent", "130px", value=0, min=0, max=len(store) - 1)
-        self.text = inputs.writing("", "Try your own text: which latents fire on it?")
-        self.read = inputs.button("Read", "70px", "which latents fire on this text")
+        self.sort = frame.small(w.Dropdown, "sort by", "290px", options=list(self._keys))
+        self.number = frame.small(w.BoundedIntText, "latent", "130px", value=0, min=0, max=len(store) - 1)
+        self.text = frame.writing("", "Try your own text: which latents fire on it?")
+        self.read = frame.button("Read", "70px", "which latents fire on this text")
         needs = "which earlier words the latent needs, on your text or on its strongest example"
-        self.ablate = inputs.button("Ablated text", "110px", needs)
-        self.steer = inputs.button("Steer with it", "110px", "put the latent on the steering panel")
+        self.ablate = frame.button("Ablated text", "110px", needs)
+        self.steer = frame.button("Steer with it", "110px", "put the latent on the steering panel")
         self.steer.disabled = panel is None
-        self.freeze_button = inputs.freezer("this page")
+        self.freeze_button = frame.freezer("this page")
         self.list = w.Select(rows=22, tooltip="latents", layout=w.Layout(width="260px"))
         self._page = w.HTML(layout=w.Layout(flex="1 1 480px", min_width="320px"))
         self._arrange(
             "Feature browser",
-            inputs.heading(
+            frame.heading(
                 f"Features of {escape(store.dictionary.name)}", f"{len(store):,} latents, {store.n_tokens:,} tokens"
             ),
             w.HBox([self.text, self.read], layout=w.Layout(grid_gap="8px", align_items="center")),
-            inputs.row(self.sort, self.number, self.ablate, self.steer, self.freeze_button, gap="8px"),
+            frame.row(self.sort, self.number, self.ablate, self.steer, self.freeze_button, gap="8px"),
             self._message,
-            inputs.row(self.list, self._page, gap="14px", align="flex-start"),
+            frame.row(self.list, self._page, gap="14px", align="flex-start"),
             freeze=self.freeze_button,
             classes=["kit-browser"],
         )

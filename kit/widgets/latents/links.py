@@ -11,7 +11,7 @@ from kit.base.html import INK, SAFE, SANS
 from kit.sae import pages
 from kit.sae.links import Links
 from kit.sae.store import FeatureStore
-from kit.widgets import inputs
+from kit.widgets import frame
 from kit.widgets.frame import View
 
 if TYPE_CHECKING:
@@ -53,14 +53,14 @@ class LinkBrowser(View):
         super().__init__()
         self.links, self._stores, self._lm, self._n = links, {"source": sources, "target": targets}, model, n
         self._words = pages.words(model)
-        self.number = inputs.small(w.BoundedIntText, "latent", "140px", value=0, min=0, max=10**9)
+        self.number = frame.small(w.BoundedIntText, "latent", "140px", value=0, min=0, max=10**9)
         self.which = w.ToggleButtons(options=list(_OTHER), style={"button_width": "90px"})
         self.buttons = [w.Button(layout=w.Layout(width="210px", height="28px", margin="3px 0")) for _ in range(n)]
         self._centre, self._edges, self._page = w.HTML(), w.HTML(), w.HTML()
         self._graph = w.HBox(layout=w.Layout(align_items="center"))
         self._arrange(
             "Links between dictionaries",
-            inputs.heading(
+            frame.heading(
                 f"Links from {escape(links.source.name)} to {escape(links.target.name)}",
                 f"{links.method}, {links.tokens:,} tokens; blue raises, vermillion lowers",
             ),

@@ -11,7 +11,7 @@ import torch
 from kit.sae import pages
 from kit.sae.compare import mcs
 from kit.sae.store import FeatureStore
-from kit.widgets import inputs
+from kit.widgets import frame
 from kit.widgets.frame import View
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ class MatchBrowser(View):
         self._left, self._right = (w.HTML(layout=w.Layout(flex="1 1 0", min_width="0")) for _ in range(2))
         self._arrange(
             "Matches between dictionaries",
-            inputs.heading(
+            frame.heading(
                 f"{escape(a.dictionary.name)} and its matches in {escape(b.dictionary.name)}",
                 f"mean of the maximal cosines {self.match.mean:.3f}",
             ),
             self.order,
-            inputs.row(self.list, w.HTML(self._histogram()), gap="24px"),
+            frame.row(self.list, w.HTML(self._histogram()), gap="24px"),
             self._message,
             w.HBox([self._left, self._right], layout=w.Layout(grid_gap="14px", align_items="flex-start")),
             classes=["kit-matches"],

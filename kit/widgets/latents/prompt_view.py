@@ -11,7 +11,7 @@ from kit.sae import pages
 from kit.sae.compare import Neighbours
 from kit.sae.prompt import RANKINGS, Reading, read_prompt
 from kit.sae.store import FeatureStore
-from kit.widgets import inputs
+from kit.widgets import frame
 from kit.widgets.frame import View
 from kit.widgets.latents.browser import FeatureBrowser
 
@@ -58,8 +58,8 @@ class PromptView(View):
         self._words = pages.words(model)
         self.reading: Reading | None = None
         self.latent: int | None = None
-        self.text = inputs.writing(text, "Your text")
-        self.read = inputs.button("Read", "70px", "which latents fire on this text")
+        self.text = frame.writing(text, "Your text")
+        self.read = frame.button("Read", "70px", "which latents fire on this text")
         self.by = w.ToggleButtons(
             options=list(RANKINGS),
             style={"button_width": "96px"},
@@ -76,14 +76,14 @@ class PromptView(View):
         self.token = w.Dropdown(options=[(_ALL, None)], tooltip="tokens", layout=w.Layout(width="220px"))
         self.list = w.Select(rows=14, tooltip="latents", layout=w.Layout(width="300px"))
         self._table, self._page = w.HTML(layout=w.Layout(flex="1 1 480px", min_width="320px")), w.HTML()
-        self.freeze_button = inputs.freezer("this")
+        self.freeze_button = frame.freezer("this")
         self._arrange(
             "Latents on a text",
-            inputs.heading("Latents on a text", escape(store.dictionary.name)),
+            frame.heading("Latents on a text", escape(store.dictionary.name)),
             w.HBox([self.text, self.read], layout=w.Layout(grid_gap="8px", align_items="center")),
-            inputs.row(self.by, w.HTML("answers"), self.first, self.second, self.freeze_button, gap="8px"),
+            frame.row(self.by, w.HTML("answers"), self.first, self.second, self.freeze_button, gap="8px"),
             self._message,
-            inputs.row(w.VBox([self.token, self.list]), self._table, gap="14px", align="flex-start"),
+            frame.row(w.VBox([self.token, self.list]), self._table, gap="14px", align="flex-start"),
             self._page,
             freeze=self.freeze_button,
             classes=["kit-prompt"],

@@ -9,7 +9,7 @@ import ipywidgets as w
 
 from kit.models.positions import Positions
 from kit.steering.intervention import Op
-from kit.widgets import inputs
+from kit.widgets import frame
 
 _POSITIONS = ("all", "prompt", "last_prompt", "generated")
 _CUSTOM = "custom"
@@ -37,41 +37,41 @@ class Controls:
         self, prompt: str, chat: bool, positions: Positions, op: Op, max_new_tokens: int, temperature: float, seed: int
     ) -> None:
         """Args as in :class:`kit.widgets.SteeringPanel`."""
-        self.prompt = inputs.writing(prompt, "Prompt", "58px")
+        self.prompt = frame.writing(prompt, "Prompt", "58px")
         tips = ["the prompt is a user's message", "the model continues the prompt"]
         self.chat = _choice("52px", ("Chat", True), ("Raw", False), value=chat, tooltips=tips)
-        self.generate = inputs.button("Generate", "100px", button_style="primary")
-        self.stop = inputs.button("Stop", "70px")
+        self.generate = frame.button("Generate", "100px", button_style="primary")
+        self.stop = frame.button("Stop", "70px")
         side = w.VBox([self.chat, w.HBox([self.generate, self.stop])], layout=w.Layout(flex="0 0 auto"))
         self.ask = w.HBox([self.prompt, side], layout=w.Layout(width="100%"))
 
-        self.tokens = inputs.small(w.BoundedIntText, "tokens", "106px", value=max_new_tokens, min=1, max=4096)
-        self.temperature = inputs.small(
+        self.tokens = frame.small(w.BoundedIntText, "tokens", "106px", value=max_new_tokens, min=1, max=4096)
+        self.temperature = frame.small(
             w.BoundedFloatText, "temperature", "134px", value=temperature, min=0, max=10, step=0.1
         )
-        self.seed = inputs.small(w.BoundedIntText, "seed", "92px", value=seed, min=0, max=2**31 - 1)
+        self.seed = frame.small(w.BoundedIntText, "seed", "92px", value=seed, min=0, max=2**31 - 1)
         self._given = positions
         named = isinstance(positions, str) and positions in _POSITIONS
         options = [*_POSITIONS] if named else [*_POSITIONS, _CUSTOM]
-        self.positions = inputs.small(
+        self.positions = frame.small(
             w.Dropdown, "positions", "172px", options=options, value=positions if named else _CUSTOM
         )
-        self.op = inputs.small(w.Dropdown, "op", "112px", options=["add", "ablate", "clamp"], value=op)
-        self.measure = inputs.measure(True)
-        self.system = inputs.line(170, 150, placeholder="system message (optional)", continuous_update=False)
-        self.settings = inputs.row(
+        self.op = frame.small(w.Dropdown, "op", "112px", options=["add", "ablate", "clamp"], value=op)
+        self.measure = frame.measure(True)
+        self.system = frame.line(170, 150, placeholder="system message (optional)", continuous_update=False)
+        self.settings = frame.row(
             self.tokens, self.temperature, self.seed, self.positions, self.op, self.measure, self.system
         )
 
         self.view = _choice("100px", ("Side by side", "side"), ("Ladder", "ladder"))
-        self.ladder_of = inputs.small(w.Dropdown, "ladder of", "280px", options=[_WHOLE])
-        self.rungs = inputs.small(w.Dropdown, "rungs", "100px", options=[5, 7, 9], value=5)
+        self.ladder_of = frame.small(w.Dropdown, "ladder of", "280px", options=[_WHOLE])
+        self.rungs = frame.small(w.Dropdown, "rungs", "100px", options=[5, 7, 9], value=5)
         self.random = _toggle(
             "Random vector", "same layer, norm and coefficient, no meaning: what any push of this size does"
         )
         self.negated = _toggle("Negated", "the opposite coefficients")
         self.words = _toggle("Words only", "the unsteered model, asked in words")
-        self.instruction = inputs.line(
+        self.instruction = frame.line(
             170,
             150,
             value="Answer in a happy way.",
@@ -80,14 +80,14 @@ class Controls:
         )
         self._ladder_bar = [self.ladder_of, self.rungs]
         self._control_bar = [self.random, self.negated, self.words, self.instruction]
-        self.look = inputs.bar(self.view, *self._ladder_bar, *self._control_bar)
+        self.look = frame.bar(self.view, *self._ladder_bar, *self._control_bar)
 
-        self.save = inputs.button("Save vector", "100px")
+        self.save = frame.button("Save vector", "100px")
         self.save_what = w.Dropdown(options=[_COMBINED], tooltip="what to save", layout=w.Layout(width="190px"))
-        self.load = inputs.button("Load vector", "100px")
-        self.path = inputs.line(180, 150, placeholder="path of a .safetensors or .gguf file")
-        self.freeze = inputs.freezer()
-        self.files = inputs.bar(self.save, self.save_what, self.load, self.path, self.freeze)
+        self.load = frame.button("Load vector", "100px")
+        self.path = frame.line(180, 150, placeholder="path of a .safetensors or .gguf file")
+        self.freeze = frame.freezer()
+        self.files = frame.bar(self.save, self.save_what, self.load, self.path, self.freeze)
         for control in (self.view, self.words):
             control.observe(lambda _change: self._choose_bar(), "value")
         self._choose_bar()

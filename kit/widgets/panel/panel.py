@@ -16,7 +16,7 @@ from kit.steering import render, sweep
 from kit.steering.dose import Dose
 from kit.steering.intervention import Intervention, Op
 from kit.steering.results import Receipt, Row
-from kit.widgets import inputs
+from kit.widgets import frame
 from kit.widgets.frame import LiveView
 from kit.widgets.panel import arms, markup
 from kit.widgets.panel.controller import Frame, Request
@@ -85,7 +85,7 @@ class SteeringPanel(LiveView):
         self._vectors.add_class("kit-bar")
         self._arrange(
             "Steering panel",
-            inputs.head("Steering panel", escape(self._name), self._badge, self._status),
+            frame.head("Steering panel", escape(self._name), self._badge, self._status),
             c.ask,
             c.settings,
             self._vectors,

@@ -13,7 +13,7 @@ from kit.base.html import SAFE
 from kit.steering.dose import Dose
 from kit.steering.intervention import Intervention
 from kit.steering.render import STRONG
-from kit.widgets import inputs
+from kit.widgets import frame
 from kit.widgets.panel.arms import signed
 
 
@@ -55,8 +55,8 @@ class VectorRow(w.HBox):
             self.slider.add_class(name)
         self._shade = w.HTML(layout=w.Layout(width="0", flex="0 0 0", margin="0"))
         self._range = w.HTML(layout=w.Layout(width="144px", flex="0 0 144px", margin="2px"))
-        self.find = inputs.button("Find safe range", "144px", f"measure which coefficients cost {STRONG} nats a token")
-        self.remove = inputs.button("×", "30px", f"remove {vector.name}")
+        self.find = frame.button("Find safe range", "144px", f"measure which coefficients cost {STRONG} nats a token")
+        self.remove = frame.button("×", "30px", f"remove {vector.name}")
         self.remove.add_class("kit-icon")
         super().__init__(
             [self.on, title, self.slider, self._shade, self._range, self.find, self.remove],

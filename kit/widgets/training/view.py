@@ -16,7 +16,7 @@ from kit.models.tokens import pack
 from kit.sae import pages
 from kit.sae.store import Example
 from kit.sae.training import COEFFICIENTS, Report, Training
-from kit.widgets import inputs
+from kit.widgets import frame
 from kit.widgets.frame import View
 from kit.widgets.panel.controller import one_line
 from kit.widgets.training import markup
@@ -90,14 +90,14 @@ class TrainingView(View):
         trained_on = set(map(tuple, training.source.tokens.tolist()))
         self._both = sum(tuple(row) in trained_on for row in tokens.tolist())
         self._words = pages.words(training.source.model)
-        self.start = inputs.button("Start", tip="train in the background", button_style="primary")
-        self.stop_button = inputs.button("Stop", tip="after the step under way; Resume goes on from there")
+        self.start = frame.button("Start", tip="train in the background", button_style="primary")
+        self.stop_button = frame.button("Stop", tip="after the step under way; Resume goes on from there")
         names = list(training.trainers)
-        self.choose = inputs.small(w.Dropdown, "dictionary", "auto", options=names, value=self.selected)
-        self.number = inputs.small(w.BoundedIntText, "latent", "120px", value=0, min=0, max=self._latents() - 1)
-        self.next = inputs.button("Next lively", tip="the next latent that fires neither rarely nor always")
+        self.choose = frame.small(w.Dropdown, "dictionary", "auto", options=names, value=self.selected)
+        self.number = frame.small(w.BoundedIntText, "latent", "120px", value=0, min=0, max=self._latents() - 1)
+        self.next = frame.button("Next lively", tip="the next latent that fires neither rarely nor always")
         self.sparsity = self._sparsity_field()
-        self.freeze_button = inputs.freezer(width="auto")
+        self.freeze_button = frame.freezer(width="auto")
         self._status, self._curves, self._latent_html = w.HTML(), w.HTML(), w.HTML()
         for part in (self._status, self._curves, self._latent_html):
             part.add_class("kit-grow")
@@ -105,7 +105,7 @@ class TrainingView(View):
         self._arrange(
             "Training of dictionaries",
             self._status,
-            inputs.row(self.start, self.stop_button, *chosen, self.freeze_button, gap="8px"),
+            frame.row(self.start, self.stop_button, *chosen, self.freeze_button, gap="8px"),
             self._message,
             self._curves,
             self._latent_html,
@@ -125,12 +125,12 @@ class TrainingView(View):
         if kind in COEFFICIENTS:
             name = "L0 coefficient" if kind == "jumprelu" else "L1 coefficient"
             most = max(1e6, t.sparsity)
-            return inputs.small(w.BoundedFloatText, name, "170px", value=t.sparsity, min=0, max=most)
+            return frame.small(w.BoundedFloatText, name, "170px", value=t.sparsity, min=0, max=most)
         narrowest = min(len(x.sae.W_dec) for x in t.trainers.values())
         if kind == "topk":
-            return inputs.small(w.BoundedIntText, "k", "90px", value=int(t.sparsity), min=1, max=narrowest)
+            return frame.small(w.BoundedIntText, "k", "90px", value=int(t.sparsity), min=1, max=narrowest)
         least = min(1.0, t.sparsity)
-        return inputs.small(w.BoundedFloatText, "k", "90px", value=t.sparsity, min=least, max=narrowest, step=1)
+        return frame.small(w.BoundedFloatText, "k", "90px", value=t.sparsity, min=least, max=narrowest, step=1)
 
     # what a notebook calls
 
