@@ -38,7 +38,7 @@ class Dose:
     def of(cls, thing: Any) -> Dose:
         """What a vector's ``metadata`` say; files come from anywhere, so what makes no sense there
         counts as not said."""
-        metadata = getattr(thing, "metadata", None) or {}
+        metadata: Any = getattr(thing, "metadata", None) or {}
         coefficient, told = metadata.get("coefficient"), metadata.get("calibration")
         known = cls(float(coefficient)) if _number(coefficient) else cls()
         if not isinstance(told, dict) or not _number(told.get("low")) or not _number(told.get("high")):
@@ -47,7 +47,7 @@ class Dose:
         if not low < high:
             return known
         kind: Any = told.get("kind", "kl")
-        target = told.get("ratio", 0.5) if kind == "radius" else told.get("target_kl")
+        target: Any = told.get("ratio", 0.5) if kind == "radius" else told.get("target_kl")
         return cls(known.coefficient, low, high, kind, float(target) if _number(target) else None)
 
     def metadata(self) -> dict[str, Any]:
