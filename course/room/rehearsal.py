@@ -274,7 +274,7 @@ class _Room:
     async def _press(self, i: int) -> tuple[float, float] | None:
         """Move the panel's first slider as a browser does; (first token, end) in seconds."""
         content = await self._execute(
-            i, "import json\nrow = panel._vectors.children[0].slider\nprint(json.dumps([row.model_id, row.value]))"
+            i, "import json\nrow = panel.vector_rows[0].slider\nprint(json.dumps([row.model_id, row.value]))"
         )
         try:
             comm, value = json.loads(content["text"])
@@ -288,7 +288,7 @@ class _Room:
         start = time.perf_counter()
         content = await self._execute(
             i,
-            f"panel.controller.wait({_PATIENCE})\nframe = panel._frame\n"
+            f"panel.controller.wait({_PATIENCE})\nframe = panel.frame\n"
             "print(json.dumps([frame.first_token, frame.done and not frame.error, "
             "panel.rows[-1].text, str(panel.receipt)]))",
         )

@@ -14,7 +14,7 @@ import ipywidgets as w
 from course.room.table import STUCK, Row, Table, read_room
 from kit.base.html import INK, LINE, SANS, number
 from kit.widgets import frame
-from kit.widgets.frame import Careful
+from kit.widgets.frame import View
 
 _FONT = f"font:14px/1.5 {SANS}"
 _HEADS = ("exercise", "stuck", "started", "tries", "passed", "hints", "solution opened", "median minutes")
@@ -22,7 +22,7 @@ _ALL = "all"
 _LIVE: weakref.WeakSet[RoomTable] = weakref.WeakSet()
 
 
-class RoomTable(Careful):
+class RoomTable(View):
     """What the learners of a room share (`course.exercises.share`), on screen.
 
     Attributes:

@@ -1,16 +1,29 @@
-"""What every view has: style sheet, names for screen readers, a line for errors, a frozen state."""
+"""What views share: style sheet, names for screen readers, inputs, a line for errors, freezing.
+
+Inputs keep their width, and their names are as wide as their words.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anywidget
 import ipywidgets as w
 import traitlets
 
 from kit.base import html
+from kit.widgets.panel.controller import Controller, Frame, one_line
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+Kind = TypeVar("Kind", bound=w.Widget)
+NARROW = {"description_width": "initial"}
 
 # ipywidgets draws slider handles, boxes and readouts without any name for screen readers
 _NAME_CONTROLS = """
@@ -112,25 +125,94 @@ def message() -> w.HTML:
     return line
 
 
-def safe_range(name: str, low: float, high: float, ends: tuple[float, float]) -> str:
-    """A style sheet that shades ``low`` to ``high`` on the track of the slider of class ``name``.
+def small(kind: type[Kind], label: str, width: str, **options: Any) -> Kind:
+    """An input of a fixed width with its name beside it; ``options`` as for its kind."""
+    return kind(description=label, style=NARROW, layout=w.Layout(width=width, flex="0 0 auto"), **options)
 
-    A band of the track's own box, so that it stays aligned however wide the slider is.
-    """
-    start, end = ends
-    width = end - start
-    left = max(0.0, (low - start) / width)
-    right = max(0.0, (end - high) / width)
-    return (
-        f"<style>.kit-panel .{name} .noUi-base::before {{content:''; position:absolute; "
-        f"left:{left:.2%}; right:{right:.2%}; top:-7px; height:18px; border-radius:3px; "
-        "background:rgba(0,114,178,.26); border:solid rgba(0,114,178,.75); "
-        "border-width:0 2px; box-sizing:border-box; pointer-events:none}</style>"
+
+def button(label: str, width: str = "auto", tip: str | None = None, button_style: str = "") -> w.Button:
+    """A button that keeps its width."""
+    layout = w.Layout(width=width, flex="0 0 auto")
+    return w.Button(description=label, tooltip=tip, button_style=button_style, layout=layout)
+
+
+def freezer(what: str = "this state", width: str = "80px") -> w.Button:
+    """The button for :meth:`kit.widgets.frame.View.freeze`."""
+    return button("Freeze", width, f"keep {what} as plain HTML in the notebook")
+
+
+def writing(text: str, hint: str, height: str = "56px") -> w.Textarea:
+    """A field for a text, as wide as its row allows; it speaks up when the text is whole."""
+    layout = w.Layout(flex="1 1 auto", width="auto", height=height)
+    return w.Textarea(text, placeholder=hint, rows=2, continuous_update=False, layout=layout)
+
+
+def line(width: int, least: int, **options: Any) -> w.Text:
+    """A field of one line that grows from ``width`` pixels, and shrinks to ``least``; ``options``
+    as for :class:`ipywidgets.Text`."""
+    return w.Text(layout=w.Layout(flex=f"1 1 {width}px", min_width=f"{least}px"), **options)
+
+
+def measure(on: bool) -> w.Checkbox:
+    """Whether a run measures what steering costs."""
+    layout = w.Layout(width="104px", flex="0 0 auto")
+    return w.Checkbox(on, description="measure KL", indent=False, tooltip="off is about twice as fast", layout=layout)
+
+
+def row(*items: w.Widget, gap: str | None = None, align: str = "center") -> w.HBox:
+    """Widgets beside one another, on further lines where there is no room."""
+    layout = w.Layout(width="100%", align_items=align, flex_flow="row wrap", grid_gap=gap)
+    return w.HBox(items, layout=layout)
+
+
+def bar(*items: w.Widget) -> w.HBox:
+    """A row below a line."""
+    made = row(*items)
+    made.add_class("kit-bar")
+    return made
+
+
+def heading(title: str, about: str) -> w.HTML:
+    """The name of a view and what it is about, both HTML."""
+    return w.HTML(f'<b style="font-size:15px">{title}</b><span style="opacity:.75">&ensp;{about}</span>')
+
+
+def head(title: str, model: str, *parts: w.HTML) -> w.HBox:
+    """The top of a view that runs a model: its name, the model's (HTML); at the right its status,
+    the last of ``parts``."""
+    name = w.HTML(
+        f'<span style="font-size:16px;font-weight:600">{title}</span> '
+        f'<span style="font-size:12px;opacity:.75">&ensp;{model}</span>'
     )
+    for part in (name, *parts):
+        part.layout.flex = "0 0 auto"
+    return row(name, *parts[:-1], w.HBox(layout=w.Layout(flex="1")), parts[-1], gap="2px 12px")
 
 
-class Freezing(w.VBox):
-    """Subclasses have ``frozen_html`` and ``has_run``, and call :meth:`freeze_here`."""
+class View(w.VBox):
+    """A view that can be frozen, and whose clicks say what went wrong: in the log nobody looks.
+
+    Subclasses have ``frozen_html``, and ``has_run`` where there is nothing to show at first; they
+    call :meth:`_arrange`.
+    """
+
+    _quiet = False  # while the view itself sets its controls
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._message, self._area = message(), w.HTML()
+        self._outputs: list[Any] = []  # display handles of the cells that show this view
+
+    def _arrange(
+        self, name: str, *rows: w.Widget, freeze: w.Button | None = None, classes: Sequence[str] = (), sheet: str = ""
+    ) -> None:
+        """Show rows from top to bottom, and below them what the button ``freeze`` keeps."""
+        if freeze is not None:
+            freeze.on_click(lambda _button: self._try(self._freeze))
+            rows = (*rows, self._area)
+        self.children = (frame(name, sheet), *rows)
+        for each in ("kit-panel", *classes):
+            self.add_class(each)
 
     @property
     def frozen_html(self) -> str:
@@ -140,7 +222,7 @@ class Freezing(w.VBox):
     @property
     def has_run(self) -> bool:
         """Whether there is a state to show."""
-        raise NotImplementedError
+        return True
 
     def freeze(self) -> Any:
         """The present state as HTML that stays in the saved notebook: end a cell with it."""
@@ -154,12 +236,14 @@ class Freezing(w.VBox):
         Returns:
             What to tell the user, as HTML.
         """
-        outputs = vars(self).get("_outputs", [])
-        if outputs and not os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):
-            outputs[-1].update(self.freeze())
+        if self._outputs and not os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):
+            self._outputs[-1].update(self.freeze())
             return html.message("Frozen below; it stays in the notebook when you save it.")
         area.value = self.frozen_html
         return ""
+
+    def _freeze(self) -> None:
+        self._message.value = self.freeze_here(self._area)
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         bundle = super()._repr_mimebundle_(**options) or {}
@@ -172,23 +256,91 @@ class Freezing(w.VBox):
 
         display(self._repr_mimebundle_(), raw=True)
         # an output of the cell that can be filled later: unlike a widget it is saved
-        vars(self).setdefault("_outputs", []).append(display(HTML(""), display_id=True))
+        self._outputs.append(display(HTML(""), display_id=True))
 
-
-class Careful(Freezing):
-    """A view whose clicks say what went wrong in ``_message``: in the log nobody looks."""
-
-    _message: w.HTML
-    _quiet = False  # while the view itself sets its controls
-
-    def _try(self, job: Callable[[], Any]) -> None:
+    def _try(self, job: Callable[[], Any], failed: str = "") -> None:
+        """Do what a click asks for; ``failed`` goes before an error."""
         if self._quiet:
             return
         try:
             self._message.value = ""
             job()
         except Exception as error:
-            self._say(str(error).splitlines()[0] if str(error) else type(error).__name__, error=True)
+            self._say(failed + one_line(error), error=True)
 
     def _say(self, text: str, *, error: bool = False) -> None:
         self._message.value = html.message(text, error=error)
+
+    @contextmanager
+    def _silent(self) -> Iterator[None]:
+        """While the view itself sets its controls, they start nothing."""
+        before, self._quiet = self._quiet, True
+        try:
+            yield
+        finally:
+            self._quiet = before
+
+
+class LiveView(View):
+    """A view on a :class:`kit.widgets.Controller`: it posts requests and draws their frames.
+
+    Callbacks may run on a kernel's subshell thread while a cell runs; they read the controls, post
+    a request and return. The worker calls :meth:`_show`, the only place that writes text.
+    Subclasses have ``_post``, and ``_take`` for a frame of the last request.
+    """
+
+    _called = "view"  # in its errors
+
+    def __init__(self, model: TransformerBridge) -> None:
+        super().__init__()
+        self._lm = model
+        self._name = str(model.cfg.model_name or "model")
+        self._chats = bool(model.tokenizer.chat_template)
+        self._guard = threading.RLock()  # callbacks, cells and the worker all come here
+        self._error: str | None = None
+        self._id = 0  # of the request whose frames are drawn
+        self._status, self._receipt = w.HTML(), w.HTML()
+        self.controller = Controller(model, self._show)
+
+    def run(self, wait: bool = True, timeout: float | None = None) -> None:
+        """Generate with the present settings; with ``wait`` return when the texts are there.
+
+        Raises:
+            RuntimeError: the run failed; the text says why. What it had is kept.
+            TimeoutError: it is not done in ``timeout`` seconds (it goes on).
+        """
+        self._post()
+        if not wait:
+            return
+        try:
+            if not self.controller.wait(timeout):
+                raise TimeoutError(f"the {self._called} has not finished within {timeout} seconds")
+        except KeyboardInterrupt:
+            self.stop()
+            raise
+        failure = self._error or self.controller.failure
+        if failure:
+            raise RuntimeError(f"the {self._called}'s run failed: {failure}")
+
+    def stop(self) -> None:
+        """End the run within one token, and keep what there is."""
+        self.controller.stop()
+
+    def close(self) -> None:
+        """Stop, end the worker thread, and take the view off the screen."""
+        if "controller" in vars(self):  # a constructor that raised is closed too
+            self.stop()
+            self.controller.close()
+        super().close()
+
+    def _post(self) -> None:
+        raise NotImplementedError
+
+    def _show(self, frame: Frame) -> None:
+        with self._guard:
+            if frame.id == self._id:  # else a newer request has been posted meanwhile
+                self._error = frame.error
+                self._take(frame)
+
+    def _take(self, frame: Frame) -> None:
+        raise NotImplementedError

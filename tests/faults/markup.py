@@ -31,7 +31,7 @@ from kit.sae.meta_sae import train as train_meta
 from kit.steering import render
 from kit.steering.check import CheckResult
 from kit.widgets.gallery import markup as gallery_markup
-from kit.widgets.panel import arms
+from kit.widgets.panel import markup as panel_markup
 from kit.widgets.training import charts
 from kit.widgets.training import markup as training_markup
 from tests.faults import Row
@@ -75,7 +75,7 @@ ATTRIBUTES = set(
     "stroke-linejoin stroke-width stroke-opacity style text-anchor title transform viewbox width x x1 "
     "x2 y y1 y2 open data-rank tabindex preserveaspectratio aria-live scope".split()
 )
-MODULES: tuple[ModuleType, ...] = (render, pages, sections, gallery_markup, training_markup, charts, arms)
+MODULES: tuple[ModuleType, ...] = (render, pages, sections, gallery_markup, training_markup, charts, panel_markup)
 
 
 class _Reader(HTMLParser):

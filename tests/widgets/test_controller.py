@@ -270,6 +270,15 @@ def test_close_ends_the_worker_and_refuses_more(streams: FakeStreams, make: Any)
         controller.post(request())
 
 
+def test_a_chat_with_a_model_that_has_no_template_says_so(llama: Any) -> None:
+    frames: list[Frame] = []
+    controller = Controller(llama, frames.append)
+    controller.post(Request("The kettle", (Arm("Unsteered"),), chat=True))
+    assert controller.wait(WAIT)
+    assert "has no chat template" in str(frames[-1].error)
+    controller.close()
+
+
 def test_an_idle_worker_ends_and_comes_back(streams: FakeStreams, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_IDLE", 0.01)
     controller, frames = make()

@@ -93,7 +93,7 @@ def test_a_latent_goes_to_the_panel_once(model: Any, store: FeatureStore) -> Non
         for _ in range(2):
             name = browser.to_panel()
             panel.run(timeout=60)
-        (row,) = panel._vectors.children
+        (row,) = panel.vector_rows
         assert isinstance(row.vector, Latent) and row.vector.name == name
         assert row.vector.top == pytest.approx(float(store.maxima()[browser.latent]))
         assert len(panel.rows) == 2 and panel.rows[1].coefficients == (1.0,)

@@ -17,6 +17,7 @@ pd = pytest.importorskip("pandas")
 import torch
 
 import kit
+from kit.steering.dose import Dose
 from kit.steering.rank_one import Factor
 from kit.steering.results import Entry, Receipt, Row
 from kit.widgets import FeatureGallery, SteeringPanel
@@ -539,7 +540,7 @@ def test_a_feature_goes_to_the_panel_at_its_coefficient(make: Any, panel: Any) -
     gallery.rename(2, "boats")
     cards(gallery)[1].add.click()
     assert panel.controller.wait(WAIT)
-    (row,) = panel._vectors.children
+    (row,) = panel.vector_rows
     assert row.vector.name == "boats" and row.coefficient == 0.25
     assert panel.rows[1].coefficients == (0.25,) and "boats is on the panel" in (gallery._message.value)
     panel.set("boats", 0.9)
@@ -547,10 +548,10 @@ def test_a_feature_goes_to_the_panel_at_its_coefficient(make: Any, panel: Any) -
     gallery.rename(2, "ships")
     gallery.to_panel("ships")
     assert panel.controller.wait(WAIT)
-    assert len(panel._vectors.children) == 1 and row.coefficient == 0.25 and row.on.value
+    assert len(panel.vector_rows) == 1 and row.coefficient == 0.25 and row.on.value
     gallery.to_panel(1)
     assert panel.controller.wait(WAIT)
-    assert [r.vector.name for r in panel._vectors.children] == ["boats", "f0"]
+    assert [r.vector.name for r in panel.vector_rows] == ["boats", "f0"]
 
 
 def test_a_rank_dropped_into_the_panels_field_adds_it(make: Any, panel: Any) -> None:
@@ -558,10 +559,10 @@ def test_a_rank_dropped_into_the_panels_field_adds_it(make: Any, panel: Any) -> 
     (field,) = [c for c in panel.children if "kit-drop" in c._dom_classes]
     assert f'href="data:,{drag_mark(gallery.features[2])}"' in cards(gallery)[2].rank.value
     field.value = "something else"
-    assert field.value == "something else" and not panel._vectors.children
+    assert field.value == "something else" and not panel.vector_rows
     field.value = f"data:,{drag_mark(gallery.features[2])}"
     assert panel.controller.wait(WAIT) and field.value == ""
-    assert [r.vector.name for r in panel._vectors.children] == ["f2"]
+    assert [r.vector.name for r in panel.vector_rows] == ["f2"]
     field.value = "data:,kit-feature-99"
     assert "99 is no feature" in gallery._message.value
     assert dropped("kit-feature-x") is None and dropped("") is None
@@ -629,7 +630,7 @@ def test_the_frozen_state(make: Any) -> None:
     bundle = gallery._repr_mimebundle_()
     assert bundle["text/html"] == first and "application/vnd.jupyter.widget-view+json" in bundle
     gallery.controls.freeze.click()
-    assert gallery._frozen_area.value == first, "not displayed by IPython: below the gallery"
+    assert gallery._area.value == first, "not displayed by IPython: below the gallery"
 
 
 def test_a_frozen_gallery_of_64_is_small(make: Any) -> None:
@@ -675,14 +676,14 @@ def test_the_estimate() -> None:
 
 
 def test_a_range_from_a_radius_makes_no_claim_about_cost(panel: Any) -> None:
-    found = {"low": -0.1717, "high": 0.1717, "kind": "radius"}
-    panel.add(vector(calibration=found))
-    row = panel._vectors.children[0]
+    found = Dose(low=-0.1717, high=0.1717, kind="radius", target=0.5)
+    panel.add(vector(**found.metadata()))
+    row = panel.vector_rows[0]
     assert "calibrated ±0.17" in row._range.value and "safe" not in row._range.value
     assert "non-linear part of the change is half the linear part" in row._range.value
     assert "KL" not in row._range.value and row.safe == (-0.1717, 0.1717)
-    assert range_label(found | {"ratio": 0.25})[1].endswith("0.25 times the linear part")
-    assert range_label(found | {"ratio": None})[0] == "radius ±0.17"
-    assert range_label(found | {"low": -0.1})[0] == "calibrated −0.10 to +0.17"
-    text, why = range_label({"low": -0.4, "high": 0.4, "target_kl": 0.7})
+    assert range_label(replace(found, target=0.25))[1].endswith("0.25 times the linear part")
+    assert range_label(replace(found, target=None))[0] == "radius ±0.17"
+    assert range_label(replace(found, low=-0.1))[0] == "calibrated −0.10 to +0.17"
+    text, why = range_label(Dose(low=-0.4, high=0.4, target=0.7))
     assert text == "safe −0.40 to +0.40" and "0.7 nats" in why

@@ -6,6 +6,7 @@ import csv
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import ipywidgets
 import torch
 
 import kit
+from kit.steering.rank_one import Factor
 from kit.widgets import BlindRating, SteeringPanel, TokenMask
 from kit.widgets.panel import arms
 from kit.widgets.panel.files import load, save
@@ -57,14 +59,11 @@ def test_a_slider_changes_the_steered_text_and_not_the_baseline(make: Any, chat:
     panel.run(timeout=WAIT)
     before = texts(panel)
     assert before[0] == before[1], "coefficient 0 is the baseline"
-    panel._vectors.children[0].slider.value = 0.9
+    panel.vector_rows[0].slider.value = 0.9
     assert panel.controller.wait(WAIT)
     after = texts(panel)
     assert after[0] == before[0] and after[1] != before[1]
-    assert (
-        after
-        == kit.generate(chat, "The kettle", panel._vectors.children[0].vector, [None, 0.9], max_new_tokens=5).texts
-    )
+    assert after == kit.generate(chat, "The kettle", panel.vector_rows[0].vector, [None, 0.9], max_new_tokens=5).texts
     assert "KL" in column(panel, 1) and "title=" in column(panel, 1)
     assert "layer 1" in panel._receipt.value and "clean" in panel._badge.value
     assert "done" in panel._status.value
@@ -85,7 +84,7 @@ def test_set_is_a_hand_on_the_slider_and_widens_its_range(make: Any) -> None:
 def test_a_browser_that_rounds_the_slider_starts_no_run(make: Any) -> None:
     panel = make(vector(), coefficients=[0.255])
     panel.run(timeout=WAIT)
-    slider, started = panel._vectors.children[0].slider, panel.controller.started
+    slider, started = panel.vector_rows[0].slider, panel.controller.started
     slider.value = 0.26  # what JupyterLab sends when it draws 0.255 on a grid of 0.01
     slider.value = 0.25999999999999995
     assert panel.controller.wait(WAIT) and panel.controller.started == started
@@ -100,10 +99,10 @@ def test_switching_a_vector_off_takes_it_out(make: Any) -> None:
     panel = make(vector(), vector("sad", 2, 1), coefficients=[0.5, 0.5])
     panel.run(timeout=WAIT)
     assert panel.rows[1].coefficients == (0.5, 0.5)
-    panel._vectors.children[0].on.value = False
+    panel.vector_rows[0].on.value = False
     assert panel.controller.wait(WAIT)
     assert panel.rows[1].coefficients == (0.5,) and "happy" not in panel._receipt.value
-    panel._vectors.children[1].on.value = False
+    panel.vector_rows[1].on.value = False
     assert panel.controller.wait(WAIT)
     assert panel.rows[1].coefficients is None and "no vector is on" in column(panel, 1)
 
@@ -116,7 +115,7 @@ def test_control_arms(make: Any, chat: Any) -> None:
     assert panel.controller.wait(WAIT)
     rows = panel.rows
     assert [r.coefficients for r in rows] == [None, (0.8, None), (-0.8, None), (None, 0.8), None]
-    v = panel._vectors.children[0].vector
+    v = panel.vector_rows[0].vector
     random = panel._plan.vectors[1]
     assert random.norm == v.norm and random.layer == v.layer and abs(v.cosine(random)) < 0.6
     alone = [
@@ -168,7 +167,7 @@ def test_errors_are_shown_and_lose_nothing(make: Any) -> None:
         panel.run(timeout=WAIT)
     panel.controls.path.value = "nowhere.safetensors"
     panel.controls.load.click()
-    assert "nothing loaded" in panel._message.value and len(panel._vectors.children) == 1
+    assert "nothing loaded" in panel._message.value and len(panel.vector_rows) == 1
     panel.controls.prompt.value = "The kettle"
     panel.run(timeout=WAIT)
     assert texts(panel) == before
@@ -199,12 +198,12 @@ def test_save_and_load(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         panel.remove(name)
     panel.controls.path.value = str(path)
     panel.controls.load.click()
-    loaded = panel._vectors.children[0].vector
+    loaded = panel.vector_rows[0].vector
     panel.set(loaded.name, 1.0)
     panel.run(timeout=WAIT)
     assert texts(panel)[1] == combined, "at 1 the file does what the sliders did"
     panel.controls.load.click()  # the same name again
-    assert [r.vector.name for r in panel._vectors.children] == [loaded.name, f"{loaded.name} (2)"]
+    assert [r.vector.name for r in panel.vector_rows] == [loaded.name, f"{loaded.name} (2)"]
 
 
 def test_vectors_of_two_layers_are_saved_one_by_one(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +229,7 @@ def test_find_safe_range_runs_on_the_worker(make: Any, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(sweep, "calibrate", fake)
     panel = make(vector())
-    row = panel._vectors.children[0]
+    row = panel.vector_rows[0]
     row.find.click()
     assert panel.controller.wait(WAIT)
     assert seen == ["kit-panel"] and row.safe == (-0.3, 0.45)
@@ -239,11 +238,34 @@ def test_find_safe_range_runs_on_the_worker(make: Any, monkeypatch: pytest.Monke
     assert panel._message.value == ""
 
 
+def test_what_steers_alike_is_put_on_the_panel_once(make: Any) -> None:
+    panel = make(vector())
+    factor = Factor(torch.eye(48)[:2], torch.eye(48)[:2], (1, 2), 3.0, "rows")
+    assert panel.put(factor, 0.2) == "rows"
+    assert panel.put(replace(factor, name="other"), 0.4) == "rows", "its name does not count"
+    assert panel.put(replace(factor, radius=4.0, name="other"), 0.1) == "other"
+    assert panel.put(vector("sad"), 0.3) == "happy"
+    assert panel.controller.wait(WAIT)
+    assert [(r.vector.name, r.coefficient) for r in panel.vector_rows] == [
+        ("happy", 0.3),
+        ("rows", 0.4),
+        ("other", 0.1),
+    ]
+
+
+def test_a_loaded_factor_says_where_it_acts(make: Any, tmp_path: Path) -> None:
+    panel = make()
+    factor = Factor(torch.eye(48)[:2], torch.eye(48)[:2], (1, 2), 3.0, "rows")
+    panel.controls.path.value = str(save(factor, tmp_path))
+    panel.controls.load.click()
+    assert "Loaded rows (2 layers)" in panel._message.value
+
+
 def test_a_calibration_in_the_metadata_is_shaded_at_once(make: Any) -> None:
     known = {"calibration": {"target_kl": 0.5, "low": -0.4, "high": 0.45}}
-    row = make(vector(metadata=known))._vectors.children[0]
+    row = make(vector(metadata=known)).vector_rows[0]
     assert row.safe == (-0.4, 0.45) and "safe −0.40" in row._range.value
-    odd = make(vector(metadata={"calibration": {"low": None}}))._vectors.children[0]
+    odd = make(vector(metadata={"calibration": {"low": None}})).vector_rows[0]
     assert odd.safe is None
 
 
@@ -282,7 +304,7 @@ def test_freeze(make: Any) -> None:
 def test_many_moves_end_with_the_last(make: Any) -> None:
     panel = make(vector(), max_new_tokens=20)
     for i in range(30):
-        panel._vectors.children[0].slider.value = round(i * 0.02, 2)
+        panel.vector_rows[0].slider.value = round(i * 0.02, 2)
     assert panel.controller.wait(WAIT)
     assert panel.rows[1].coefficients == (pytest.approx(0.58, abs=0.03),)
     c = panel.controller
@@ -292,7 +314,7 @@ def test_many_moves_end_with_the_last(make: Any) -> None:
 def test_a_stale_frame_is_not_drawn(make: Any) -> None:
     panel = make(vector())
     panel.run(timeout=WAIT)
-    frame, shown = panel._frame, column(panel, 1)
+    frame, shown = panel.frame, column(panel, 1)
     panel._id += 1
     panel._show(frame)
     panel._id -= 1
@@ -336,7 +358,7 @@ def test_arms_are_pure() -> None:
     v = vector()
     plan = arms.side_by_side([(v, 0.5)], negated=True, instruction=" Be glad. ")
     assert [arm.title for arm in plan.arms] == ["Unsteered", "Steered", "Negated", "Words only"]
-    assert plan.subtitles[1:3] == ("happy +0.50", "happy −0.50")
+    assert [arm.subtitle for arm in plan.arms[1:3]] == ["happy +0.50", "happy −0.50"]
     assert plan.arms[-1].instruction == "Be glad."
     assert arms.signed(-0.0) == "+0.00" and arms.signed(1e9) == "+1e+09"
     assert arms.unique("a", ["a", "a (2)"]) == "a (3)"

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from kit.steering.generation import session_of
+from kit.steering.dose import Dose
 from kit.steering.intervention import Intervention
 from kit.steering.results import Row
+from kit.widgets.panel import arms
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,8 +123,8 @@ def features(vectors: Any, scores: Any = None, coefficient: float | Sequence[flo
 
 def calibrated(vector: Any) -> float:
     """The coefficient at which a vector was trained, or 0.3 residual scales."""
-    found = getattr(vector, "metadata", {}).get("coefficient")
-    return float(found) if _is_number(found) else _DEFAULT
+    found = Dose.of(vector).coefficient
+    return _DEFAULT if found is None else found
 
 
 def _is_number(value: Any) -> bool:
@@ -147,9 +148,11 @@ def _last_if_nan(value: float | None) -> tuple[bool, float]:
 
 
 def check(found: Sequence[Feature], model: TransformerBridge) -> None:
-    """Raise a ValueError that names a vector which does not fit this model."""
-    if found:
-        session_of(model, [f.vector for f in found], [(0.0,) * len(found)], "all", "add")
+    """Raise a ValueError that names a vector which does not fit this model, or is there twice."""
+    for f in found:
+        arms.layers_of(model, f.vector)
+    if len({id(f.vector) for f in found}) < len(found):
+        raise ValueError("vectors holds one vector twice: give it once, with the sum")
 
 
 def find(all_of_them: Sequence[Feature], which: str | int) -> Feature:
@@ -172,7 +175,8 @@ def random_control(all_of_them: Sequence[Feature], seed: int) -> Feature | None:
     best = next((f for f in all_of_them if hasattr(f.vector, "random")), None)
     if best is None:
         return None
-    vector = replace(best.vector.random(seed), name=f"random direction (seed {seed})")
+    known: Any = best.vector
+    vector = replace(known.random(seed), name=f"random direction (seed {seed})")
     return Feature(vector, 0, best.coefficient, name="Random direction")
 
 
@@ -200,20 +204,9 @@ def table(all_of_them: Sequence[Feature]) -> pd.DataFrame:
     rows = []
     for f in sorted(all_of_them, key=lambda f: f.rank):
         r = f.result or Result("", math.nan, "", None)
-        first = next(iter(f.scores.values()), math.nan)
-        rows.append(
-            {
-                "rank": f.rank,
-                "name": f.name,
-                "score": first,
-                "text": r.text,
-                "kl": math.nan if r.kl is None else r.kl,
-                "starred": f.starred,
-                "hidden": f.hidden,
-                "coefficient": r.coefficient,
-                "prompt": r.prompt,
-                "calibrated": f.coefficient,
-            }
-        )
-        rows[-1] |= {f"score {n}" if n in _COLUMNS else n: s for n, s in f.scores.items()}
+        best = next(iter(f.scores.values()), math.nan)
+        kl = math.nan if r.kl is None else r.kl
+        marks = (f.starred, f.hidden, r.coefficient, r.prompt, f.coefficient)
+        row = dict(zip(_COLUMNS, (f.rank, f.name, best, r.text, kl, *marks), strict=True))
+        rows.append(row | {f"score {n}" if n in _COLUMNS else n: s for n, s in f.scores.items()})
     return pd.DataFrame(rows, columns=None if rows else _COLUMNS).set_index("rank")

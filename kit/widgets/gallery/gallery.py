@@ -1,12 +1,11 @@
 """Many vectors at once: ranked, with what each makes the model say, to name, star and keep.
 
 The same :class:`Controller` as the panel's. A run is a row of batches: each is one request, and
-the worker's last frame of a batch posts the next. Callbacks only post and return.
+the worker's last frame of a batch posts the next.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from html import escape
@@ -15,43 +14,45 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
 
+from kit.base.checks import check_counts
 from kit.base.html import message
 from kit.models.hook_points import hooks_left
 from kit.models.positions import Positions
 from kit.steering import render
-from kit.widgets import frame as style
-from kit.widgets.frame import Freezing
-from kit.widgets.gallery import features as sets
-from kit.widgets.gallery import markup as html
-from kit.widgets.gallery import sets as feature_sets
-from kit.widgets.gallery import to_panel
+from kit.steering.results import Row
+from kit.widgets import frame
+from kit.widgets.frame import LiveView
+from kit.widgets.gallery import features, markup, sets
 from kit.widgets.gallery.batches import Batches
-from kit.widgets.gallery.card import FeatureCard
+from kit.widgets.gallery.card import FeatureCard, drop_field
 from kit.widgets.gallery.controls import GalleryControls
 from kit.widgets.gallery.features import Feature
-from kit.widgets.panel.controller import Controller, Frame, Request
+from kit.widgets.panel.controller import Frame, Request
+from kit.widgets.panel.panel import SteeringPanel
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
-    from kit.steering.results import Row
-    from kit.widgets.panel.panel import SteeringPanel
-
 
 _HINT = "Press Generate."
 
 
-class FeatureGallery(Freezing):
+class FeatureGallery(LiveView):
     """Vectors ranked, each with its completion: ``FeatureGallery(model, dct, "How are you?")``.
 
     Attributes:
-        features: everything the gallery knows (:class:`kit.widgets.gallery.features.Feature`), by rank.
+        features: everything the gallery knows, by rank
+            (:class:`kit.widgets.gallery.features.Feature`).
         results: a table of it; ``selected``: the starred vectors, under their new names.
         unsteered, random_control: rows of the two pinned texts (:class:`kit.steering.results.Row`).
         frozen_html: the present state as HTML that needs no kernel.
         controls: every input widget.
+
+    :meth:`run` generates for every feature that the filter shows; what was stopped goes on.
     """
+
+    _called = "gallery"
 
     def __init__(
         self,
@@ -88,93 +89,75 @@ class FeatureGallery(Freezing):
         Raises:
             ValueError: a vector of another model, or numbers that do not fit the vectors.
         """
-        for name, n in (("batch", batch), ("page_size", page_size), ("max_new_tokens", max_new_tokens)):
-            if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-                raise ValueError(f"{name}={n!r}: give a whole number from 1 on")
-        found = sets.features(vectors, scores, coefficient)
-        self._lm, self._seed, self._positions, self._batch = model, seed, positions, batch
-        self._chat = chat and bool(model.tokenizer.chat_template)
-        sets.check(found, model)
-        self._guard = threading.RLock()  # callbacks, cells and the worker all come here
+        check_counts(batch=batch, page_size=page_size, max_new_tokens=max_new_tokens)
+        found = features.features(vectors, scores, coefficient)
+        features.check(found, model)
+        super().__init__(model)
+        self._seed, self._positions, self._batch = seed, positions, batch
+        self._chat = chat and self._chats
         self._run: Batches | None = None
-        self._id, self._page, self._quiet, self._wanted = 0, 0, True, False
-        self._error: str | None = None
+        self._page, self._wanted = 0, False
         self.features = found
         self._plain = Feature(None, 0, 0.0, name="Unsteered")  # type: ignore[arg-type]
-        self._random = sets.random_control(found, seed)
+        self._random = features.random_control(found, seed)
         self.panel = panel
-        self.controller = Controller(model, self._show)
-        self.controls = GalleryControls(prompt, max_new_tokens, measure, page_size)
-        self._name = str(model.cfg.model_name or "model")
-        self._status, self._message = w.HTML(), style.message()
+        self.controls = c = GalleryControls(prompt, max_new_tokens, measure, page_size)
         self._pins = [w.HTML(), w.HTML()]
         self._cards: list[FeatureCard] = []
         self._shown: list[Feature] = []
         grid = {"grid_gap": "10px", "margin": "8px 0", "width": "100%"}
-        self._pin_grid = w.GridBox(
+        pin_grid = w.GridBox(
             self._pins, layout=w.Layout(grid_template_columns="repeat(auto-fit, minmax(260px, 1fr))", **grid)
         )
         self._grid = w.GridBox(layout=w.Layout(grid_template_columns="repeat(auto-fill, minmax(290px, 1fr))", **grid))
-        self._receipt = w.HTML(render.receipt(_HINT))
-        self._frozen_area = w.HTML()
-        super().__init__()
-        self.children = self.controls.arrange(
-            style.frame("Feature gallery", html.SHEET),
-            escape(self._name),
-            self._status,
+        self._receipt.value = render.receipt(_HINT)
+        self._arrange(
+            "Feature gallery",
+            frame.head("Feature gallery", escape(self._name), self._status),
+            c.ask,
+            c.settings,
             self._message,
-            self._pin_grid,
+            pin_grid,
+            c.look,
             self._grid,
             self._receipt,
-            self._frozen_area,
+            c.files,
+            freeze=c.freeze,
+            classes=["kit-gallery"],
+            sheet=markup.SHEET,
         )
-        for name in ("kit-panel", "kit-gallery"):
-            self.add_class(name)
         self._lay_out()
-        self._connect()
+        c.generate.on_click(lambda _button: self._post())
+        c.stop.on_click(lambda _button: self.stop())
+        c.save.on_click(lambda _button: self._try(self._save, "nothing saved: "))
+        c.load.on_click(lambda _button: self._try(self._load, "nothing loaded: "))
+        c.back.on_click(lambda _button: self._turn(-1))
+        c.on.on_click(lambda _button: self._turn(1))
+        c.factor.observe(lambda _change: self._post(), "value")
+        for control in (c.keep, c.sort, c.page_size):
+            control.observe(lambda _change: self._turn(0), "value")
         if panel is not None:
-            to_panel.drop_field(panel, lambda rank: self._try("not added", lambda: self.to_panel(rank)))
-        self._quiet = False
+            panel.show_below_vectors(drop_field(lambda rank: self._try(lambda: self.to_panel(rank), "not added: ")))
 
     # what a notebook calls
-
-    def run(self, wait: bool = True, timeout: float | None = None) -> None:
-        """Generate for every feature that the filter shows; what was stopped goes on.
-
-        Raises:
-            RuntimeError: the run failed; the text says why. What it had is kept.
-            TimeoutError: it is not done in ``timeout`` seconds (it goes on).
-        """
-        self._post()
-        if not wait:
-            return
-        try:
-            if not self.controller.wait(timeout):
-                raise TimeoutError(f"the gallery has not finished within {timeout} seconds")
-        except KeyboardInterrupt:
-            self.stop()
-            raise
-        failure = self._error or self.controller.failure
-        if failure:
-            raise RuntimeError(f"the gallery's run failed: {failure}")
 
     def stop(self) -> None:
         """End the run within one token, and keep what there is."""
         with self._guard:
             self._wanted = False  # a batch that just ended must not post the next
-            self.controller.stop()
+            super().stop()
 
     @property
     def results(self) -> pd.DataFrame:
         """See :func:`kit.widgets.gallery.features.table`."""
         with self._guard:
-            return sets.table(self.features)
+            return features.table(self.features)
 
     @property
     def selected(self) -> list[Any]:
         """The starred vectors, best first, under the names that they have here."""
         with self._guard:
-            return [f.named() for f in sets.view(self.features, "starred", "rank")]
+            return [f.named() for f in features.view(self.features, "starred", "rank")]
 
     @property
     def unsteered(self) -> Row | None:
@@ -188,15 +171,22 @@ class FeatureGallery(Freezing):
 
     def star(self, which: str | int, on: bool = True) -> None:
         """Star a feature, by name or rank."""
-        self._act(sets.find(self.features, which), "starred", on)
+        with self._guard:
+            features.find(self.features, which).starred = bool(on)
+            self._lay_out()
 
     def hide(self, which: str | int, on: bool = True) -> None:
         """Hide a feature, by name or rank."""
-        self._act(sets.find(self.features, which), "hidden", on)
+        with self._guard:
+            features.find(self.features, which).hidden = bool(on)
+            self._lay_out()
 
     def rename(self, which: str | int, name: str) -> None:
-        """Give a feature, by name or rank, another name."""
-        self._act(sets.find(self.features, which), "name", name)
+        """Give a feature, by name or rank, another name; an empty one changes nothing."""
+        with self._guard:
+            feature = features.find(self.features, which)
+            feature.name = str(name).strip() or feature.name
+            self._lay_out()
 
     def to_panel(self, which: str | int) -> None:
         """Put a feature on the panel at its calibrated coefficient, and run the panel.
@@ -206,16 +196,16 @@ class FeatureGallery(Freezing):
         Raises:
             ValueError: this gallery has no panel, or no such feature.
         """
-        feature = sets.find(self.features, which)
+        feature = features.find(self.features, which)
         if self.panel is None:
             raise ValueError("panel=None: make the gallery with panel=... to add vectors to it")
-        name = to_panel.put(self.panel, feature.named(), feature.coefficient)
+        name = self.panel.put(feature.named(), feature.coefficient)
         self._say(f"{name} is on the panel at {feature.coefficient:+.3g}.")
 
     def save(self, folder: str | Path | None = None) -> Path:
         """Write all features, marks and texts; see :func:`kit.widgets.gallery.sets.save`."""
         with self._guard:
-            return feature_sets.save(self.features, folder or self.controls.path.value)
+            return sets.save(self.features, folder or self.controls.path.value)
 
     def load(self, path: str | Path) -> int:
         """Merge a saved set into this gallery; returns how many features are new to it.
@@ -223,20 +213,13 @@ class FeatureGallery(Freezing):
         Raises:
             ValueError: files that do not fit; FileNotFoundError: nothing there. Nothing changes.
         """
-        read = feature_sets.load(path)
-        sets.check(read, self._lm)
+        read = sets.load(path)
+        features.check(read, self._lm)
         with self._guard:
-            self.features, new = feature_sets.merge(self.features, read)
-            self._random = self._random or sets.random_control(self.features, self._seed)
+            self.features, new = sets.merge(self.features, read)
+            self._random = self._random or features.random_control(self.features, self._seed)
             self._lay_out()
         return new
-
-    def close(self) -> None:
-        """Stop, end the worker thread, and take the gallery off the screen."""
-        if "controller" in vars(self):  # a constructor that raised is closed too
-            self.stop()
-            self.controller.close()
-        super().close()
 
     @property
     def has_run(self) -> bool:
@@ -247,30 +230,20 @@ class FeatureGallery(Freezing):
         with self._guard:
             if not self.has_run:
                 return message(f"This gallery has not run yet. {_HINT}")
-            c = self.controls
             request = self._run.request if self._run else self._request()
-            shown = sets.view(self.features, c.keep.value, c.sort.value)
+            shown = self._kept()
             note = f"{len(shown)} of {len(self.features)} features are shown."
-            factor = self._run.factor if self._run else c.factor.value
-            return html.frozen(request, self._name, factor, self._pinned(), shown, note, hooks_left(self._lm))
+            factor = self._run.factor if self._run else self.controls.factor.value
+            return markup.frozen(request, self._name, factor, self._pinned(), shown, note, hooks_left(self._lm))
+
+    def _kept(self) -> list[Feature]:
+        """What the filter keeps, in the order chosen."""
+        return features.view(self.features, self.controls.keep.value, self.controls.sort.value)
 
     def _pinned(self) -> list[Feature]:
         return [self._plain, *([self._random] if self._random else [])]
 
     # from the controls to the worker
-
-    def _connect(self) -> None:
-        c = self.controls
-        c.generate.on_click(lambda _button: self._post())
-        c.stop.on_click(lambda _button: self.stop())
-        c.freeze.on_click(lambda _button: self._freeze())
-        c.save.on_click(lambda _button: self._try("nothing saved", self._save))
-        c.load.on_click(lambda _button: self._try("nothing loaded", self._load))
-        c.back.on_click(lambda _button: self._turn(-1))
-        c.on.on_click(lambda _button: self._turn(1))
-        c.factor.observe(lambda _change: self._quiet or self._post(), "value")
-        for control in (c.keep, c.sort, c.page_size):
-            control.observe(lambda _change: self._turn(0), "value")
 
     def _request(self) -> Request:
         c = self.controls
@@ -285,8 +258,7 @@ class FeatureGallery(Freezing):
 
     def _post(self) -> None:
         with self._guard:
-            wanted = sets.view(self.features, self.controls.keep.value, self.controls.sort.value)
-            wanted.sort(key=lambda f: f not in self._shown)  # this page first
+            wanted = sorted(self._kept(), key=lambda f: f not in self._shown)  # this page first
             if not wanted:
                 self._error = "no feature to generate for: the filter shows none"
                 self._say(self._error, error=True)
@@ -305,24 +277,6 @@ class FeatureGallery(Freezing):
         self._status.value = self._progress("generating", None)
         self._id = self.controller.post(self._run.next_request())
 
-    def _act(self, feature: Feature, what: str, value: Any) -> None:
-        """Do what a hand did on a card."""
-        if what == "panel":
-            self._try("not added", lambda: self.to_panel(feature.rank))
-            return
-        with self._guard:
-            if what == "name":
-                feature.name = str(value).strip() or feature.name  # no nameless ones
-            else:
-                setattr(feature, what, bool(value))
-            self._lay_out()
-
-    def _try(self, what: str, job: Any) -> None:
-        try:
-            job()
-        except Exception as error:
-            self._say(f"{what}: {error}", error=True)
-
     def _save(self) -> None:
         self._say(f"Saved {len(self.features)} features in {self.save()}")
 
@@ -336,22 +290,17 @@ class FeatureGallery(Freezing):
             self._page = max(0, self._page + by) if by else 0
             self._lay_out()
 
-    def _freeze(self) -> None:
-        self._message.value = self.freeze_here(self._frozen_area)
-
     # from the worker to the screen
 
     def _lay_out(self) -> None:
         """Put the features of the page on cards."""
-        c = self.controls
-        wanted = sets.view(self.features, c.keep.value, c.sort.value)
-        size = c.page_size.value
+        wanted, size = self._kept(), self.controls.page_size.value
         self._page = max(0, min(self._page, (len(wanted) - 1) // size))
         first = self._page * size
         self._shown = wanted[first : first + size]
-        c.page(first, first + len(self._shown), len(wanted))
-        while len(self._cards) < len(self._shown):
-            self._cards.append(FeatureCard(self._act, self.panel is not None))
+        self.controls.page(first, first + len(self._shown), len(wanted))
+        for feature in self._shown[len(self._cards) :]:
+            self._cards.append(self._new_card(feature))
         for card, feature in zip(self._cards, self._shown, strict=False):
             card.bind(feature)
         cards = tuple(self._cards[: len(self._shown)])
@@ -359,29 +308,33 @@ class FeatureGallery(Freezing):
             self._grid.children = cards
         self._draw([*self._pinned(), *self._shown])
 
-    def _show(self, frame: Frame) -> None:
-        """Take a frame; called by the worker."""
-        with self._guard:
-            run = self._run
-            if frame.id != self._id or run is None:  # a newer run has been posted meanwhile
-                return
-            batch = run.batch
-            run.take(frame)
-            self._error = frame.error
-            if frame.error:
-                self._say(f"{frame.error} (what was there is kept)", error=True)
-            self._draw(batch, busy=not frame.done)
-            if not frame.done:
-                self._status.value = self._progress("generating", frame)
-                return
-            self._receipt.value = render.receipt(html.receipt([*self._pinned(), *self.features]))
-            if frame.error or frame.stopped or not self._wanted or not run.batch:
-                self._wanted = False
-                word = "failed" if frame.error else "done" if not run.batch else "stopped"
-                self._status.value = self._progress(word, None)
-                self._lay_out()  # the order may depend on what came
-            else:
-                self._post_batch()
+    def _new_card(self, feature: Feature) -> FeatureCard:
+        card = FeatureCard(feature, self.panel is not None)
+        card.on_change(card.name, self.rename)
+        card.on_change(card.star, self.star)
+        card.on_change(card.hide, self.hide)
+        card.add.on_click(lambda _button: self._try(lambda: self.to_panel(card.feature.rank), "not added: "))
+        return card
+
+    def _take(self, frame: Frame) -> None:
+        run = self._run
+        assert run is not None
+        batch = run.batch
+        run.take(frame)
+        if frame.error:
+            self._say(f"{frame.error} (what was there is kept)", error=True)
+        self._draw(batch, busy=not frame.done)
+        if not frame.done:
+            self._status.value = self._progress("generating", frame)
+            return
+        self._receipt.value = render.receipt(markup.receipt([*self._pinned(), *self.features]))
+        if frame.error or frame.stopped or not self._wanted or not run.batch:
+            self._wanted = False
+            word = "failed" if frame.error else "done" if not run.batch else "stopped"
+            self._status.value = self._progress(word, None)
+            self._lay_out()  # the order may depend on what came
+        else:
+            self._post_batch()
 
     def _progress(self, word: str, frame: Frame | None) -> str:
         run = self._run
@@ -390,7 +343,7 @@ class FeatureGallery(Freezing):
         left = run.left(frame, now) if word == "generating" else None
         if word != "generating":
             word = f"{word} in {now - run.started:.0f} s"
-        return html.progress(word, run.finished, run.total, run.share(frame), left)
+        return markup.progress(word, run.finished, run.total, run.share(frame), left)
 
     def _draw(self, what: Sequence[Feature], busy: bool = False) -> None:
         """Write the texts of those features that are on the screen."""
@@ -404,8 +357,5 @@ class FeatureGallery(Freezing):
                 continue
             now = run is None or f.result is None or f.key == run.key(f)
             waiting = _HINT if run is None else "…" if self._wanted else "not generated"
-            text = html.body(f, prompt, now=now, busy=busy, tooltips=not busy, min_lines=lines, waiting=waiting)
-            places[id(f)].value = text if f.rank else html.pinned(f, text)
-
-    def _say(self, text: str, *, error: bool = False) -> None:
-        self._message.value = message(text, error=error)
+            text = markup.body(f, prompt, now=now, busy=busy, tooltips=not busy, min_lines=lines, waiting=waiting)
+            places[id(f)].value = text if f.rank else markup.pinned(f, text)

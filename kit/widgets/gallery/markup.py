@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from kit.base.html import number
+from kit.base.html import LINE, SAFE, SANS, number
 from kit.steering import render
-from kit.widgets.gallery.features import Feature
+from kit.widgets.gallery.features import Feature, Result
 from kit.widgets.panel.arms import signed
 from kit.widgets.panel.controller import Request
 
-_LINE = "var(--jp-border-color2,rgba(128,128,128,.4))"
 _SOFT = "font-size:12px;opacity:.8;font-variant-numeric:tabular-nums"
 _SCORES = 4  # so many stand on a card; the table has them all
 
@@ -31,11 +30,6 @@ SHEET = """<style>
 </style>"""
 
 
-def scores(feature: Feature) -> str:
-    """``alpha 51.2 · change 80.1``"""
-    return " · ".join(f"{name} {value:.3g}" for name, value in list(feature.scores.items())[:_SCORES])
-
-
 def body(
     feature: Feature,
     prompt: str,
@@ -53,30 +47,24 @@ def body(
         now: whether the text was made under the present settings.
         busy, tooltips, min_lines, waiting: as for :func:`kit.steering.render.column`.
     """
-    r = feature.result
-    facts = [scores(feature)]
+    r = feature.result or Result(prompt, None, "", None)  # nothing yet
+    facts = [f"{name} {value:.3g}" for name, value in list(feature.scores.items())[:_SCORES]]
     if feature.vector is not None:
-        made = None if r is None else r.coefficient
-        facts.insert(0, f"coefficient {signed(feature.coefficient if made is None else made)}")
-    if r is not None and not now:
-        other = f": “{r.prompt}”" if r.prompt != prompt else ""
-        facts.append(f"earlier run{other}")
-    if r is not None and not r.complete and not busy:
+        made = feature.coefficient if r.coefficient is None else r.coefficient
+        facts.insert(0, f"coefficient {signed(made)}")
+    if not now:
+        facts.append("earlier run" if r.prompt == prompt else f"earlier run: “{r.prompt}”")
+    if not r.complete and not busy:
         facts.append("stopped")
-    row = None if r is None else r.row
-    if row is not None:
-        text = render.tokens(row, tooltips)
+    text = escape(r.text) if r.row is None else render.tokens(r.row, tooltips)
+    text = text or f'<span style="opacity:.7">{escape(waiting)}</span>'
+    if r.row is not None and r.row.tokens:
+        cost = render.dose_meter(r.row)
     else:
-        text = escape(r.text) if r is not None else ""
-    if not text:
-        text = f'<span style="opacity:.7">{escape(waiting)}</span>'
-    if row is not None and row.tokens:
-        cost = render.dose_meter(row)
-    else:
-        known = "" if r is None or r.kl is None else f"KL {number(r.kl)}"
+        known = "" if r.kl is None else f"KL {number(r.kl)}"
         height = 47 if min_lines else 0  # so that nothing jumps when the meter comes
         cost = f'<div style="{_SOFT};min-height:{height}px;margin-top:6px">{known}</div>'
-    line = " · ".join(fact for fact in facts if fact)
+    line = " · ".join(facts)
     return (
         f'<div style="{_SOFT};overflow-wrap:anywhere">{escape(line)}</div>'
         f'<div dir="auto" class="kit-text" aria-busy="{str(busy).lower()}" style="white-space:'
@@ -87,13 +75,10 @@ def body(
 
 def pinned(feature: Feature, text: str) -> str:
     """A control's card: its name above its body."""
-    hint = (
-        ""
-        if feature.vector is None
-        else (f'<span style="{_SOFT}"> same layer, norm and coefficient as the best feature</span>')
-    )
+    alike = f'<span style="{_SOFT}"> same layer, norm and coefficient as the best feature</span>'
+    hint = "" if feature.vector is None else alike
     return (
-        f'<div style="border:1px solid {_LINE};border-left:4px solid rgba(0,114,178,.9);'
+        f'<div style="border:1px solid {LINE};border-left:4px solid rgba({SAFE},.9);'
         f'border-radius:6px;padding:6px 10px 8px;height:100%;box-sizing:border-box"><b style="'
         f'font-size:14px">{escape(feature.name)}</b>{hint}{text}</div>'
     )
@@ -109,7 +94,7 @@ def progress(word: str, done: int, total: int, share: float, left: float | None)
     bar = (
         f'<div style="height:3px;border-radius:2px;background:rgba(128,128,128,.25);margin-top:2px"'
         f'><div style="height:3px;border-radius:2px;width:{min(1.0, share):.1%};'
-        f'background:rgba(0,114,178,.9)"></div></div>'
+        f'background:rgba({SAFE},.9)"></div></div>'
     )
     return (
         f'<div role="status" style="{_SOFT};white-space:nowrap;min-width:230px">{escape(" · ".join(parts))}{bar}</div>'
@@ -143,15 +128,12 @@ def receipt(shown: Sequence[Feature]) -> str:
     if not n:
         return "nothing steered yet"
     ends = sorted({f"{s:.2f}" for s in (min(sizes), max(sizes))}) if sizes else ["0"]
-    each = (
-        "each steered by its own vector alone"
-        if not mixed
-        else (f"but not by their own vector alone: {', '.join(mixed)}")
+    apart = (
+        f"but not by their own vector alone: {', '.join(mixed)}" if mixed else "each steered by its own vector alone"
     )
-    where = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, sorted(layers)))}"
     parts = [
-        f"{n} texts, {each}",
-        where,
+        f"{n} texts, {apart}",
+        f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, sorted(layers)))}",
         ", ".join(sorted(ops)),
         f"{', '.join(sorted(positions))} prompt positions",
         f"up to {decoded} decode steps",
@@ -185,8 +167,8 @@ def frozen(
     boxes = "".join(_box(f, prompt) for f in pinned), "".join(_box(f, prompt) for f in shown)
     grid = "display:grid;gap:10px;grid-template-columns:repeat(auto-fill,minmax(260px,1fr))"
     return (
-        f'<div style="font:13px/1.5 var(--jp-ui-font-family,system-ui,sans-serif);border:1px solid '
-        f'{_LINE};border-radius:8px;padding:12px 14px"><div style="display:flex;gap:10px;'
+        f'<div style="font:13px/1.5 {SANS};border:1px solid '
+        f'{LINE};border-radius:8px;padding:12px 14px"><div style="display:flex;gap:10px;'
         f'align-items:baseline;flex-wrap:wrap"><b style="font-size:15px">Feature gallery</b>'
         f'{render.badge(hooks)}</div><div dir="auto" style="white-space:pre-wrap;overflow-wrap:'
         f'anywhere;margin:6px 0 2px;font-size:14px">{escape(prompt)}</div>'
@@ -201,7 +183,7 @@ def _box(feature: Feature, prompt: str) -> str:
     r = feature.result
     rank = f"{feature.rank}. " if feature.rank else ""
     return (
-        f'<div style="border:1px solid {_LINE};border-radius:6px;padding:6px 10px 8px;'
+        f'<div style="border:1px solid {LINE};border-radius:6px;padding:6px 10px 8px;'
         f'box-sizing:border-box;min-width:0"><div style="font-size:14px;overflow-wrap:anywhere">'
         f"<b>{escape(rank + feature.name)}</b>{' ★' * feature.starred}"
         f"{' (hidden)' * feature.hidden}</div>"

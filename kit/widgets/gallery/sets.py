@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from kit.steering.rank_one import Factor
 from kit.steering.vectors import SteeringVector
 from kit.widgets.gallery.features import Feature, Result, calibrated
 from kit.widgets.panel import files
+from kit.widgets.panel.arms import identity
 
 _KEY = "gallery"  # of a saved vector's metadata
 
@@ -36,25 +38,22 @@ def save(all_of_them: Sequence[Feature], folder: str | Path) -> Path:
         raise ValueError("folder is empty: give the name of a folder for the set")
     if not all_of_them:
         raise ValueError("there is no feature to save: run the gallery, or show more of it, first")
-    for f in all_of_them:
-        if not isinstance(f.vector, SteeringVector | Factor):
-            raise TypeError(f"{f.name!r} is a {type(f.vector).__name__}: only vectors and factors are saved")
+    marked = [_marked(f) for f in sorted(all_of_them, key=lambda f: f.rank)]
     wanted = Path(str(folder).strip()).expanduser()
     wanted.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=wanted.parent, prefix=".saving-") as scratch:
         whole = Path(scratch) / "set"
         whole.mkdir()
-        for f in sorted(all_of_them, key=lambda f: f.rank):
-            files.save(_marked(f), whole)
-        target, n = wanted, 1
-        while target.exists():
-            n += 1
-            target = wanted.with_name(f"{wanted.name}-{n}")
+        for vector in marked:
+            files.save(vector, whole)
+        target = files.free(wanted.parent, wanted.name)
         os.rename(whole, target)
     return target
 
 
 def _marked(f: Feature) -> SteeringVector | Factor:
+    if not isinstance(f.vector, SteeringVector | Factor):
+        raise TypeError(f"{f.name!r} is a {type(f.vector).__name__}: only vectors and factors are saved")
     r = f.result
     text = None if r is None else {"prompt": r.prompt, "coefficient": r.coefficient, "text": r.text, "kl": r.kl}
     about = {
@@ -66,7 +65,6 @@ def _marked(f: Feature) -> SteeringVector | Factor:
         "scores": f.scores,
         "first_name": f.vector.name,
     }
-    assert isinstance(f.vector, SteeringVector | Factor)
     metadata = {**f.vector.metadata, _KEY: json.loads(json.dumps(about))}
     return replace(f.vector, name=f.name, metadata=metadata)
 
@@ -94,24 +92,21 @@ def _read(vector: SteeringVector | Factor, index: int) -> Feature:
     if not isinstance(marks, dict):
         return Feature(vector, index + 1, calibrated(vector))
     try:
-        name = vector.name
-        vector = replace(vector, name=str(marks["first_name"]), metadata=about)
         r = marks["result"]
-        result = (
-            None if r is None else Result(str(r["prompt"]), _number(r["coefficient"]), str(r["text"]), _number(r["kl"]))
-        )
         coefficient = float(marks["coefficient"])
-        if not abs(coefficient) < float("inf"):
+        if not math.isfinite(coefficient):
             raise ValueError(f"coefficient={coefficient}")
         return Feature(
-            vector,
+            replace(vector, name=str(marks["first_name"]), metadata=about),
             int(marks["rank"]),
             coefficient,
             {str(k): float(v) for k, v in marks["scores"].items()},
-            name,
+            vector.name,
             bool(marks["starred"]),
             bool(marks["hidden"]),
-            result,
+            None
+            if r is None
+            else Result(str(r["prompt"]), _number(r["coefficient"]), str(r["text"]), _number(r["kl"])),
         )
     except (ValueError, *JUNK) as error:
         raise ValueError(f"{vector.name!r} has marks of a gallery that are damaged: {error}") from error
@@ -124,14 +119,15 @@ def _number(value: Any) -> float | None:
 def merge(ours: Sequence[Feature], read: Sequence[Feature]) -> tuple[list[Feature], int]:
     """Put a set that was read to what is there; returns all, and how many are new.
 
-    A vector that is there already (same layer, length and direction) or factor takes the name, the marks,
-    the coefficient and, if it has none, the scores and the text of the file. Nothing is dropped.
+    A vector or factor that is there already (:func:`kit.widgets.panel.arms.identity`) takes the
+    name, the marks, the coefficient and, if it has none, the scores and the text of the file.
+    Nothing is dropped.
     """
-    known = {_identity(f.vector): f for f in ours}
+    known = {identity(f.vector): f for f in ours}
     everything, last = list(ours), max((f.rank for f in ours), default=0)
     new = 0
     for f in read:
-        mine = known.get(_identity(f.vector))
+        mine = known.get(identity(f.vector))
         if mine is None:
             new += 1
             everything.append(replace(f, rank=last + new))
@@ -141,12 +137,3 @@ def merge(ours: Sequence[Feature], read: Sequence[Feature]) -> tuple[list[Featur
         mine.scores = mine.scores or f.scores
         mine.result = mine.result or f.result
     return everything, new
-
-
-def _identity(vector: Any) -> Any:
-    if isinstance(vector, Factor):
-        rows = (vector.reads, vector.writes)
-        return vector.layers, round(vector.radius, 6), *(r.numpy().tobytes() for r in rows)
-    if not isinstance(vector, SteeringVector):
-        return id(vector)
-    return vector.layer, round(vector.norm, 6), vector.direction.numpy().tobytes()

@@ -10,22 +10,21 @@ import ipywidgets as w
 import torch
 from torch import Tensor
 
+from kit.base.html import SANS
 from kit.models.activations import residual_scale
 from kit.models.tokens import text_tokens
 from kit.sae import pages
 from kit.sae.ablation import ablated_text
 from kit.sae.compare import Neighbours
+from kit.sae.latents import Latents
 from kit.sae.steered_latent import Latent
+from kit.sae.store import FeatureStore
 from kit.widgets import frame
-from kit.widgets.frame import Careful
-from kit.widgets.gallery import to_panel
+from kit.widgets.frame import View
+from kit.widgets.panel.panel import SteeringPanel
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-    from kit.sae.latents import Latents
-    from kit.sae.store import FeatureStore
-    from kit.widgets.panel.panel import SteeringPanel
 
 
 _TEXT = "how strongly the text fires it"
@@ -34,7 +33,7 @@ _LIKE = "similarity to the given vector"
 _LISTED = 200  # latents in the list at once
 
 
-class FeatureBrowser(Careful):
+class FeatureBrowser(View):
     """A feature store on screen: ``FeatureBrowser(store, model)``.
 
     Attributes:
@@ -73,8 +72,9 @@ class FeatureBrowser(Careful):
         rows = store.dictionary.rows
         if like is not None and like.shape != rows.shape[1:]:
             raise ValueError(f"like has shape {list(like.shape)}: give [{rows.shape[1]}]")
+        super().__init__()
         self.store, self._lm, self.panel, self._coefficient = store, model, panel, coefficient
-        self.latent, self._quiet, self._more = 0, True, more
+        self.latent, self._more = 0, more
         self.near = Neighbours(store.dictionary, model, others)
         self._made: dict[int, Any] = {}  # what went to the panel, so that it is known there again
         self._keys: dict[str, Tensor] = {
@@ -89,61 +89,35 @@ class FeatureBrowser(Careful):
             if values.shape != (len(store),):
                 raise ValueError(f"figures[{name!r}] has shape {list(values.shape)}: give [{len(store)}]")
             self._keys[name] = values.float().nan_to_num(-torch.inf)
-        wide = {"description_width": "initial"}
-        self.sort = w.Dropdown(
-            options=list(self._keys), description="sort by", style=wide, layout=w.Layout(width="290px")
-        )
-        self.number = w.BoundedIntText(
-            0, min=0, max=len(store) - 1, description="latent", style=wide, layout=w.Layout(width="130px")
-        )
-        self.text = w.Textarea(
-            placeholder="Try your own text: which latents fire on it?",
-            rows=2,
-            continuous_update=False,
-            layout=w.Layout(flex="1 1 auto", width="auto", height="56px"),
-        )
-        self.read = w.Button(
-            description="Read", tooltip="which latents fire on this text", layout=w.Layout(width="70px")
-        )
-        self.ablate = w.Button(
-            description="Ablated text",
-            layout=w.Layout(width="110px"),
-            tooltip="which earlier words the latent needs, on your text or on its strongest example",
-        )
-        self.steer = w.Button(
-            description="Steer with it",
-            layout=w.Layout(width="110px"),
-            disabled=panel is None,
-            tooltip="put the latent on the steering panel",
-        )
-        self.freeze_button = w.Button(
-            description="Freeze", layout=w.Layout(width="80px"), tooltip="keep this page as plain HTML in the notebook"
-        )
+        self.sort = frame.small(w.Dropdown, "sort by", "290px", options=list(self._keys))
+        self.number = frame.small(w.BoundedIntText, "latent", "130px", value=0, min=0, max=len(store) - 1)
+        self.text = frame.writing("", "Try your own text: which latents fire on it?")
+        self.read = frame.button("Read", "70px", "which latents fire on this text")
+        needs = "which earlier words the latent needs, on your text or on its strongest example"
+        self.ablate = frame.button("Ablated text", "110px", needs)
+        self.steer = frame.button("Steer with it", "110px", "put the latent on the steering panel")
+        self.steer.disabled = panel is None
+        self.freeze_button = frame.freezer("this page")
         self.list = w.Select(rows=22, tooltip="latents", layout=w.Layout(width="260px"))
-        self._page, self._message, self._area = w.HTML(), frame.message(), w.HTML()
-        super().__init__()
-        bar = w.Layout(grid_gap="8px", flex_flow="row wrap", align_items="center", width="100%")
-        self._page.layout = w.Layout(flex="1 1 480px", min_width="320px")
-        self.children = (
-            frame.frame("Feature browser"),
-            w.HTML(
-                f'<b style="font-size:15px">Features of {escape(store.dictionary.name)}</b>'
-                f'<span style="opacity:.75">&ensp;{len(store):,} latents, '
-                f"{store.n_tokens:,} tokens</span>"
+        self._page = w.HTML(layout=w.Layout(flex="1 1 480px", min_width="320px"))
+        self._arrange(
+            "Feature browser",
+            frame.heading(
+                f"Features of {escape(store.dictionary.name)}", f"{len(store):,} latents, {store.n_tokens:,} tokens"
             ),
             w.HBox([self.text, self.read], layout=w.Layout(grid_gap="8px", align_items="center")),
-            w.HBox([self.sort, self.number, self.ablate, self.steer, self.freeze_button], layout=bar),
+            frame.row(self.sort, self.number, self.ablate, self.steer, self.freeze_button, gap="8px"),
             self._message,
-            w.HBox(
-                [self.list, self._page],
-                layout=w.Layout(grid_gap="14px", flex_flow="row wrap", align_items="flex-start"),
-            ),
-            self._area,
+            frame.row(self.list, self._page, gap="14px", align="flex-start"),
+            freeze=self.freeze_button,
+            classes=["kit-browser"],
         )
-        for name in ("kit-panel", "kit-browser"):
-            self.add_class(name)
-        self._connect()
-        self._quiet = False
+        for control in (self.list, self.number):
+            control.observe(lambda c: self._try(lambda: self.show(c["new"])), "value")
+        self.sort.observe(lambda c: self._try(lambda: self.sort_by(c["new"])), "value")
+        self.read.on_click(lambda _b: self._try(lambda: self.try_text(self.text.value)))
+        self.ablate.on_click(lambda _b: self._try(self.show_ablated))
+        self.steer.on_click(lambda _b: self._try(self.to_panel))
         self.sort_by("largest activation")
         self.show(self.listed[0])
 
@@ -156,15 +130,13 @@ class FeatureBrowser(Careful):
             ValueError: no such latent.
         """
         self.store.dictionary.check_latent(latent)
-        self._card = pages.page(
-            self.store, self._lm, latent, near=self.near, more="" if self._more is None else self._more(latent)
-        )
+        more = "" if self._more is None else self._more(latent)
+        self._card = pages.page(self.store, self._lm, latent, near=self.near, more=more)
         self.latent = latent
-        self._quiet = True
-        self.number.value = latent
-        if latent in self.listed:
-            self.list.value = latent
-        self._quiet = False
+        with self._silent():
+            self.number.value = latent
+            if latent in self.listed:
+                self.list.value = latent
         self._page.value = self._card
 
     def sort_by(self, key: str) -> None:
@@ -179,12 +151,12 @@ class FeatureBrowser(Careful):
         order = values.argsort(descending=True, stable=True)
         order = order[(self.store.density() > 0)[order]][:_LISTED]
         self.listed = order.tolist() or [0]
-        self._quiet = True
-        self.list.options = [(f"#{i}   {_short(float(values[i]), key)}", i) for i in self.listed]
-        if self.latent in self.listed:
-            self.list.value = self.latent
-        self.sort.value = key
-        self._quiet = False
+        form = ".3%" if key == "density" else ".3g"
+        with self._silent():
+            self.list.options = [(f"#{i}   {float(values[i]):{form}}", i) for i in self.listed]
+            if self.latent in self.listed:
+                self.list.value = self.latent
+            self.sort.value = key
 
     def try_text(self, text: str) -> None:
         """Sort by how strongly a text fires each latent, and open the one that it fires most.
@@ -196,10 +168,9 @@ class FeatureBrowser(Careful):
         """
         latents = self.store.read(self._lm, text)
         self._keys[_TEXT] = latents.amax(0) / self.store.maxima().clamp(min=1e-6)
-        self._quiet = True
-        self.text.value = text
-        self.sort.options = list(self._keys)
-        self._quiet = False
+        with self._silent():
+            self.text.value = text
+            self.sort.options = list(self._keys)
         self.sort_by(_TEXT)
         self.show(self.listed[0])
         self._show_text(latents)
@@ -237,30 +208,15 @@ class FeatureBrowser(Careful):
             vector = self._made.setdefault(self.latent, Latent(d, self.latent, top))
         else:  # one stream does not show it: its row is added, as long as it is at most
             coefficient *= top * vector.metadata["row_norm"] / residual_scale(self._lm, vector.layer)
-        name = to_panel.put(self.panel, vector, coefficient)
+        name = self.panel.put(vector, coefficient)
         self._say(f"{name} is on the panel at {coefficient:+.2g}.")
         return name
-
-    @property
-    def has_run(self) -> bool:
-        return bool(self._page.value)
 
     @property
     def frozen_html(self) -> str:
         return self._page.value
 
-    # from the controls
-
-    def _connect(self) -> None:
-        self.list.observe(lambda c: self._try(lambda: self.show(c["new"])), "value")
-        self.number.observe(lambda c: self._try(lambda: self.show(c["new"])), "value")
-        self.sort.observe(lambda c: self._try(lambda: self.sort_by(c["new"])), "value")
-        self.read.on_click(lambda _b: self._try(lambda: self.try_text(self.text.value)))
-        self.ablate.on_click(lambda _b: self._try(self.show_ablated))
-        self.steer.on_click(lambda _b: self._try(self.to_panel))
-        self.freeze_button.on_click(
-            lambda _b: self._try(lambda: setattr(self._message, "value", self.freeze_here(self._area)))
-        )
+    # to the screen
 
     def _show_text(self, latents: Tensor) -> None:
         ids = text_tokens(self._lm, self.text.value)[0].tolist()
@@ -269,11 +225,4 @@ class FeatureBrowser(Careful):
         self._extend(f'<b>#{self.latent} on your text</b><div style="white-space:pre-wrap">{shown}</div>')
 
     def _extend(self, html: str) -> None:
-        box = (
-            f'<div style="font:13px/1.55 var(--jp-ui-font-family,system-ui,sans-serif);padding:10px 14px">{html}</div>'
-        )
-        self._page.value = box + self._card
-
-
-def _short(value: float, key: str) -> str:
-    return f"{value:.3%}" if key == "density" else f"{value:.3g}"
+        self._page.value = f'<div style="font:13px/1.55 {SANS};padding:10px 14px">{html}</div>' + self._card

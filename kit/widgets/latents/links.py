@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING, Literal
 
 import ipywidgets as w
 
+from kit.base.html import INK, SAFE, SANS
 from kit.sae import pages
+from kit.sae.links import Links
+from kit.sae.store import FeatureStore
 from kit.widgets import frame
-from kit.widgets.frame import Careful
+from kit.widgets.frame import View
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from kit.sae.links import Links
-    from kit.sae.store import FeatureStore
-
 
 Side = Literal["source", "target"]
 _STEP, _WIDE = 34, 220  # pixels: from node to node, and of the edges between the columns
-_UP, _DOWN = "#0072B2", "#D55E00"
+_OTHER: dict[Side, Side] = {"source": "target", "target": "source"}
 
 
-class LinkBrowser(Careful):
+class LinkBrowser(View):
     """A latent, its strongest links, and its page; click at the other end of a link to go there.
 
     Attributes:
@@ -50,40 +50,28 @@ class LinkBrowser(Careful):
         first = links.top(1)
         if not len(first):
             raise ValueError("links has none that is not zero: read more text")
+        super().__init__()
         self.links, self._stores, self._lm, self._n = links, {"source": sources, "target": targets}, model, n
         self._words = pages.words(model)
-        self.number = w.BoundedIntText(
-            0,
-            min=0,
-            max=10**9,
-            description="latent",
-            style={"description_width": "initial"},
-            layout=w.Layout(width="140px"),
-        )
-        self.which = w.ToggleButtons(
-            options=[("source", "source"), ("target", "target")], style={"button_width": "90px"}
-        )
+        self.number = frame.small(w.BoundedIntText, "latent", "140px", value=0, min=0, max=10**9)
+        self.which = w.ToggleButtons(options=list(_OTHER), style={"button_width": "90px"})
         self.buttons = [w.Button(layout=w.Layout(width="210px", height="28px", margin="3px 0")) for _ in range(n)]
-        self._centre, self._edges = w.HTML(), w.HTML()
-        self._page, self._message = w.HTML(), frame.message()
+        self._centre, self._edges, self._page = w.HTML(), w.HTML(), w.HTML()
         self._graph = w.HBox(layout=w.Layout(align_items="center"))
-        super().__init__()
-        self.children = (
-            frame.frame("Links between dictionaries"),
-            w.HTML(
-                f'<b style="font-size:15px">Links from {escape(links.source.name)} to '
-                f'{escape(links.target.name)}</b><span style="opacity:.75">&ensp;{links.method}, '
-                f"{links.tokens:,} tokens; blue raises, vermillion lowers</span>"
+        self._arrange(
+            "Links between dictionaries",
+            frame.heading(
+                f"Links from {escape(links.source.name)} to {escape(links.target.name)}",
+                f"{links.method}, {links.tokens:,} tokens; blue raises, vermillion lowers",
             ),
             w.HBox([self.which, self.number], layout=w.Layout(grid_gap="10px", align_items="center")),
             self._message,
             self._graph,
             self._page,
+            classes=["kit-links"],
         )
-        for name in ("kit-panel", "kit-links"):
-            self.add_class(name)
         for i, button in enumerate(self.buttons):
-            button.on_click(lambda _b, i=i: self._try(lambda: self._walk(i)))
+            button.on_click(lambda _b, i=i: self._try(lambda: self.show(_OTHER[self.side], self.others[i][0])))
         self.number.observe(lambda c: self._try(lambda: self.show(self.side, c["new"])), "value")
         self.which.observe(lambda c: self._try(lambda: self._turn(c["new"])), "value")
         self.show("target", int(first["target"].iloc[0]))
@@ -98,12 +86,11 @@ class LinkBrowser(Careful):
             raise ValueError(f"side={side!r}: use 'source' or 'target'")
         self._stores[side].dictionary.check_latent(latent)
         table = self.links.top(self._n, **{side: latent}, least=1)  # type: ignore[arg-type]
-        other = "target" if side == "source" else "source"
+        other = _OTHER[side]
         self.side, self.latent = side, latent
         self.others = list(zip(table[other].tolist(), table["share"].tolist(), strict=True))
-        self._quiet = True
-        self.which.value, self.number.value = side, latent
-        self._quiet = False
+        with self._silent():
+            self.which.value, self.number.value = side, latent
         for i, button in enumerate(self.buttons):
             button.layout.display = None if i < len(self.others) else "none"
             if i < len(self.others):
@@ -111,32 +98,20 @@ class LinkBrowser(Careful):
                 button.tooltip = f"{self.others[i][1]:+.1%} of the target's activation; open its page"
         self._centre.value = f'<b style="padding:0 8px">{escape(self._label(side, latent))}</b>'
         self._edges.value = self._svg()
-        column = w.VBox(self.buttons)
-        ends = [column, self._edges, self._centre]
+        ends = [w.VBox(self.buttons), self._edges, self._centre]
         self._graph.children = ends if side == "target" else ends[::-1]
         self._page.value = pages.page(self._stores[side], self._lm, latent, n_top=6, n_interval=1)
 
     @property
-    def has_run(self) -> bool:
-        return bool(self._page.value)
-
-    @property
     def frozen_html(self) -> str:
-        other: Side = "target" if self.side == "source" else "source"
         column = "".join(
             f'<div style="height:{_STEP}px;line-height:{_STEP}px">'
-            f"{escape(self._label(other, i))} <span style='opacity:.7'>{share:+.1%}</span></div>"
+            f"{escape(self._label(_OTHER[self.side], i))} <span style='opacity:.7'>{share:+.1%}</span></div>"
             for i, share in self.others
         )
         ends = [f"<div>{column}</div>", f"<div>{self._svg()}</div>", f"<div>{self._centre.value}</div>"]
         row = "".join(ends if self.side == "target" else ends[::-1])
-        return (
-            '<div style="display:flex;align-items:center;font:13px var(--jp-ui-font-family,'
-            f'system-ui,sans-serif)">{row}</div>{self._page.value}'
-        )
-
-    def _walk(self, i: int) -> None:
-        self.show("target" if self.side == "source" else "source", self.others[i][0])
+        return f'<div style="display:flex;align-items:center;font:13px {SANS}">{row}</div>{self._page.value}'
 
     def _turn(self, side: Side) -> None:
         """To the strongest link's other end, or, where there is none, to the first latent there."""
@@ -149,7 +124,7 @@ class LinkBrowser(Careful):
         return f"#{latent}  {said}"
 
     def _svg(self) -> str:
-        """The edges, from the column of nodes to the one that is open; wide where they are strong."""
+        """The edges, from the column of nodes to the open one; wide where they are strong."""
         n = len(self.others)
         high = max(_STEP * n, _STEP)
         full = max((abs(share) for _, share in self.others), default=1.0)
@@ -159,7 +134,7 @@ class LinkBrowser(Careful):
             a, b = x if self.side == "target" else x[::-1]
             lines.append(
                 f'<path d="M{a} {y:.0f} C{_WIDE / 2} {y:.0f} {_WIDE / 2} {high / 2:.0f} {b} {high / 2:.0f}" '
-                f'fill="none" stroke="{_UP if share > 0 else _DOWN}" '
+                f'fill="none" stroke="rgb({SAFE if share > 0 else INK})" '
                 f'stroke-width="{1 + 7 * abs(share) / full:.1f}" stroke-opacity=".65">'
                 f"<title>{share:+.1%}</title></path>"
             )

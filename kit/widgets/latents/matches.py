@@ -10,19 +10,18 @@ import torch
 
 from kit.sae import pages
 from kit.sae.compare import mcs
+from kit.sae.store import FeatureStore
 from kit.widgets import frame
-from kit.widgets.frame import Careful
+from kit.widgets.frame import View
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-    from kit.sae.store import FeatureStore
 
 
 _LISTED = 400
 
 
-class MatchBrowser(Careful):
+class MatchBrowser(View):
     """Two stores side by side: pick a latent of the first, and see its match in the second.
 
     Attributes:
@@ -38,6 +37,7 @@ class MatchBrowser(Careful):
         """
         a.dictionary.check(model)
         b.dictionary.check(model)
+        super().__init__()
         self.a, self.b, self._lm = a, b, model
         self.match = mcs(a.dictionary, b.dictionary)
         self.latent, self.listed = 0, list[int]()
@@ -45,28 +45,20 @@ class MatchBrowser(Careful):
         self._order = [i for i in self.match.cosine.argsort(descending=True).tolist() if fires[i]]
         self.order = w.ToggleButtons(options=["nearest", "farthest", "most frequent"], style={"button_width": "130px"})
         self.list = w.Select(rows=8, tooltip="latents", layout=w.Layout(width="260px"))
-        self._bars = w.HTML(self._histogram())
-        self._left, self._right = w.HTML(), w.HTML()
-        self._message = frame.message()
-        for side in (self._left, self._right):
-            side.layout = w.Layout(flex="1 1 0", min_width="0")  # side by side at any width
-        super().__init__()
-        self.children = (
-            frame.frame("Matches between dictionaries"),
-            w.HTML(
-                f'<b style="font-size:15px">{escape(a.dictionary.name)} and its matches in '
-                f'{escape(b.dictionary.name)}</b><span style="opacity:.75">&ensp;mean of the '
-                f"maximal cosines {self.match.mean:.3f}</span>"
+        # side by side at any width
+        self._left, self._right = (w.HTML(layout=w.Layout(flex="1 1 0", min_width="0")) for _ in range(2))
+        self._arrange(
+            "Matches between dictionaries",
+            frame.heading(
+                f"{escape(a.dictionary.name)} and its matches in {escape(b.dictionary.name)}",
+                f"mean of the maximal cosines {self.match.mean:.3f}",
             ),
             self.order,
-            w.HBox(
-                [self.list, self._bars], layout=w.Layout(grid_gap="24px", flex_flow="row wrap", align_items="center")
-            ),
+            frame.row(self.list, w.HTML(self._histogram()), gap="24px"),
             self._message,
             w.HBox([self._left, self._right], layout=w.Layout(grid_gap="14px", align_items="flex-start")),
+            classes=["kit-matches"],
         )
-        for name in ("kit-panel", "kit-matches"):
-            self.add_class(name)
         self.order.observe(lambda _c: self._try(self._sort), "value")
         self.list.observe(lambda c: self._try(lambda: self.show(c["new"])), "value")
         self._sort()
@@ -81,14 +73,9 @@ class MatchBrowser(Careful):
         self._left.value = pages.page(self.a, self._lm, latent, n_top=6, n_interval=1)
         self._right.value = pages.page(self.b, self._lm, int(self.match.nearest[latent]), n_top=6, n_interval=1)
         self.latent = latent
-        self._quiet = True
-        if latent in self.listed:
-            self.list.value = latent
-        self._quiet = False
-
-    @property
-    def has_run(self) -> bool:
-        return bool(self._left.value)
+        with self._silent():
+            if latent in self.listed:
+                self.list.value = latent
 
     @property
     def frozen_html(self) -> str:
@@ -113,9 +100,8 @@ class MatchBrowser(Careful):
         elif self.order.value == "most frequent":
             order = sorted(order, key=self.a.density().tolist().__getitem__, reverse=True)
         self.listed = order[:_LISTED] or [0]
-        self._quiet = True
-        self.list.options = [
-            (f"#{i} → #{int(self.match.nearest[i])}   {float(self.match.cosine[i]):+.3f}", i) for i in self.listed
-        ]
-        self.list.value = self.latent if self.latent in self.listed else None
-        self._quiet = False
+        with self._silent():
+            self.list.options = [
+                (f"#{i} → #{int(self.match.nearest[i])}   {float(self.match.cosine[i]):+.3f}", i) for i in self.listed
+            ]
+            self.list.value = self.latent if self.latent in self.listed else None

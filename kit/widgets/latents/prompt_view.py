@@ -10,20 +10,19 @@ import ipywidgets as w
 from kit.sae import pages
 from kit.sae.compare import Neighbours
 from kit.sae.prompt import RANKINGS, Reading, read_prompt
+from kit.sae.store import FeatureStore
 from kit.widgets import frame
-from kit.widgets.frame import Careful
+from kit.widgets.frame import View
+from kit.widgets.latents.browser import FeatureBrowser
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-    from kit.sae.store import FeatureStore
-    from kit.widgets.latents.browser import FeatureBrowser
 
 
 _ALL = "all tokens"
 
 
-class PromptView(Careful):
+class PromptView(View):
     """``PromptView(store, model, "The capital of France is", answers=(" Paris", " Rome"))``.
 
     Latents are ranked token by token: by activation, by quantile (how unusual this activation is
@@ -54,20 +53,13 @@ class PromptView(Careful):
             ValueError: as :func:`kit.sae.read_prompt`.
         """
         store.dictionary.check(model)
+        super().__init__()
         self.store, self._lm, self.browser, self._near = store, model, browser, near
+        self._words = pages.words(model)
         self.reading: Reading | None = None
         self.latent: int | None = None
-        auto = w.Layout(flex="1 1 auto", width="auto")
-        self.text = w.Textarea(
-            text,
-            placeholder="Your text",
-            rows=2,
-            continuous_update=False,
-            layout=w.Layout(flex="1 1 auto", width="auto", height="56px"),
-        )
-        self.read = w.Button(
-            description="Read", layout=w.Layout(width="70px"), tooltip="which latents fire on this text"
-        )
+        self.text = frame.writing(text, "Your text")
+        self.read = frame.button("Read", "70px", "which latents fire on this text")
         self.by = w.ToggleButtons(
             options=list(RANKINGS),
             style={"button_width": "96px"},
@@ -78,45 +70,30 @@ class PromptView(Careful):
             ],
         )
         first, second = answers or ("", "")
+        auto = w.Layout(flex="1 1 auto", width="auto")
         self.first = w.Text(first, placeholder="answer", layout=auto, continuous_update=False)
         self.second = w.Text(second, placeholder="against", layout=auto, continuous_update=False)
         self.token = w.Dropdown(options=[(_ALL, None)], tooltip="tokens", layout=w.Layout(width="220px"))
         self.list = w.Select(rows=14, tooltip="latents", layout=w.Layout(width="300px"))
-        self._table, self._page, self._area = w.HTML(), w.HTML(), w.HTML()
-        self._message = frame.message()
-        self.freeze_button = w.Button(
-            description="Freeze", layout=w.Layout(width="80px"), tooltip="keep this as plain HTML in the notebook"
-        )
-        super().__init__()
-        bar = w.Layout(grid_gap="8px", flex_flow="row wrap", align_items="center", width="100%")
-        self._table.layout = w.Layout(flex="1 1 480px", min_width="320px")
-        self.children = (
-            frame.frame("Latents on a text"),
-            w.HTML(
-                '<b style="font-size:15px">Latents on a text</b><span style="opacity:.75">&ensp;'
-                f"{escape(store.dictionary.name)}</span>"
-            ),
+        self._table, self._page = w.HTML(layout=w.Layout(flex="1 1 480px", min_width="320px")), w.HTML()
+        self.freeze_button = frame.freezer("this")
+        self._arrange(
+            "Latents on a text",
+            frame.heading("Latents on a text", escape(store.dictionary.name)),
             w.HBox([self.text, self.read], layout=w.Layout(grid_gap="8px", align_items="center")),
-            w.HBox([self.by, w.HTML("answers"), self.first, self.second, self.freeze_button], layout=bar),
+            frame.row(self.by, w.HTML("answers"), self.first, self.second, self.freeze_button, gap="8px"),
             self._message,
-            w.HBox(
-                [w.VBox([self.token, self.list]), self._table],
-                layout=w.Layout(grid_gap="14px", flex_flow="row wrap", align_items="flex-start"),
-            ),
+            frame.row(w.VBox([self.token, self.list]), self._table, gap="14px", align="flex-start"),
             self._page,
-            self._area,
+            freeze=self.freeze_button,
+            classes=["kit-prompt"],
         )
-        for name in ("kit-panel", "kit-prompt"):
-            self.add_class(name)
         for control in (self.text, self.first, self.second):
             control.observe(lambda _c: self._try(self.run), "value")
         for control in (self.by, self.token):
             control.observe(lambda _c: self._try(self._draw), "value")
         self.list.observe(lambda c: self._try(lambda: self.show(c["new"])), "value")
         self.read.on_click(lambda _b: self._try(self.run))
-        self.freeze_button.on_click(
-            lambda _b: self._try(lambda: setattr(self._message, "value", self.freeze_here(self._area)))
-        )
         if text:
             self.run()
 
@@ -130,10 +107,9 @@ class PromptView(Careful):
             raise ValueError("text is empty: give one")
         pair = (self.first.value, self.second.value)
         self.reading = read_prompt(self.store, self._lm, self.text.value, answers=pair if all(pair) else None)
-        pieces = pages.words(self._lm)(self.reading.tokens.tolist())
-        self._quiet = True
-        self.token.options = [(_ALL, None), *((f"{i}  {p!r}", i) for i, p in enumerate(pieces))]
-        self._quiet = False
+        pieces = self._words(self.reading.tokens.tolist())
+        with self._silent():
+            self.token.options = [(_ALL, None), *((f"{i}  {p!r}", i) for i, p in enumerate(pieces))]
         self._draw()
 
     def show(self, latent: int) -> None:
@@ -164,12 +140,11 @@ class PromptView(Careful):
             return
         by: Any = self.by.value
         listed = self.reading.ranked(by, self.token.value, 40)
-        pieces = pages.words(self._lm)(self.reading.tokens.tolist())
-        self._quiet = True  # a new list would open a page by itself
-        self.list.options = [
-            (f"#{int(r.latent)}   {getattr(r, by):.3g}   on {pieces[int(r.position)]!r}", int(r.latent))
-            for r in listed.itertuples()
-        ]
-        self.list.value = None
-        self._quiet = False
-        self._table.value = pages.prompt(self.reading, pages.words(self._lm), by)
+        pieces = self._words(self.reading.tokens.tolist())
+        with self._silent():  # a new list would open a page by itself
+            self.list.options = [
+                (f"#{int(r.latent)}   {getattr(r, by):.3g}   on {pieces[int(r.position)]!r}", int(r.latent))
+                for r in listed.itertuples()
+            ]
+            self.list.value = None
+        self._table.value = pages.prompt(self.reading, self._words, by)

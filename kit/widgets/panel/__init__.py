@@ -1,1 +1,1 @@
-"""The steering panel: sliders on the left of it, a worker behind it, texts and receipts before it."""
+"""The steering panel: sliders to its left, a worker behind it, texts and receipts before it."""

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kit.steering import render
-from kit.steering.intervention import Intervention
-from kit.widgets.panel.controller import Arm, Frame, Request
+from kit.steering.intervention import Intervention, check_fits
+from kit.steering.rank_one import Factor
+from kit.steering.vectors import SteeringVector
+from kit.widgets.panel.controller import Arm
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 Setting = Sequence[tuple[Intervention, float]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Vectors of a run, its arms, and a subtitle for each of them."""
+    """Vectors of a run, and its arms."""
 
     vectors: tuple[Intervention, ...]
     arms: tuple[Arm, ...]
-    subtitles: tuple[str, ...]
 
 
 def side_by_side(
@@ -35,21 +38,22 @@ def side_by_side(
     """
     numbers = tuple(c for _, c in setting)
     off: tuple[None, ...] = (None,) * len(controls)
-    arms = [(Arm("Unsteered"), "")]
+    arms = [Arm("Unsteered")]
     if setting:
-        arms.append((Arm("Steered", numbers + off), describe(setting)))
+        arms.append(Arm("Steered", numbers + off, subtitle=describe(setting)))
         if negated:
             opposite = [(v, -c) for v, c in setting]
-            arms.append((Arm("Negated", tuple(-c for c in numbers) + off), describe(opposite)))
+            arms.append(Arm("Negated", tuple(-c for c in numbers) + off, subtitle=describe(opposite)))
         if controls:
-            arms.append((Arm("Random direction", (None,) * len(setting) + numbers), "same layer, norm and coefficient"))
+            pushed = (None,) * len(setting) + numbers
+            arms.append(Arm("Random direction", pushed, subtitle="same layer, norm and coefficient"))
     else:
-        arms.append((Arm("Steered"), "no vector is on"))
+        arms.append(Arm("Steered", subtitle="no vector is on"))
     if instruction and instruction.strip():
         words = instruction.strip()
-        arms.append((Arm("Words only", instruction=words), f"“{words}” before the prompt"))
+        arms.append(Arm("Words only", instruction=words, subtitle=f"“{words}” before the prompt"))
     vectors = (*(v for v, _ in setting), *controls)
-    return Plan(vectors if setting else (), *_columns(arms))
+    return Plan(vectors if setting else (), tuple(arms))
 
 
 def setting_ladder(setting: Setting, rungs: int) -> Plan:
@@ -63,21 +67,21 @@ def setting_ladder(setting: Setting, rungs: int) -> Plan:
     arms = []
     for m in multipliers(rungs):
         scaled = [(v, m * c) for v, c in setting]
-        arms.append((Arm(f"× {m:g}".replace("-", "−"), tuple(c for _, c in scaled)), describe(scaled)))
-    return Plan(tuple(v for v, _ in setting), *_columns(arms))
+        title = f"× {m:g}".replace("-", "−")
+        arms.append(Arm(title, tuple(c for _, c in scaled), subtitle=describe(scaled)))
+    return Plan(tuple(v for v, _ in setting), tuple(arms))
 
 
 def vector_ladder(setting: Setting, chosen: Intervention, ends: tuple[float, float], rungs: int) -> Plan:
     """One vector in equal steps over a range; the others stay as they are set."""
     others = [(v, c) for v, c in setting if v is not chosen]
+    note = f"with {describe(others)}" if others else ""
     low, high = ends
     arms = []
     for i in range(rungs):
         c = round(low + (high - low) * i / (rungs - 1), 3) + 0.0  # no "-0.00"
-        title = f"{chosen.name} {signed(c)}"
-        note = f"with {describe(others)}" if others else ""
-        arms.append((Arm(title, (c, *(c for _, c in others))), note))
-    return Plan((chosen, *(v for v, _ in others)), *_columns(arms))
+        arms.append(Arm(f"{chosen.name} {signed(c)}", (c, *(c for _, c in others)), subtitle=note))
+    return Plan((chosen, *(v for v, _ in others)), tuple(arms))
 
 
 def multipliers(rungs: int) -> list[float]:
@@ -121,7 +125,7 @@ def combination(setting: Setting) -> Any:
             f"{describe(parts)} act at several places: only vectors of one layer make one vector; "
             "choose one of them to save"
         )
-    total = parts[0][1] * parts[0][0]  # type: ignore[operator]
+    total: Any = parts[0][1] * parts[0][0]  # type: ignore[operator]
     for v, c in parts[1:]:
         total = total + c * v  # type: ignore[operator]
     if len(parts) == 1:
@@ -139,45 +143,25 @@ def unique(name: str, taken: Sequence[str]) -> str:
     return found
 
 
-def _columns(arms: Sequence[tuple[Arm, str]]) -> tuple[tuple[Arm, ...], tuple[str, ...]]:
-    return tuple(arm for arm, _ in arms), tuple(note for _, note in arms)
+def layers_of(model: TransformerBridge, vector: Intervention) -> list[int]:
+    """The blocks of a model where a vector acts.
+
+    Raises:
+        ValueError: no intervention, or one that does not fit this model.
+    """
+    if not hasattr(vector, "parts"):
+        raise ValueError(
+            f"vectors holds a {type(vector).__name__}: give interventions (a SteeringVector, say), and "
+            "their coefficients as coefficient(s)"
+        )
+    return sorted({part.layer for part in check_fits(model, vector)})
 
 
-def settings(model: str, request: Request) -> list[tuple[str, str]]:
-    """Name and value of whatever the texts of a run depend on."""
-    system = [("system", request.system)] if request.system else []
-    return [
-        ("model", model),
-        ("input", "chat" if request.chat else "raw text"),
-        *system,
-        ("positions", str(request.positions)),
-        ("op", request.op),
-        ("tokens", str(request.max_new_tokens)),
-        ("temperature", f"{request.temperature:g}"),
-        ("seed", str(request.seed)),
-    ]
-
-
-def frozen(model: str, frame: Frame, subtitles: Sequence[str], hooks: Sequence[str]) -> str:
-    """A frame as HTML that needs no kernel."""
-    titles = [arm.title for arm in frame.request.arms]
-    return render.frozen(
-        "Steering panel",
-        frame.request.prompt,
-        settings(model, frame.request),
-        list(zip(titles, subtitles, frame.rows, strict=False)),
-        frame.receipt,
-        hooks,
-    )
-
-
-def status(word: str, frame: Frame | None = None) -> str:
-    """``done · 40 tokens · 31/s · first after 0.12 s``"""
-    numbers = ""
-    if frame is not None and frame.steps:
-        first = "" if frame.first_token is None else f" · first after {frame.first_token:.2f} s"
-        numbers = f" · {frame.steps} tokens · {frame.tokens_per_second:.0f}/s{first}"
-    return (
-        f'<span role="status" style="font-size:12px;opacity:.8;font-variant-numeric:'
-        f'tabular-nums;white-space:nowrap">{word}{numbers}</span>'
-    )
+def identity(vector: Intervention) -> Any:
+    """What is the same for interventions that steer alike, whatever they are called."""
+    if isinstance(vector, SteeringVector):
+        return vector.layer, round(vector.norm, 6), vector.direction.numpy().tobytes()
+    if isinstance(vector, Factor):
+        rows = (vector.reads, vector.writes)
+        return vector.layers, round(vector.radius, 6), *(r.numpy().tobytes() for r in rows)
+    return id(vector)

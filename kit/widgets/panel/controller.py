@@ -14,6 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kit.models.positions import Positions
@@ -35,7 +36,7 @@ class Arm:
     """One text of a run.
 
     Attributes:
-        title: its heading.
+        title, subtitle: its heading.
         coefficients: one number (or None, off) for each vector; None is the unsteered model.
         instruction: words put before the prompt of the unsteered model, instead of steering.
     """
@@ -43,11 +44,17 @@ class Arm:
     title: str
     coefficients: tuple[float | None, ...] | None = None
     instruction: str | None = None
+    subtitle: str = ""
 
 
 @dataclass(frozen=True)
 class Request:
-    """Everything that a run depends on; arguments as in :func:`kit.stream`."""
+    """Everything that a run depends on; arguments as in :func:`kit.stream`.
+
+    Attributes:
+        chat: the prompt is a user's message, for a model with a chat template; else plain text.
+        system: a system message of the chat.
+    """
 
     prompt: str
     arms: tuple[Arm, ...]
@@ -209,14 +216,10 @@ class Controller:
                     self._thread = None
                     return
                 self._busy = True
-                run, self._next = self._next, None
-                self._running = run
-                job = self._jobs.popleft() if run is None else None
+                self._running, self._next = self._next, None
+                job = self._jobs.popleft() if self._running is None else partial(self._execute, self._running)
             try:
-                if run is not None:
-                    self._execute(run)
-                elif job is not None:
-                    job()
+                job()
             except Exception as error:
                 self.failure = error
 
@@ -235,7 +238,7 @@ class Controller:
                 if self.clock() - self._last_frame >= self.interval and not self._emit(frame):
                     run.stop.set()
         except Exception as error:
-            self._emit(replace(frame, done=True, error=_one_line(error)))
+            self._emit(replace(frame, done=True, error=one_line(error)))
             self.finished += 1
             return
         stopped = run.stop.is_set()
@@ -266,7 +269,8 @@ class Controller:
             copies = tuple(
                 replace(row, tokens=[*row.tokens], pieces=[*row.pieces], measures=[*row.measures]) for row in rows
             )
-            return Frame(run.id, request, copies, receipt, False, False, None, self.clock() - start, first, steps)
+            seconds = self.clock() - start
+            return Frame(run.id, request, copies, receipt, seconds=seconds, first_token=first, steps=steps)
 
         for group in [batch, *[[i] for i in worded]]:
             if not group or run.stop.is_set():
@@ -294,8 +298,8 @@ class Controller:
         text = request.prompt if words is None else f"{words}\n\n{request.prompt}"
         if not request.prompt.strip():
             raise ValueError("the prompt is empty: write one")
-        if request.chat and self.model.tokenizer.chat_template:
-            tokens = chat_tokens(self.model, text, request.system or None)
+        if request.chat:
+            tokens = chat_tokens(self.model, text, request.system)
         else:
             tokens = text_tokens(self.model, text)
         return generation.stream(
@@ -318,7 +322,8 @@ def _wording(request: Request, arm: Arm) -> Any:
     return replace(request, arms=(arm,), vectors=(), positions="all", op="add", measure=False)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An error as a line for a view."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

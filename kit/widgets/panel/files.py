@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
+from kit.steering.intervention import Intervention
 from kit.steering.rank_one import Factor
 from kit.steering.vectors import SteeringVector
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-def save(vector: SteeringVector | Factor, folder: str | Path = ".") -> Path:
+def save(vector: Intervention, folder: str | Path = ".") -> Path:
     """Write ``<name>.safetensors``, with a number when that file exists.
 
     Raises:
@@ -25,12 +26,16 @@ def save(vector: SteeringVector | Factor, folder: str | Path = ".") -> Path:
     if not isinstance(vector, SteeringVector | Factor):
         raise TypeError(f"{vector.name!r} is a {type(vector).__name__}: only vectors and factors are saved")
     stem = re.sub(r"[^\w.+@-]+", "-", vector.name)[:80].encode()[:120].decode(errors="ignore")
-    stem = stem.strip("-.") or "vector"
-    path, n = Path(folder) / f"{stem}.safetensors", 1
+    return vector.save(free(Path(folder), stem.strip("-.") or "vector", ".safetensors"))
+
+
+def free(folder: Path, stem: str, ending: str = "") -> Path:
+    """A path that is not taken: ``stem`` and its ending, with a number from 2 on where need be."""
+    path, n = folder / f"{stem}{ending}", 1
     while path.exists():
         n += 1
-        path = Path(folder) / f"{stem}-{n}.safetensors"
-    return vector.save(path)
+        path = folder / f"{stem}-{n}{ending}"
+    return path
 
 
 def load(path: str, model: TransformerBridge) -> SteeringVector | Factor:

@@ -1,15 +1,10 @@
-"""The live panel: sliders on one side of a :class:`Controller`, streaming text on the other.
-
-A callback may run on a kernel's subshell thread while a cell runs; it reads the controls, posts a
-request and returns. The worker calls :meth:`SteeringPanel._show`, the only place that writes text.
-"""
+"""The live panel: sliders on one side of a :class:`Controller`, streaming text on the other."""
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
@@ -17,13 +12,14 @@ import ipywidgets as w
 from kit.base.html import message
 from kit.models.hook_points import hooks_left
 from kit.models.positions import Positions
-from kit.steering import render
+from kit.steering import render, sweep
+from kit.steering.dose import Dose
 from kit.steering.intervention import Intervention, Op
 from kit.steering.results import Receipt, Row
-from kit.widgets import frame as style
-from kit.widgets.panel import arms
-from kit.widgets.panel import arms as state
-from kit.widgets.panel.controller import Controller, Frame, Request
+from kit.widgets import frame
+from kit.widgets.frame import LiveView
+from kit.widgets.panel import arms, markup
+from kit.widgets.panel.controller import Frame, Request
 from kit.widgets.panel.controls import Controls
 from kit.widgets.panel.files import load, save
 from kit.widgets.panel.vector_row import VectorRow
@@ -35,14 +31,18 @@ if TYPE_CHECKING:
 _HINT = "Move a slider or press Generate."
 
 
-class SteeringPanel(w.VBox):
+class SteeringPanel(LiveView):
     """Steer a model by hand and watch: ``SteeringPanel(model, vectors, "How are you?")``.
 
     Attributes:
         rows, receipt: results of the latest run (:class:`kit.steering.results.Row`).
         frozen_html: the present state as HTML that needs no kernel.
         controls: every input widget, for notebooks that want to set or hide one.
+        vector_rows: a row of inputs for each vector.
+        frame: the last one that was drawn (:class:`kit.widgets.Frame`); None before the first.
     """
+
+    _called = "panel"
 
     def __init__(
         self,
@@ -68,75 +68,47 @@ class SteeringPanel(w.VBox):
             ValueError: a vector of another model, or as many coefficients as there are no vectors.
         """
         vectors = list(vectors) if isinstance(vectors, Sequence) else [vectors]
-        start = (
-            [coefficients] * len(vectors)
-            if isinstance(coefficients, int | float)
-            else (list(coefficients) if coefficients is not None else [0.0] * len(vectors))
-        )
+        coefficients = 0.0 if coefficients is None else coefficients
+        start = [coefficients] * len(vectors) if isinstance(coefficients, int | float) else list(coefficients)
         if len(start) != len(vectors):
             raise ValueError(f"{len(start)} coefficients for {len(vectors)} vectors")
-        self._lm = model
-        self._guard = threading.RLock()  # callbacks, cells and the worker all come here
-        self._plan = arms.Plan((), (), ())
-        self._frame: Frame | None = None
-        self._error: str | None = None
-        self._id, self._quiet = 0, True
-        self._outputs: list[Any] = []
+        super().__init__(model)
+        self.frame: Frame | None = None
+        self._plan = arms.Plan((), ())
         self._random: dict[Any, Intervention] = {}
-        self.controller = Controller(model, self._show)
-        self.controls = Controls(
-            prompt, chat and bool(model.tokenizer.chat_template), positions, op, max_new_tokens, temperature, seed
-        )
-        if not model.tokenizer.chat_template:
-            self.controls.chat.disabled = True
-        self._name = str(model.cfg.model_name or "model")
-        self._badge, self._status, self._message = w.HTML(), w.HTML(), style.message()
-        self._receipt = w.HTML(render.receipt(_HINT))
+        self.controls = c = Controls(prompt, chat and self._chats, positions, op, max_new_tokens, temperature, seed)
+        c.chat.disabled = not self._chats
+        self._badge, self._receipt.value = w.HTML(), render.receipt(_HINT)
         self._columns: list[w.HTML] = []
         self._grid = w.GridBox(layout=w.Layout(grid_gap="10px", margin="8px 0", width="100%"))
         self._vectors = w.VBox(layout=w.Layout(width="100%"))
-        self._frozen_area = w.HTML()
-        super().__init__()
-        self.children = self.controls.arrange(
-            style.frame("Steering panel"),
-            self._name,
-            self._badge,
-            self._status,
+        self._vectors.add_class("kit-bar")
+        self._arrange(
+            "Steering panel",
+            frame.head("Steering panel", escape(self._name), self._badge, self._status),
+            c.ask,
+            c.settings,
             self._vectors,
+            c.look,
             self._message,
             self._grid,
             self._receipt,
-            self._frozen_area,
+            w.HTML(f'<div style="font-size:12px;opacity:.75">{render.meter_legend()}</div>'),
+            c.files,
+            freeze=c.freeze,
         )
-        self.add_class("kit-panel")
         for vector, coefficient in zip(vectors, start, strict=True):
             self.add(vector, coefficient)
         self._refresh_badge()
         self._lay_out()
-        self._connect()
-        self._quiet = False
+        c.generate.on_click(lambda _button: self._post())
+        c.stop.on_click(lambda _button: self.stop())
+        c.save.on_click(lambda _button: self._try(self._save))
+        c.load.on_click(lambda _button: self._try(self._load, "nothing loaded: "))
+        for control in c.that_rerun():
+            control.observe(lambda _change: self._post_unless_quiet(), "value")
 
     # what a notebook calls
-
-    def run(self, wait: bool = True, timeout: float | None = None) -> None:
-        """Generate with the present settings; with ``wait`` return when the texts are there.
-
-        Raises:
-            RuntimeError: the run failed; the text says why.
-            TimeoutError: it is not done in ``timeout`` seconds (it goes on).
-        """
-        self._post()
-        if not wait:
-            return
-        try:
-            if not self.controller.wait(timeout):
-                raise TimeoutError(f"the panel has not finished within {timeout} seconds")
-        except KeyboardInterrupt:
-            self.controller.stop()
-            raise
-        failure = self._error or self.controller.failure
-        if failure:
-            raise RuntimeError(f"the panel's run failed: {failure}")
 
     def set(self, name: str, coefficient: float) -> None:
         """Move the slider of a vector, as a hand would."""
@@ -148,86 +120,75 @@ class SteeringPanel(w.VBox):
         Raises:
             ValueError: it does not fit this model.
         """
-        from kit.steering.generation import session_of
-
-        session_of(self._lm, [vector], [(0.0,)], "all", "add")  # refuses what does not fit
-        taken = [row.vector.name for row in self._vectors.children]
+        layers = arms.layers_of(self._lm, vector)
+        taken = [row.vector.name for row in self.vector_rows]
         if vector.name in taken:
             vector = replace(vector, name=arms.unique(vector.name, taken))  # type: ignore[type-var]
-        layers = sorted({part.layer for part in vector.parts(self._lm)})
-        row = VectorRow(
-            vector,
-            layers,
-            coefficient,
-            on_change=self._post_unless_quiet,
-            on_remove=self._remove,
-            on_calibrate=self._calibrate,
-        )
-        self._vectors.children = (*self._vectors.children, row)
+        row = VectorRow(vector, layers, coefficient)
+        row.on_change(self._post_unless_quiet)
+        row.remove.on_click(lambda _button: self._remove(row))
+        row.find.on_click(lambda _button: self._calibrate(row))
+        self._vectors.children = (*self.vector_rows, row)
         self._offer_names()
+
+    def put(self, vector: Intervention, coefficient: float) -> str:
+        """Put a vector on the panel at a coefficient, and run.
+
+        One that is there already, whatever its name, gets that coefficient.
+
+        Returns:
+            The name that it has on the panel.
+
+        Raises:
+            ValueError: it does not fit this model.
+        """
+        same = arms.identity(vector)
+        row = next((row for row in self.vector_rows if arms.identity(row.vector) == same), None)
+        if row is None:
+            self.add(vector, coefficient)
+            row = self.vector_rows[-1]
+        else:
+            row.on.value = True
+            row.set(coefficient)
+        self.run(wait=False)
+        return row.vector.name
+
+    def show_below_vectors(self, widget: w.Widget) -> None:
+        """Show one more widget, below the vectors (a gallery's field to drop ranks into, say)."""
+        at = self.children.index(self._vectors) + 1
+        self.children = (*self.children[:at], widget, *self.children[at:])
 
     def remove(self, name: str) -> None:
         """Take a vector off the panel."""
         self._remove(self._row(name))
 
-    def stop(self) -> None:
-        """End the run within one token."""
-        self.controller.stop()
-
-    def freeze(self) -> Any:
-        """The present state as HTML that stays in the saved notebook: end a cell with it."""
-        from IPython.display import HTML
-
-        return HTML(self.frozen_html)
-
-    def close(self) -> None:
-        """Stop, end the worker thread, and take the panel off the screen."""
-        if "controller" in vars(self):  # a constructor that raised is closed too
-            self.controller.close()
-        super().close()
+    @property
+    def vector_rows(self) -> tuple[VectorRow, ...]:
+        """The rows of the vectors, from top to bottom."""
+        return self._vectors.children
 
     @property
     def rows(self) -> list[Row]:
         """Rows of the last run; empty before the first."""
-        return list(self._frame.rows) if self._frame else []
+        return list(self.frame.rows) if self.frame else []
 
     @property
     def receipt(self) -> Receipt:
         """What the last run really steered; an empty receipt before the first."""
-        return self._frame.receipt if self._frame else Receipt()
+        return self.frame.receipt if self.frame else Receipt()
+
+    @property
+    def has_run(self) -> bool:
+        return self.frame is not None
 
     @property
     def frozen_html(self) -> str:
-        """The last run as HTML that needs no kernel."""
         with self._guard:
-            if self._frame is None:
+            if self.frame is None:
                 return message(f"This panel has not run yet. {_HINT}")
-            return state.frozen(self._name, self._frame, self._plan.subtitles, hooks_left(self._lm))
-
-    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        bundle = super()._repr_mimebundle_(**options) or {}
-        if self._frame is not None:  # for readers without a kernel
-            bundle["text/html"] = self.frozen_html
-        return bundle
-
-    def _ipython_display_(self) -> None:
-        from IPython.display import HTML, display
-
-        display(self._repr_mimebundle_(), raw=True)
-        # an output of the cell that Freeze can fill later: unlike a widget it is saved
-        self._outputs.append(display(HTML(""), display_id=True))
+            return markup.frozen(self._name, self.frame, hooks_left(self._lm))
 
     # from the controls to the worker
-
-    def _connect(self) -> None:
-        c = self.controls
-        c.generate.on_click(lambda _button: self._post())
-        c.stop.on_click(lambda _button: self.stop())
-        c.freeze.on_click(lambda _button: self._freeze())
-        c.save.on_click(lambda _button: self._save())
-        c.load.on_click(lambda _button: self._load())
-        for control in c.that_rerun():
-            control.observe(lambda _change: self._post_unless_quiet(), "value")
 
     def _post_unless_quiet(self) -> None:
         if not self._quiet:
@@ -245,13 +206,12 @@ class SteeringPanel(w.VBox):
             self._error = None
             self._lay_out()
             self._say("")
-            self._status.value = state.status("generating")
-            self._id = self.controller.post(
-                Request(arms=self._plan.arms, vectors=self._plan.vectors, **self.controls.values())
-            )
+            self._status.value = markup.status("generating")
+            plan = self._plan
+            self._id = self.controller.post(Request(arms=plan.arms, vectors=plan.vectors, **self.controls.values()))
 
     def _setting(self) -> list[tuple[Intervention, float]]:
-        return [(r.vector, r.coefficient) for r in self._vectors.children if r.on.value]
+        return [(r.vector, r.coefficient) for r in self.vector_rows if r.on.value]
 
     def _make_plan(self) -> arms.Plan:
         c, setting = self.controls, self._setting()
@@ -276,29 +236,26 @@ class SteeringPanel(w.VBox):
         return self._random[key]
 
     def _row(self, name: str) -> VectorRow:
-        for row in self._vectors.children:
+        for row in self.vector_rows:
             if row.vector.name == name:
                 return row
-        names = ", ".join(repr(r.vector.name) for r in self._vectors.children)
+        names = ", ".join(repr(row.vector.name) for row in self.vector_rows)
         raise ValueError(f"name={name!r}: this panel has {names or 'no vectors'}")
 
     def _remove(self, row: VectorRow) -> None:
-        self._vectors.children = tuple(r for r in self._vectors.children if r is not row)
+        self._vectors.children = tuple(r for r in self.vector_rows if r is not row)
         self._offer_names()
         self._post_unless_quiet()
 
     def _offer_names(self) -> None:
-        self._quiet, before = True, self._quiet
-        self.controls.offer([row.vector.name for row in self._vectors.children])
-        self._quiet = before
+        with self._silent():
+            self.controls.offer([row.vector.name for row in self.vector_rows])
 
     def _calibrate(self, row: VectorRow) -> None:
         def job() -> None:
-            from kit.steering.sweep import calibrate
-
             try:
-                found = calibrate(self._lm, row.vector, render.STRONG)  # type: ignore[arg-type]
-                row.set_range({"low": found.low, "high": found.high, "target_kl": found.target_kl})
+                found = sweep.calibrate(self._lm, row.vector, render.STRONG)
+                row.set_range(Dose(low=found.low, high=found.high, target=found.target_kl))
                 self._say("")
             except Exception as error:
                 self._say(f"no safe range for {row.vector.name}: {error}", error=True)
@@ -310,28 +267,14 @@ class SteeringPanel(w.VBox):
         self.controller.call(job)
 
     def _save(self) -> None:
-        try:
-            chosen = self.controls.save_what.value
-            vector = arms.combination(self._setting()) if not chosen else (self._row(chosen).vector)
-            self._say(f"Saved {vector.name} as {save(vector)}")
-        except (TypeError, ValueError, OSError) as error:
-            self._say(str(error), error=True)
+        chosen = self.controls.save_what.value
+        vector = self._row(chosen).vector if chosen else arms.combination(self._setting())
+        self._say(f"Saved {vector.name} as {save(vector)}")
 
     def _load(self) -> None:
-        try:
-            vector = load(self.controls.path.value, self._lm)
-            self.add(vector)
-            self._say(f"Loaded {vector.name} (layer {vector.layer})")
-        except Exception as error:
-            self._say(f"nothing loaded: {error}", error=True)
-
-    def _freeze(self) -> None:
-        self.last_frozen = self.frozen_html
-        if self._outputs and not os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):
-            self._outputs[-1].update(self.freeze())
-            self._say("Frozen below; it stays in the notebook when you save it.")
-        else:
-            self._frozen_area.value = self.last_frozen
+        vector = load(self.controls.path.value, self._lm)
+        self.add(vector)
+        self._say(f"Loaded {vector.name} ({self.vector_rows[-1].where})")
 
     # from the worker to the screen
 
@@ -356,35 +299,25 @@ class SteeringPanel(w.VBox):
         letters = {2: 62, 3: 40, 4: 29}.get(columns, 22)  # a line, in a notebook 1100 px wide
         return min(12, 1 + 4.6 * self.controls.tokens.value / letters)
 
-    def _show(self, frame: Frame) -> None:
-        """Draw a frame; called by the worker."""
-        with self._guard:
-            if frame.id != self._id:  # a newer request has been posted meanwhile
-                return
-            self._error = frame.error
-            if frame.error:
-                self._say(frame.error, error=True)
-            if frame.rows:
-                self._frame = frame
-                self._draw(frame)
-            if frame.done:
-                self._refresh_badge()
-                self._status.value = state.status(
-                    "stopped" if frame.stopped else "failed" if frame.error else "done", frame
-                )
+    def _take(self, frame: Frame) -> None:
+        if frame.error:
+            self._say(frame.error, error=True)
+        if frame.rows:
+            self.frame = frame
+            self._draw(frame)
+        if frame.done:
+            self._refresh_badge()
+            word = "stopped" if frame.stopped else "failed" if frame.error else "done"
+            self._status.value = markup.status(word, frame)
 
     def _draw(self, frame: Frame) -> None:
         lines = self._lines(len(frame.rows))
         waiting = "…" if not frame.done else "" if frame.stopped else "(ends at once)"
-        subtitles = self._plan.subtitles
-        for i, (arm, row) in enumerate(zip(frame.request.arms, frame.rows, strict=True)):
-            self._columns[i].value = render.column(
-                arm.title, subtitles[i], row, busy=not frame.done, tooltips=frame.done, min_lines=lines, waiting=waiting
+        for column, arm, row in zip(self._columns, frame.request.arms, frame.rows, strict=False):
+            column.value = render.column(
+                arm.title, arm.subtitle, row, busy=not frame.done, tooltips=frame.done, min_lines=lines, waiting=waiting
             )
         self._receipt.value = render.receipt(frame.receipt)
 
     def _refresh_badge(self) -> None:
         self._badge.value = render.badge(hooks_left(self._lm))
-
-    def _say(self, text: str, *, error: bool = False) -> None:
-        self._message.value = message(text, error=error)

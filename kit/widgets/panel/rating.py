@@ -1,12 +1,16 @@
-"""A blind test of texts: order, answers, summary and the CSV they live in. Knows no widget."""
+"""A blind test of texts: what one thinks of them, and what they were, in a CSV.
+
+:class:`Ratings` holds order, answers and summary and knows no widget; :class:`BlindRating` asks.
+"""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,11 +19,14 @@ import ipywidgets as w
 
 from kit.base.files import MOST_JSON, size_at_most, whole
 from kit.base.html import message, number
+from kit.models.positions import Positions
 from kit.steering import generation
 from kit.steering.generation import Generation
+from kit.steering.intervention import Op
 from kit.steering.results import label
 
 _FIELDS = ("item", "prompt", "text", "label", "steered", "score", "guess")
+_SCORES = (1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class Ratings:
         """
         if self.current is None:
             raise ValueError("every text is rated: make a new rating to go on")
-        if score not in (1, 2, 3, 4, 5):
+        if score not in _SCORES:
             raise ValueError(f"score={score!r}: give a whole number from 1 to 5")
         self.answers[self.current.id] = Answer(score, bool(guess))
         if self.path is not None:
@@ -101,24 +108,14 @@ class Ratings:
     def save(self, path: Path) -> None:
         """Write the CSV whole or not at all."""
         with whole(path) as part, part.open("w", newline="", encoding="utf-8") as out:
-            writer = csv.DictWriter(out, _FIELDS)
-            writer.writeheader()
-            for item in self.items:
-                if answer := self.answers.get(item.id):
-                    writer.writerow(
-                        {
-                            "item": item.id,
-                            "prompt": item.prompt,
-                            "text": item.text,
-                            "label": item.label,
-                            "steered": int(item.steered),
-                            "score": answer.score,
-                            "guess": int(answer.guess),
-                        }
-                    )
+            lines = csv.writer(out)
+            lines.writerow(_FIELDS)
+            for i in self.items:
+                if answer := self.answers.get(i.id):
+                    said = (int(i.steered), answer.score, int(answer.guess))
+                    lines.writerow((i.id, i.prompt, i.text, i.label, *said))
 
     def _resume(self, path: Path) -> None:
-        known = {item.id for item in self.items}
         size_at_most(path, MOST_JSON)
         try:
             with open(path, newline="", encoding="utf-8") as file:
@@ -126,9 +123,9 @@ class Ratings:
             found = {row["item"]: Answer(int(row["score"]), row["guess"] == "1") for row in rows}
         except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise ValueError(f"{path} is no CSV of ratings: {error!r:.200}") from error
-        if any(answer.score not in (1, 2, 3, 4, 5) for answer in found.values()):
+        if any(answer.score not in _SCORES for answer in found.values()):
             raise ValueError(f"{path} is no CSV of ratings: a score is outside 1 to 5")
-        if not set(found) <= known:
+        if not set(found) <= {item.id for item in self.items}:
             raise ValueError(f"{path} holds ratings of other texts; give another path")
         self.answers = found
 
@@ -153,35 +150,51 @@ class BlindRating(w.VBox):
         *,
         path: str | Path | None = "ratings.csv",
         seed: int = 0,
-        **options: Any,
+        positions: Positions = "all",
+        op: Op = "add",
+        max_new_tokens: int = 40,
+        temperature: float = 0.0,
     ) -> None:
         """Texts come from finished generations, or from a model that writes them now.
 
         Args:
             source: a :class:`kit.Generation`, several, or a model.
-            vectors, coefficients, options: for a model, as in :func:`kit.generate`.
             prompts: for a model: each is answered once for every coefficient.
             path: the CSV; rating goes on where it ends. None keeps nothing.
             seed: of the order.
 
+        The others are for a model, as in :func:`kit.generate`.
+
         Raises:
             ValueError: no text, or a CSV with ratings of other texts.
         """
-        if hasattr(source, "hook_dict"):
+        if isinstance(source, Iterable):
+            written = [("", one) for one in source]
+        elif isinstance(source, Generation):
+            written = [("", source)]
+        else:
             if isinstance(prompts, str) or not prompts:
                 raise ValueError(f"prompts={prompts!r}: give a list with at least one prompt")
-            written = [
-                (prompt, generation.generate(source, prompt, vectors, list(coefficients), **options))
-                for prompt in prompts
-            ]
-        else:
-            many = [source] if isinstance(source, Generation) else list(source)
-            written = [("", one) for one in many]
-        self.ratings = Ratings([i for prompt, g in written for i in items(prompt, g)], path, seed)
+            run = partial(
+                generation.generate,
+                source,
+                vectors=vectors,
+                coefficients=list(coefficients),
+                positions=positions,
+                op=op,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+            )
+            written = [(prompt, run(prompt=prompt)) for prompt in prompts]
+        items = [
+            # a coefficient of 0 counts as unsteered
+            Item(row.text, label(row.coefficients), any(row.coefficients or ()), prompt)
+            for prompt, one in written
+            for row in one.rows
+        ]
+        self.ratings = Ratings(items, path, seed)
         self._text = w.HTML()
-        self.score = w.ToggleButtons(
-            options=[1, 2, 3, 4, 5], value=3, description="how good?", style={"button_width": "44px"}
-        )
+        self.score = w.ToggleButtons(options=_SCORES, value=3, description="how good?", style={"button_width": "44px"})
         self.guess = w.ToggleButtons(
             options=[("not steered", False), ("steered", True)], description="I think", style={"button_width": "110px"}
         )
@@ -242,8 +255,3 @@ class BlindRating(w.VBox):
             f'<table style="margin-top:8px"><tr><th>coefficient</th><th>score</th><th>guess</th>'
             f'<th style="text-align:left">text</th></tr>{rows}</table></div>'
         )
-
-
-def items(prompt: str, written: Generation) -> list[Item]:
-    """A generation's rows as things to rate; a coefficient of 0 counts as unsteered."""
-    return [Item(row.text, label(row.coefficients), any(row.coefficients or ()), prompt) for row in written.rows]

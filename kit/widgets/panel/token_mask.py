@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import ipywidgets as w
 import torch
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+Option = TypeVar("Option")
 _LATER = 3  # generated tokens that are drawn after the prompt
 _POSITIONS: dict[str, Positions] = {
     "all": "all",
@@ -87,12 +88,12 @@ def reads(read: str | int | slice, length: int) -> torch.Tensor:
         return index == length - 1
     if read == "mean":  # all but the attention sink
         return index >= min(1, length - 1)
-    if read not in ("last", "mean") and isinstance(read, str):
+    if isinstance(read, str):
         raise ValueError(f"read={read!r}: use 'last', 'mean', an int or a slice")
     return select(read, index, length)
 
 
-def _with(known: dict[str, object], value: object) -> tuple[dict[str, object], str]:
+def _with(known: dict[str, Option], value: Option) -> tuple[dict[str, Option], str]:
     """The menu, with the given value in it, and the entry that is the value."""
     for name, option in known.items():
         if type(option) is type(value) and not isinstance(value, torch.Tensor) and option == value:

@@ -9,6 +9,8 @@ from typing import Any
 
 import ipywidgets as w
 
+from kit.base.html import SAFE
+from kit.steering.dose import Dose
 from kit.steering.intervention import Intervention
 from kit.steering.render import STRONG
 from kit.widgets import frame
@@ -16,30 +18,27 @@ from kit.widgets.panel.arms import signed
 
 
 class VectorRow(w.HBox):
-    """Checkbox, name and layer, slider in residual-scale units, "Find safe range", remove."""
+    """Checkbox, name and layer, slider in residual-scale units, "Find safe range", remove.
 
-    def __init__(
-        self,
-        vector: Intervention,
-        layers: list[int],
-        coefficient: float,
-        *,
-        on_change: Callable[[], None],
-        on_remove: Callable[[VectorRow], None],
-        on_calibrate: Callable[[VectorRow], None],
-    ) -> None:
-        """Args: ``layers`` where the vector acts; the callbacks get this row."""
-        self.vector, self.layers = vector, layers
+    Attributes:
+        on, slider, find, remove: its inputs; see also :meth:`on_change`.
+        where: the layer where the vector acts, or how many they are.
+        safe: the range that is shaded; None before one is known.
+    """
+
+    def __init__(self, vector: Intervention, layers: list[int], coefficient: float) -> None:
+        """Args: ``layers`` where the vector acts."""
+        self.vector = vector
+        self.where = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
         self.safe: tuple[float, float] | None = None
         self._exact = self._known = 0.0
         self.on = w.Checkbox(
             True, indent=False, tooltip=f"{vector.name} on or off", layout=w.Layout(width="22px", flex="0 0 auto")
         )
-        where = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
         title = w.HTML(
             f'<div title="{escape(vector.name)}" style="white-space:nowrap;overflow:hidden;'
             f'text-overflow:ellipsis;font-size:14px"><b>{escape(vector.name)}</b> '
-            f'<span style="opacity:.75;font-size:12px">{where}</span></div>',
+            f'<span style="opacity:.75;font-size:12px">{self.where}</span></div>',
             layout=w.Layout(width="190px", min_width="104px", flex="0 1 190px"),
         )
         self.slider = w.FloatSlider(
@@ -51,32 +50,36 @@ class VectorRow(w.HBox):
             tooltip=f"coefficient of {vector.name}",
             layout=w.Layout(flex="1 1 240px", min_width="150px"),
         )
-        self.slider.add_class("kit-slider")
         self._mark = f"kit-slider-{self.slider.model_id}"
-        self.slider.add_class(self._mark)
+        for name in ("kit-slider", self._mark):
+            self.slider.add_class(name)
         self._shade = w.HTML(layout=w.Layout(width="0", flex="0 0 0", margin="0"))
         self._range = w.HTML(layout=w.Layout(width="144px", flex="0 0 144px", margin="2px"))
-        self.find = w.Button(
-            description="Find safe range",
-            layout=w.Layout(width="144px", flex="0 0 144px"),
-            tooltip=f"measure which coefficients cost {STRONG} nats a token",
-        )
-        self.remove = w.Button(
-            description="×", tooltip=f"remove {vector.name}", layout=w.Layout(width="30px", flex="0 0 30px")
-        )
+        self.find = frame.button("Find safe range", "144px", f"measure which coefficients cost {STRONG} nats a token")
+        self.remove = frame.button("×", "30px", f"remove {vector.name}")
         self.remove.add_class("kit-icon")
         super().__init__(
             [self.on, title, self.slider, self._shade, self._range, self.find, self.remove],
             layout=w.Layout(align_items="center", width="100%"),
         )
-        found = getattr(vector, "metadata", {}).get("calibration")
-        self.set_range(found) if usable(found) else self._no_range()
+        dose = Dose.of(vector)
+        if dose.has_range:
+            self.set_range(dose)
+        else:
+            self._range.layout.display = "none"
         self.set(coefficient)
         self._known = self.coefficient
-        self.slider.observe(lambda _change: self._moved(on_change), "value")
-        self.on.observe(lambda _change: on_change(), "value")
-        self.remove.on_click(lambda _button: on_remove(self))
-        self.find.on_click(lambda _button: on_calibrate(self))
+
+    def on_change(self, act: Callable[[], None]) -> None:
+        """Call ``act`` whenever the coefficient changes, or the vector is switched on or off."""
+
+        def moved(_change: Any) -> None:
+            if self.coefficient != self._known:
+                self._known = self._exact = self.coefficient
+                act()
+
+        self.slider.observe(moved, "value")
+        self.on.observe(lambda _change: act(), "value")
 
     @property
     def coefficient(self) -> float:
@@ -87,11 +90,6 @@ class VectorRow(w.HBox):
         value = self.slider.value
         near = abs(value - self._exact) < 0.6 * self.slider.step
         return self._exact if near else round(value, 6)
-
-    def _moved(self, on_change: Callable[[], None]) -> None:
-        if self.coefficient != self._known:
-            self._known = self._exact = self.coefficient
-            on_change()
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -111,13 +109,13 @@ class VectorRow(w.HBox):
         self._exact = float(coefficient)
         self.slider.value = coefficient
 
-    def set_range(self, calibration: Any) -> None:
-        """Shade the range that a calibration found, and fit the slider around it."""
-        low, high = float(calibration["low"]), float(calibration["high"])
+    def set_range(self, dose: Dose) -> None:
+        """Shade the range that was found, and fit the slider around it."""
+        low, high = dose.low or 0.0, dose.high or 0.0
         self.safe = (low, high)
         half = math.ceil(10 * max(2 * abs(low), 2 * abs(high), 0.2)) / 10
         self._resize(max(half, abs(self.slider.value)))
-        text, why = range_label(calibration)
+        text, why = range_label(dose)
         self._range.value = (
             f'<div style="font-size:12px;opacity:.85;white-space:nowrap" title="{escape(why)}">{text}</div>'
         )
@@ -128,36 +126,38 @@ class VectorRow(w.HBox):
             self.slider.min, self.slider.max = -half, half
             self.slider.step = 0.01 if half <= 10 else half / 1000
         if self.safe:
-            self._shade.value = frame.safe_range(self._mark, *self.safe, self.ends)
-
-    def _no_range(self) -> None:
-        self._range.layout.display = "none"
+            self._shade.value = _shaded(self._mark, self.safe, self.ends)
 
 
-def range_label(calibration: Any) -> tuple[str, str]:
+def _shaded(name: str, safe: tuple[float, float], ends: tuple[float, float]) -> str:
+    """A style sheet that shades a range on the track of the slider of class ``name``.
+
+    A band of the track's own box, so that it stays aligned however wide the slider is.
+    """
+    start, end = ends
+    left = max(0.0, (safe[0] - start) / (end - start))
+    right = max(0.0, (end - safe[1]) / (end - start))
+    return (
+        f"<style>.kit-panel .{name} .noUi-base::before {{content:''; position:absolute; "
+        f"left:{left:.2%}; right:{right:.2%}; top:-7px; height:18px; border-radius:3px; "
+        f"background:rgba({SAFE},.26); border:solid rgba({SAFE},.75); "
+        "border-width:0 2px; box-sizing:border-box; pointer-events:none}</style>"
+    )
+
+
+def range_label(dose: Dose) -> tuple[str, str]:
     """What a range is called on screen, and why: a bound on cost, or the radius of training.
 
-    ``kind="radius"`` (:func:`kit.search.features.vector`) says nothing about cost. Its ``ratio`` is the
-    non-linear over the linear part of the change there (default 0.5); None: never calibrated.
+    A radius (:func:`kit.search.features.vector`) says nothing about cost.
     """
-    low, high = float(calibration["low"]), float(calibration["high"])
+    low, high = dose.low or 0.0, dose.high or 0.0
     ends = f"{signed(low)} to {signed(high)}"
-    if calibration.get("kind") != "radius":
-        target = calibration.get("target_kl", STRONG)
+    if dose.kind != "radius":
+        target = STRONG if dose.target is None else dose.target
         return f"safe {ends}", f"range in which the mean KL stays below {target:g} nats a token"
     if low == -high:
         ends = signed(high).replace("+", "±")
-    ratio = calibration.get("ratio", 0.5)
-    if ratio is None or not math.isfinite(ratio):
+    if dose.target is None:
         return f"radius {ends}", "the norm at which it was trained; nobody calibrated it"
-    part = "half" if abs(ratio - 0.5) < 0.05 else f"{ratio:.2g} times"
-    return (f"calibrated {ends}", f"the norm where the non-linear part of the change is {part} the linear part")
-
-
-def usable(calibration: Any) -> bool:
-    """Whether metadata holds a range with numbers in it."""
-    try:
-        low, high = float(calibration["low"]), float(calibration["high"])
-    except (TypeError, KeyError, ValueError):
-        return False
-    return math.isfinite(low) and math.isfinite(high) and low < high
+    part = "half" if abs(dose.target - 0.5) < 0.05 else f"{dose.target:.2g} times"
+    return f"calibrated {ends}", f"the norm where the non-linear part of the change is {part} the linear part"

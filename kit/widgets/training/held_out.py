@@ -109,8 +109,8 @@ class HeldOut:
         """
         self.read()
         site = dictionary.site
-        keep, x = self._keep[site].flatten(), self._x[site].flatten(0, 1)
-        latents = torch.cat([dictionary.encode(some) for some in x.split(1024)])
+        keep, x = self._keep[site].flatten(), self._x[site].flatten(0, 1)  # [rows * pos], [rows * pos, width]
+        latents = torch.cat([dictionary.encode(some) for some in x.split(1024)])  # [rows * pos, latents]
         latents[~keep] = 0
         density = (latents > 0).sum(0) / max(int(keep.sum()), 1)
         found = Look(dictionary.name, step, density, before, [])

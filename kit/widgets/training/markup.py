@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from kit.base.html import LINE, SAFE
 from kit.sae import pages
 from kit.sae.training import COEFFICIENTS, Report, Training
 from kit.widgets.training import charts
@@ -38,7 +39,7 @@ def status(training: Training, word: str, rate: float, note: str = "") -> str:
         f"{''.join(f'<span>{part}</span>' for part in parts)}</div>"
         f'<div style="height:4px;border-radius:2px;background:rgba(128,128,128,.3);margin:5px 0">'
         f'<div style="height:4px;border-radius:2px;width:{t.step / t.steps:.1%};'
-        f'background:rgb(0,114,178)"></div></div></div>'
+        f'background:rgb({SAFE})"></div></div></div>'
     )
 
 
@@ -87,7 +88,7 @@ def latent(look: Look, texts: pages.Words, tokens: int) -> str:
     full = look.examples[0].value if look.examples else 0.0
     shown = "".join(pages.example(e, texts, full) for e in look.examples)
     return (
-        f'<div style="{pages.FONT};border-top:1px solid {pages.LINE};margin-top:8px;'
+        f'<div style="{pages.FONT};border-top:1px solid {LINE};margin-top:8px;'
         f'padding-top:8px"><b>{escape(look.name)} on held-out text, step {look.step:,}</b>'
         f'<div style="display:flex;gap:10px 32px;flex-wrap:wrap;margin-top:4px"><div>'
         f'{charts.densities(look.density, tokens)}</div><div style="flex:1 1 360px">'

@@ -12,9 +12,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kit.sae.training import Report, Training
+from kit.widgets.panel.controller import one_line
 from kit.widgets.training.held_out import HeldOut, Look
 
 _SHARE = 0.08  # of the time that training takes, at most, goes into looking at it
@@ -179,7 +182,7 @@ class TrainingRun:
             self.served += t.source.served - served
             end, point = t.step == t.steps, t.step % tenth == 0
             if end or point or t.step % self.every == 0:
-                self._timed(lambda outputs=outputs: self.reports.append(t.report(outputs)))
+                self._timed(partial(self._report, outputs))
             if point and not end:
                 if self.folder is not None:
                     t.save(self.folder)
@@ -200,6 +203,9 @@ class TrainingRun:
             self._draw()  # the measures take a moment
             self._recover(list(t.trainers))
         self.renew()
+
+    def _report(self, outputs: Any) -> None:
+        self.reports.append(self.training.report(outputs))
 
     def _affordable(self, cost: float) -> bool:
         """Whether looking keeps to its share of the time."""
@@ -223,11 +229,6 @@ class TrainingRun:
         for name in names:
             found = self.held.recovered(self.training.dictionary(name))
             self.recovered[self.training.step, name] = found
-
-
-def one_line(error: Exception) -> str:
-    """An error as a line for a view."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @atexit.register

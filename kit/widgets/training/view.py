@@ -10,27 +10,28 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as w
 from torch import Tensor
 
+from kit.base.checks import check_counts
 from kit.base.html import message
 from kit.models.tokens import pack
 from kit.sae import pages
+from kit.sae.store import Example
 from kit.sae.training import COEFFICIENTS, Report, Training
 from kit.widgets import frame
-from kit.widgets.frame import Careful
-from kit.widgets.training import markup as html
+from kit.widgets.frame import View
+from kit.widgets.panel.controller import one_line
+from kit.widgets.training import markup
 from kit.widgets.training.held_out import HeldOut
-from kit.widgets.training.run import TrainingRun, one_line
+from kit.widgets.training.run import TrainingRun
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from kit.sae.store import Example
 
 
 _FIGURES = ("loss", "explained_variance", "l0", "dead")
 _HINT = "Press Start."
 
 
-class TrainingView(Careful):
+class TrainingView(View):
     """A :class:`kit.sae.Training` on screen: ``TrainingView(training, held_out_texts)``.
 
     Loss, explained variance and L0 are of the batch in training. CE loss recovered (of the chosen
@@ -74,14 +75,13 @@ class TrainingView(Careful):
         """
         if not isinstance(training, Training):
             raise ValueError(f"training={training!r:.60}: give a kit.sae.Training")
-        for name, n in (("every", every), ("rows", rows), ("ce_rows", ce_rows)):
-            if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
-                raise ValueError(f"{name}={n!r}: give a whole number from 1 on")
+        check_counts(every=1 if every is None else every, rows=rows, ce_rows=ce_rows)
         if not 0 <= refresh < math.inf:
             raise ValueError(f"refresh={refresh!r}: give seconds, from 0 on")
         tokens = _tokens(training, held_out)[:rows]
         if folder is not None and not training.step and (Path(folder) / "training.json").is_file():
             training.restore(folder)
+        super().__init__()
         self.training = training
         held = HeldOut(training.source.model, tokens, list(training.sites.values()), ce_rows=ce_rows)
         self._run = TrainingRun(
@@ -90,74 +90,47 @@ class TrainingView(Careful):
         trained_on = set(map(tuple, training.source.tokens.tolist()))
         self._both = sum(tuple(row) in trained_on for row in tokens.tolist())
         self._words = pages.words(training.source.model)
-        self._widgets()
-        self._draw()
-
-    def _widgets(self) -> None:
-        t, wide = self.training, {"description_width": "initial"}
-
-        def button(label: str, tip: str, **options: Any) -> w.Button:
-            return w.Button(description=label, tooltip=tip, layout=w.Layout(width="auto", flex="0 0 auto"), **options)
-
-        self.start = button("Start", "train in the background", button_style="primary")
-        self.stop_button = button("Stop", "after the step under way; Resume goes on from there")
-        self.choose = w.Dropdown(
-            options=list(t.trainers),
-            value=self.selected,
-            style=wide,
-            description="dictionary",
-            layout=w.Layout(width="auto"),
-        )
-        self.number = w.BoundedIntText(
-            0, min=0, max=self._latents() - 1, description="latent", style=wide, layout=w.Layout(width="120px")
-        )
-        self.next = button("Next lively", "the next latent that fires neither rarely nor always")
+        self.start = frame.button("Start", tip="train in the background", button_style="primary")
+        self.stop_button = frame.button("Stop", tip="after the step under way; Resume goes on from there")
+        names = list(training.trainers)
+        self.choose = frame.small(w.Dropdown, "dictionary", "auto", options=names, value=self.selected)
+        self.number = frame.small(w.BoundedIntText, "latent", "120px", value=0, min=0, max=self._latents() - 1)
+        self.next = frame.button("Next lively", tip="the next latent that fires neither rarely nor always")
         self.sparsity = self._sparsity_field()
-        self.freeze_button = button("Freeze", "keep this state as plain HTML in the notebook")
-        self._status, self._message, self._area = w.HTML(), frame.message(), w.HTML()
-        self._curves, self._latent_html = w.HTML(), w.HTML()
-        super().__init__()
-        bar = w.Layout(grid_gap="8px", flex_flow="row wrap", align_items="center", width="100%")
-        self.children = (
-            frame.frame("Training of dictionaries"),
+        self.freeze_button = frame.freezer(width="auto")
+        self._status, self._curves, self._latent_html = w.HTML(), w.HTML(), w.HTML()
+        for part in (self._status, self._curves, self._latent_html):
+            part.add_class("kit-grow")
+        chosen = (self.choose, self.number, self.next, self.sparsity)
+        self._arrange(
+            "Training of dictionaries",
             self._status,
-            w.HBox(
-                [self.start, self.stop_button, self.choose, self.number, self.next, self.sparsity, self.freeze_button],
-                layout=bar,
-            ),
+            frame.row(self.start, self.stop_button, *chosen, self.freeze_button, gap="8px"),
             self._message,
             self._curves,
             self._latent_html,
-            self._area,
+            freeze=self.freeze_button,
         )
-        for part in (self._status, self._curves, self._latent_html):
-            part.add_class("kit-grow")
-        self.add_class("kit-panel")
         self.start.on_click(lambda _b: self._try(self._start))
         self.stop_button.on_click(lambda _b: self.stop())
         self.choose.observe(lambda c: self._try(lambda: self.select(c["new"])), "value")
         self.number.observe(lambda c: self._try(lambda: self._chosen(c["new"])), "value")
         self.next.on_click(lambda _b: self._try(self.next_lively))
         self.sparsity.observe(lambda c: self._try(lambda: self._set_sparsity(c["new"])), "value")
-        self.freeze_button.on_click(
-            lambda _b: self._try(lambda: setattr(self._message, "value", self.freeze_here(self._area)))
-        )
+        self._draw()
 
     def _sparsity_field(self) -> Any:
         """k, or the coefficient of the sparsity term, under its own name."""
         t, kind = self.training, self.training.settings["architecture"]
-        layout, wide = w.Layout(width="170px"), {"description_width": "initial"}
         if kind in COEFFICIENTS:
             name = "L0 coefficient" if kind == "jumprelu" else "L1 coefficient"
-            return w.BoundedFloatText(
-                t.sparsity, min=0, max=max(1e6, t.sparsity), style=wide, description=name, layout=layout
-            )
-        layout.width, narrowest = "90px", min(len(x.sae.W_dec) for x in t.trainers.values())
+            most = max(1e6, t.sparsity)
+            return frame.small(w.BoundedFloatText, name, "170px", value=t.sparsity, min=0, max=most)
+        narrowest = min(len(x.sae.W_dec) for x in t.trainers.values())
         if kind == "topk":
-            return w.BoundedIntText(int(t.sparsity), min=1, max=narrowest, description="k", style=wide, layout=layout)
-        return w.BoundedFloatText(
-            t.sparsity, min=min(1.0, t.sparsity), max=narrowest, step=1, description="k", style=wide, layout=layout
-        )
+            return frame.small(w.BoundedIntText, "k", "90px", value=int(t.sparsity), min=1, max=narrowest)
+        least = min(1.0, t.sparsity)
+        return frame.small(w.BoundedFloatText, "k", "90px", value=t.sparsity, min=least, max=narrowest, step=1)
 
     # what a notebook calls
 
@@ -331,29 +304,21 @@ class TrainingView(Careful):
             if not run.pending:  # else what was just typed would be lost
                 self.sparsity.value = t.sparsity  # it can be set in a cell, too
                 self.number.value = run.latent
-        word = (
-            "reading held-out text"
-            if run.running and not run.held.ready
-            else "measuring on held-out text"
-            if run.running and t.step >= t.steps
-            else "training"
-            if run.running
-            else "failed"
-            if run.error
-            else "done"
-            if t.step >= t.steps
-            else "stopped"
-            if t.step
-            else "not begun"
-        )
+        if run.running:
+            word = "training" if t.step < t.steps else "measuring on held-out text"
+            word = word if run.held.ready else "reading held-out text"
+        elif run.error:
+            word = "failed"
+        else:
+            word = "done" if t.step >= t.steps else "stopped" if t.step else "not begun"
         rate = run.served / max(run.trained + run.looked, 1e-9)
         note = f"{self._both} of {len(run.held.tokens)} held-out rows are also trained on" if self._both else ""
-        self._status.value = html.status(t, word, rate, note)
+        self._status.value = markup.status(t, word, rate, note)
         if run.reports:
-            self._curves.value = html.curves(t, self.reports, dict(run.recovered), run.selected)
+            self._curves.value = markup.curves(t, self.reports, dict(run.recovered), run.selected)
         look = run.look
         self._latent_html.value = (
-            "" if look is None else html.latent(look, self._words, run.held.n_tokens(t.sites[look.name]))
+            "" if look is None else markup.latent(look, self._words, run.held.n_tokens(t.sites[look.name]))
         )
         if run.error is not None:
             self._say(one_line(run.error), error=True)
