@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -121,8 +121,8 @@ def _last_differentiable(model: TransformerBridge, site: Site, tokens: Tensor) -
         raise Enough
 
     with state.lock, torch.enable_grad():
-        words = state.decoder.get_input_embeddings()
-        embedded = words(tokens.to(model.cfg.device)).detach().requires_grad_()
+        decoder: Any = state.decoder
+        embedded = decoder.get_input_embeddings()(tokens.to(model.cfg.device)).detach().requires_grad_()
         with suppress(Enough), replaced(model, site, keep):
             state.decoder(inputs_embeds=embedded, use_cache=False)
     return kept[0], embedded

@@ -209,7 +209,7 @@ def importance(dictionary: Latents, model: TransformerBridge, tokens: Tensor, la
         found = []
         for i in track(latents, "latents"):
             part = values[..., i, None] * dictionary.rows[i].to(values)
-            found.append(loss(stream, lambda x, part=part: x - part.to(x)) - clean)
+            found.append(loss(stream, lambda x, part=part: x - part.to(x)) - clean)  # type: ignore[misc]
     return torch.tensor(found)
 
 

@@ -46,7 +46,7 @@ class Dictionary(Latents):
         return int(self.sae.cfg.d_sae)
 
     @property
-    def rows(self) -> Tensor:
+    def rows(self) -> Tensor:  # type: ignore[override]
         """Decoder rows ``[latents, width]``, float32, as they are (not at norm 1)."""
         return self.sae.W_dec.detach().float()
 

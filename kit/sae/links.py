@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -223,8 +223,8 @@ def _effect(
     slope = torch.zeros_like(now)
     for share in back:
         with torch.enable_grad(), plain_kernels():
-            _, told = torch.func.jvp(lambda at: target.before(between(at, where)), (x - share * step,), (step,))
-        slope += told.detach()
+            told: Any = torch.func.jvp(lambda at: target.before(between(at, where)), (x - share * step,), (step,))
+        slope += told[1].detach()
     return slope / len(back) * (now > 0)
 
 
@@ -279,7 +279,7 @@ def ablated(
         rows = on.any(1)  # the others do not change
         if not bool(rows.any()):
             continue
-        with replaced(model, stream, lambda x, part=part[rows]: x - part.to(x)):
+        with replaced(model, stream, lambda x, part=part[rows]: x - part.to(x)):  # type: ignore[misc]
             changed = capture(model, tokens[rows], [target.site.place])[target.site.place].cpu()
         now = value(kept[target.site.place], on)
         found[n] = (now - value(changed, on[rows])).mean(0)

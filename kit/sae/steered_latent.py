@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kit.base.checks import check_positive
 from kit.base.directions import random_units
-from kit.sae.dictionary import Dictionary
+from kit.sae.latents import Latents
 from kit.steering.dose import Dose
 from kit.steering.intervention import Op, Part
 from kit.steering.vectors import SteeringVector
@@ -46,7 +46,7 @@ class Latent:
             :meth:`Dictionary.vector`, which can be added).
     """
 
-    dictionary: Dictionary = field(repr=False)
+    dictionary: Latents = field(repr=False)
     index: int
     top: float = 1.0
     keep_error: bool = True

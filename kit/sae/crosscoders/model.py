@@ -194,11 +194,11 @@ class Crosscoder:
             if not isinstance(marks, list) or [type(m) for m in marks] != [str, str]:
                 raise ValueError(f"{path}: fingerprints={marks!r:.80}: expected those of two models")
             found = cls(
-                *(file.get_tensor(n).float() for n in _NAMES),
-                Site.of(about["hook_name"]),
-                about["name"],
-                tuple(marks),
-                parse_object(about["metadata"], f"{path}: metadata"),
+                **{n: file.get_tensor(n).float() for n in _NAMES},
+                site=Site.of(about["hook_name"]),
+                name=about["name"],
+                fingerprints=(marks[0], marks[1]),
+                metadata=parse_object(about["metadata"], f"{path}: metadata"),
             )
             found.check_shapes()
         if models is not None:
