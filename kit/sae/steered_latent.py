@@ -117,7 +117,7 @@ class _LatentPart(Part):
         if self.latent.keep_error:
             return (new - old) * writes
         rest = torch.cat([values[..., :i], 0 * old, values[..., i + 1 :]], dim=-1)
-        found = dictionary.decode(rest) + new * writes
+        found = dictionary.decode(rest) + new * writes  # type: ignore[attr-defined]
         return found - activation.float()
 
 
