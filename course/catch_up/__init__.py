@@ -1,9 +1,9 @@
 """Catch-up: a late learner begins at any section of a notebook.
 
-``kit.catch_up("05.3")``, in a fresh kernel of notebook 05, makes what section 3 and the cells after
-it need: it runs the statements before it on which they rest, skips the others, and takes values
-that are slow to make from a checkpoint that the kit ships (`course.catch_up.files`), where there is
-one. ``python -m course.catch_up 05`` makes a notebook's checkpoint.
+``kit.catch_up("05.3")``, in a fresh kernel of notebook 05, makes again what the cells before
+section 3 made: it runs them, but for those that their authors have tagged as slow
+(`course.catch_up.book`). What these made it takes from a file that the kit ships
+(`course.catch_up.files`). ``python -m course.catch_up 05`` makes a notebook's file.
 """
 
 from __future__ import annotations
@@ -21,27 +21,26 @@ from course.exercises import Card
 __all__ = ["CatchUp", "CatchUpError", "catch_up"]
 
 
-def catch_up(
-    where: str, *, into: dict[str, Any] | None = None, checkpoint: bool = True, folder: Path | None = None
-) -> Card:
+def catch_up(where: str, *, into: dict[str, Any] | None = None, kept: bool = True, folder: Path | None = None) -> Card:
     """Begin a notebook at one of its sections.
 
     Args:
         where: ``"05.3"``, section 3 of notebook 05, its ``## `` headings counted from 1; ``"05"``
             lists the sections.
         into: the names' dict; the notebook's own, or the caller's where there is none.
-        checkpoint: False runs everything that is needed and takes nothing from a file.
+        kept: False takes nothing from a kept file, and runs the cells.
         folder: of the notebooks; the clone's by default.
 
     Returns:
-        A card: for a section a :class:`CatchUp`, which says what was run, loaded and left out.
+        A card: for a section a :class:`CatchUp`, which says what was run, loaded, replaced and
+        left out.
 
     Raises:
-        ValueError: no such notebook or section, or a damaged checkpoint.
-        CatchUpError: a name cannot be provided; the text names it and its cell.
+        ValueError: no such notebook or section, or a damaged kept file.
+        CatchUpError: a cell before the section failed; the text names it and what it was to make.
     """
     from course import runner
-    from course.catch_up.plan import Book
+    from course.catch_up.book import Book
 
     match = re.fullmatch(r"(\d\d)(?:\.(\d+))?", where) if isinstance(where, str) else None
     if match is None:
@@ -54,9 +53,9 @@ def catch_up(
     if match[2] is None:
         lines = "\n".join(f"{match[1]}.{s.number:<3} {s.title}" for s in book.sections)
         return Card(f"Sections of {book.name}", lines, f'kit.catch_up("{match[1]}.3")')
-    folders = [files.local()] if checkpoint else []
+    folders = [files.local()] if kept else []
     with suppress(FileNotFoundError):
-        folders[:0] = [files.shipped()] if checkpoint else []
+        folders[:0] = [files.shipped()] if kept else []
     shelf = files.Shelf(book, folders, small=small)
     return running.catch_up(book, int(match[2]), _here() if into is None else into, shelf)
 

@@ -1,25 +1,24 @@
-"""Runs a plan in a namespace, and tells what it did."""
+"""Makes again what the cells before a section made, and tells what it did."""
 
 from __future__ import annotations
 
 import ast
-import io
 import linecache
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from course.catch_up.files import OtherModel, Shelf
-from course.catch_up.plan import Book, Plan, Step
+from course.catch_up.book import Book, Cell, Section, Statement, assigned, is_stub
+from course.catch_up.files import Entry, OtherModel, Shelf
 from course.exercises import Card, registry
 from kit.base.progress import track
 
 
 class CatchUpError(RuntimeError):
-    """A name that a section needs cannot be provided; the text names it and the cell it is from."""
+    """A cell before the section failed; the text names it and what it was to make."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,9 +26,10 @@ class CatchUp(Card):
     """What :func:`kit.catch_up` did. Shows itself as a card.
 
     Attributes:
-        computed: names that were made by running earlier cells; loaded: from a checkpoint.
+        computed: names that were made by running earlier cells; loaded: from a kept file.
         solved: learners' answers that later cells need: the exercises' solutions stand in.
-        kept: answers of your own that were there already and stay.
+        yours: answers of your own that were there already and stay.
+        replaced: names that were there already and have another value now.
         skipped: names of earlier cells that no later cell needs, and that were left out.
         seconds: that it took.
     """
@@ -37,130 +37,94 @@ class CatchUp(Card):
     computed: tuple[str, ...] = ()
     loaded: tuple[str, ...] = ()
     solved: tuple[str, ...] = ()
-    kept: tuple[str, ...] = ()
+    yours: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     seconds: float = 0.0
 
 
 @dataclass
-class _Done:  # dicts for sets that keep their order
-    computed: dict[str, None] = field(default_factory=dict)
-    loaded: dict[str, None] = field(default_factory=dict)
-    solved: dict[str, None] = field(default_factory=dict)
-    kept: dict[str, None] = field(default_factory=dict)
+class Replay:
+    """Cells of a notebook made again in a namespace, one after the other.
 
-
-def expected(book: Book, plan: Plan) -> float:
-    """Seconds that the cells of a plan's statements took when the notebook was run: at most what
-    running them takes on that machine."""
-    return sum(book.seconds[c] for c in {s.statement.cell for s in plan.steps if not s.loaded})
-
-
-def catch_up(book: Book, number: int, namespace: dict[str, Any], shelf: Shelf) -> CatchUp:
-    """Put into a namespace what a section and those after it need.
-
-    Raises:
-        ValueError: no such section, or a damaged checkpoint.
-        CatchUpError: a statement failed, or did not make what it should.
+    Attributes:
+        how: by name, the part of the card that tells how it came to be what it is now.
     """
-    start = time.perf_counter()
-    section = book.section(number)
-    plan = book.plan(section, shelf.stored())
-    if plan.missing:
-        names = ", ".join(sorted(plan.missing))
-        raise CatchUpError(f"section {number} of {book.name} needs {names}: no cell before it makes that")
-    note = ""
-    try:
-        done = _run(book, plan, namespace, shelf)
-    except OtherModel as error:  # its values must not be used here, but the cells can be run
-        note = f"checkpoint not used: {error}"
-        plan = book.plan(section)
-        done = _run(book, plan, namespace, shelf)
-    for step in plan.steps:
-        for name in plan.names.intersection(step.names) - set(namespace):
-            raise CatchUpError(f"{book.name}, cell {step.statement.cell}: it ran, and {name!r} is not there")
-    seconds = time.perf_counter() - start
-    return _card(book, plan, done, note, seconds)
 
+    book: Book
+    namespace: dict[str, Any]
+    how: dict[str, str] = field(default_factory=dict)
 
-def _card(book: Book, plan: Plan, done: _Done, note: str, seconds: float) -> CatchUp:
-    loaded = tuple(n for n in done.loaded if n not in done.computed)
-    skipped = tuple(sorted(plan.skipped))
-    parts = {
-        "made by running their cells": done.computed,
-        "loaded from a checkpoint": loaded,
-        "solutions of exercises": done.solved,
-        "your own, kept": done.kept,
-        "left out, no later cell needs them": skipped,
-    }
-    lines = [f"{what}: {', '.join(names)}" for what, names in parts.items() if names]
-    section = plan.section
-    return CatchUp(
-        f"Ready for section {section.number} of notebook {book.name[:2]}: {section.title}",
-        "\n".join([*lines, *filter(None, [note]), f"{seconds:.1f} s"]),
-        computed=tuple(done.computed),
-        loaded=loaded,
-        solved=tuple(done.solved),
-        kept=tuple(done.kept),
-        skipped=skipped,
-        seconds=seconds,
-    )
+    def told(self, part: str) -> tuple[str, ...]:
+        """The names of one part of the card."""
+        return tuple(name for name, how in self.how.items() if how == part)
 
+    def run(self, cell: Cell) -> None:
+        """Run a cell; checks are left out, and an answer that is missing is the solution's.
 
-def _run(book: Book, plan: Plan, namespace: dict[str, Any], shelf: Shelf) -> _Done:
-    done, now = _Done(), ""
-    rest = expected(book, plan)
-    registry()  # as the checks that are left out would: later cells use kit.exercises.nbNN
+        Raises:
+            CatchUpError: a statement failed.
+        """
+        for s in cell.body:
+            if s.exercise:
+                self._answer(cell, s)
+            elif not s.is_check:
+                self._execute(cell, s.node)
 
-    def status() -> str:
-        return f"{now}; these cells took {rest:.0f} s when they were measured" if rest > 20 else now
+    def load(self, cell: Cell, entry: Entry | None) -> None:
+        """Take a tagged cell's values from its entry; functions and imports are made again.
 
-    with quiet():
-        for step in track(plan.steps, "steps", status=status):
-            now = f"cell {step.statement.cell}: {', '.join(step.names)}"
-            if step.loaded:
-                entry = shelf.find(step.statement, step.names)
-                assert entry is not None
-                namespace |= entry.values(step.names, namespace)
-                done.loaded |= dict.fromkeys(step.names)
-            elif step.solved:
-                _solve(book, step, namespace, done)
-            else:
-                run(book, step.statement.node, step.statement.cell, namespace, step.names)
-                done.computed |= dict.fromkeys(step.names)
-    return done
+        Raises:
+            OtherModel, ValueError: as :meth:`course.catch_up.files.Entry.values`.
+            CatchUpError: a definition failed.
+        """
+        if entry and cell.kept:
+            there = self.book.given_before(cell)
+            near = {name: value for name, value in self.namespace.items() if name in there}
+            self.namespace |= entry.values(cell.kept, near)
+            self.how |= dict.fromkeys(cell.kept, "loaded")
+        for node in cell.definitions:
+            self._execute(cell, node)
+        for name in sorted(cell.names - cell.gives):
+            if self.how.get(name) in ("computed", "loaded"):  # an earlier cell's: not what it would be
+                del self.namespace[name]
+            self.how[name] = "skipped"
 
+    def _execute(self, cell: Cell, node: ast.stmt) -> None:
+        names = sorted(assigned([node]))
+        title = f"<{self.book.name}, cell {cell.number}>"
+        linecache.cache[title] = len(cell.source), None, cell.source.splitlines(keepends=True), title
+        namespace = self.namespace
+        try:
+            exec(compile(ast.Module([node], []), title, "exec"), namespace)
+        except Exception as error:
+            what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            makes = f", which makes {', '.join(names)}," if names else ""
+            raise CatchUpError(f"{self.book.name}, cell {cell.number}{makes} failed: {what}") from error
+        self.how |= dict.fromkeys([name for name in names if name in namespace], "computed")
 
-def run(book: Book, node: ast.stmt, cell: int, namespace: dict[str, Any], names: tuple[str, ...]) -> None:
-    """Run one statement. Raises `CatchUpError`, which names its cell and what it was to make."""
-    title = f"<{book.name}, cell {cell}>"
-    source = book.sources[cell]
-    linecache.cache[title] = len(source), None, source.splitlines(keepends=True), title
-    try:
-        exec(compile(ast.Module([node], []), title, "exec"), namespace)
-    except Exception as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise CatchUpError(f"{book.name}, cell {cell}, which makes {', '.join(names)}, failed: {what}") from error
+    def _answer(self, cell: Cell, s: Statement) -> None:
+        """An exercise's answer: the learner's own, the solution, or the stub that nobody reads."""
+        from course.exercises import find
 
-
-def _solve(book: Book, step: Step, namespace: dict[str, Any], done: _Done) -> None:
-    """The solution of an exercise, unless an answer that is no stub is there."""
-    from course.exercises import find
-
-    (name,) = step.statement.own.binds
-    if name in namespace and not _unwritten(namespace[name]):
-        done.kept[name] = None
-        return
-    exercise = find(step.statement.exercise)
-    try:
-        context = {key: eval(code, namespace) for key, code in step.statement.context}
-    except Exception as error:
-        raise CatchUpError(
-            f"{book.name}, cell {step.statement.cell}: the solution that makes "
-            f"{name!r} needs what is not there yet: {error}"
-        ) from error
-    namespace[name] = exercise.answer(exercise.solution, context)
-    done.solved[name] = None
+        (name,) = assigned([s.node])
+        namespace = self.namespace
+        if name in namespace and not _unwritten(namespace[name]):
+            self.how[name] = "yours"
+            return
+        if not (s.used and is_stub(s.node)):
+            self._execute(cell, s.node)
+            return
+        exercise = find(s.exercise)
+        try:
+            context = {key: eval(code, namespace) for key, code in s.context}
+        except Exception as error:
+            raise CatchUpError(
+                f"{self.book.name}, cell {cell.number}: the solution that makes {name!r} needs what is "
+                f"not there yet: {error}"
+            ) from error
+        namespace[name] = exercise.answer(exercise.solution, context)
+        self.how[name] = "solved"
 
 
 def _unwritten(answer: Any) -> bool:
@@ -170,13 +134,82 @@ def _unwritten(answer: Any) -> bool:
     return code is not None and "NotImplementedError" in code.co_names
 
 
+def catch_up(book: Book, number: int, namespace: dict[str, Any], shelf: Shelf) -> CatchUp:
+    """Put into a namespace what the cells before a section make.
+
+    Raises:
+        ValueError: no such section, or a damaged kept file.
+        CatchUpError: a statement failed.
+    """
+    start = time.perf_counter()
+    section = book.section(number)
+    before, note = dict(namespace), ""
+    try:
+        done = _replay(book, section, namespace, shelf)
+    except OtherModel as error:  # its values must not be used here, but the cells can be run
+        note = f"kept file not used: {error}"
+        done = _replay(book, section, namespace, Shelf(book, [], small=False))
+    made = [n for n, how in done.how.items() if how not in ("yours", "skipped") and n in namespace]
+    replaced = tuple(n for n in made if n in before and before[n] is not namespace[n])
+    return _card(book, section, done, replaced, note, time.perf_counter() - start)
+
+
+def expected(book: Book, section: Section, shelf: Shelf) -> float:
+    """Seconds that the cells before a section that have to run took when the notebook was run."""
+    usable = shelf.usable(section.cell)
+    return sum(c.seconds for c in book.before(section.cell) if c.number not in usable)
+
+
+def _replay(book: Book, section: Section, namespace: dict[str, Any], shelf: Shelf) -> Replay:
+    done, now = Replay(book, namespace), ""
+    usable, rest = shelf.usable(section.cell), expected(book, section, shelf)
+    registry()  # as the checks that are left out would: later cells use kit.exercises.nbNN
+
+    def status() -> str:
+        return f"{now}; these cells took {rest:.0f} s when they were measured" if rest > 20 else now
+
+    for cell in track(book.before(section.cell), "cells", status=status):
+        now = f"cell {cell.number}"
+        with quiet():
+            if cell.number in usable:
+                done.load(cell, usable[cell.number])
+            else:
+                done.run(cell)
+    return done
+
+
+def _card(book: Book, section: Section, done: Replay, replaced: tuple[str, ...], note: str, seconds: float) -> CatchUp:
+    parts = {
+        "made by running their cells": done.told("computed"),
+        "loaded from a kept file": done.told("loaded"),
+        "solutions of exercises": done.told("solved"),
+        "your own answers, as they were": done.told("yours"),
+        "yours before, now of these cells": replaced,
+        "left out, no later cell needs them": done.told("skipped"),
+    }
+    lines = [f"{what}: {', '.join(names)}" for what, names in parts.items() if names]
+    return CatchUp(
+        f"Ready for section {section.number} of notebook {book.name[:2]}: {section.title}",
+        "\n".join([*lines, *filter(None, [note]), f"{seconds:.1f} s"]),
+        computed=done.told("computed"),
+        loaded=done.told("loaded"),
+        solved=done.told("solved"),
+        yours=done.told("yours"),
+        replaced=replaced,
+        skipped=done.told("skipped"),
+        seconds=seconds,
+    )
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No text of earlier cells, and none of their figures left to be shown."""
+    """No text, table or panel of earlier cells, and none of their figures left to be shown."""
+    from IPython.utils.capture import capture_output
+
     plt = sys.modules.get("matplotlib.pyplot")
     before = set(plt.get_fignums()) if plt else set()
     try:
-        with redirect_stdout(io.StringIO()):
+        with capture_output(stderr=False):
             yield
     finally:
         if plt := sys.modules.get("matplotlib.pyplot"):

@@ -1,4 +1,8 @@
-"""Tables, series and NumPy's arrays for a checkpoint: columns of plain values."""
+"""Values as a kept file holds them: JSON and tensors, there and back.
+
+Plain values, tensors, tables of plain values, random number generators, and the classes of the kit
+that are listed here; no pickle and no code.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ _COLUMNS = ("float64", "float32", "int64", "int32", "int16", "int8", "uint8", "b
 
 
 def write_table(way: Writer, x: Any, depth: int) -> Any:
-    """JSON for something of pandas or NumPy; None for what a checkpoint does not hold."""
+    """JSON for something of pandas or NumPy; None for what a kept file does not hold."""
     import numpy as np
     import pandas as pd
     import torch
@@ -115,33 +119,35 @@ def _parts(body: Any, keys: set[str]) -> dict[str, Any]:
 
 
 DEPTH, NODES, DIMENSIONS = 32, 200_000, 6
+_ITEMS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+_SPANS: dict[str, Any] = {"range": range, "slice": slice}
 # Dataclasses of the kit that are what their fields say.
 CLASSES = {
-    name: f"kit.{module}"
+    name: module
     for module, names in {
-        "attribution": "Links",
-        "calibration": "Radius",
-        "candidates": "Candidates",
-        "contrast": "HeadSteering",
-        "cpe": "CPE",
-        "edits": "Fact",
-        "elicitation": "Choice Setting",
-        "evaluation": "Calibration",
-        "factors": "DCT Features",
-        "generation": "Row",
-        "jacobians": "Jacobians",
-        "meta": "Codes",
-        "multiplicity": "Comparison",
-        "organisms": "Answer Item",
-        "probes": "Statement",
-        "rank_one": "Factor",
-        "sae.compare": "Match",
-        "sae.latent": "Latent",
-        "sae.paired_quality": "Scaling",
-        "sae.quality": "Quality",
-        "sae.site": "Site",
-        "sampling": "TokenMeasure",
-        "vectors": "SteeringVector",
+        "course.unlock.elicitation": "Choice Setting",
+        "kit.data.organisms": "Answer Item",
+        "kit.models.sites": "Site",
+        "kit.sae.compare": "Match",
+        "kit.sae.crosscoders.quality": "Scaling",
+        "kit.sae.links": "Links",
+        "kit.sae.meta_sae": "Codes",
+        "kit.sae.quality": "Quality",
+        "kit.sae.steered_latent": "Latent",
+        "kit.search.contrast": "HeadSteering",
+        "kit.search.cpe": "CPE",
+        "kit.search.features": "DCT Features",
+        "kit.search.jacobians": "Jacobians",
+        "kit.search.probes": "Statement",
+        "kit.search.radius": "Radius",
+        "kit.search.rank": "Candidates",
+        "kit.search.rome": "Fact",
+        "kit.search.statistics": "Comparison",
+        "kit.steering.rank_one": "Factor",
+        "kit.steering.results": "Row",
+        "kit.steering.sampling": "TokenMeasure",
+        "kit.steering.sweep": "Calibration",
+        "kit.steering.vectors": "SteeringVector",
     }.items()
     for name in names.split()
 }
@@ -163,7 +169,7 @@ DTYPES = {
 
 
 class CannotStore(TypeError):
-    """A value, or a part of it, is of a kind that a checkpoint does not hold."""
+    """A value, or a part of it, is of a kind that a kept file does not hold."""
 
 
 class Writer:
@@ -174,13 +180,12 @@ class Writer:
         prefix: of the tensors' keys.
 
     Attributes:
-        tensors: by the keys that the JSON mentions; leans: names that were referred to.
+        tensors: by the keys that the JSON mentions.
     """
 
     def __init__(self, names: Mapping[int, str], prefix: str = "") -> None:
-        self.names, self.prefix = names, prefix
+        self.names, self.prefix = dict(names), prefix
         self.tensors: dict[str, Tensor] = {}
-        self.leans: set[str] = set()
 
     def value(self, x: Any, depth: int = 0) -> Any:
         """JSON for a value.
@@ -193,16 +198,18 @@ class Writer:
         kind, down = type(x), depth + 1
         if x is None or kind in (bool, int, str):
             return x
+        if id(x) in self.names:  # the same object, so that a change of the one is one of the other
+            return {"name": self.names[id(x)]}
         if kind is float:
             return x if math.isfinite(x) else {"float": repr(x)}
-        if kind in (list, tuple, set, frozenset):
+        if kind in _ITEMS.values():
             items = sorted(x, key=repr) if kind in (set, frozenset) else x
             return {kind.__name__: [self.value(item, down) for item in items]}
         if kind is dict:
             for key in x:
                 _check_key(key)
             return {"dict": [[self.value(k, down), self.value(v, down)] for k, v in x.items()]}
-        if kind in (range, slice):
+        if kind in _SPANS.values():
             return {kind.__name__: [self.value(v, down) for v in (x.start, x.stop, x.step)]}
         if isinstance(x, Tensor):
             return self.tensor(x)
@@ -216,9 +223,6 @@ class Writer:
         if CLASSES.get(kind.__name__) == kind.__module__:
             stored = {f.name: self.value(getattr(x, f.name), down) for f in fields(x) if f.init}
             return {"kit": kind.__name__, "fields": stored}
-        if id(x) in self.names:
-            self.leans.add(self.names[id(x)])
-            return {"name": self.names[id(x)]}
         if (kind.__module__, kind.__name__) == ("kit.search.rank_one_map", "RankOneMap"):
             return {"band": {k: self.value(v, down) for k, v in _band_fields(x).items()}}
         raise CannotStore(f"{kind.__module__}.{kind.__qualname__}")
@@ -266,8 +270,14 @@ class Reader:
         if not isinstance(node, dict) or not node:
             raise ValueError(f"a {type(node).__name__} stands where a value should")
         kind, body = next(iter(node.items()))
+        if len(node) > 1 and kind != "kit":
+            raise ValueError(f"a value is of the kinds {', '.join(node)}")
+        if kind in _ITEMS:
+            return _ITEMS[kind](self.items(body, depth + 1))
+        if kind in _SPANS:
+            return _SPANS[kind](*self.items(body, depth + 1))
         build = getattr(self, f"of_{kind}", None)
-        if build is None or (len(node) > 1 and kind != "kit"):
+        if build is None:
             raise ValueError(f"no value is of the kind {kind!r}")
         return build(node if kind == "kit" else body, depth + 1)
 
@@ -276,28 +286,6 @@ class Reader:
         if not isinstance(body, list):
             raise ValueError(f"a {type(body).__name__} stands where a list should")
         return [self.value(item, depth) for item in body]
-
-    of_list = items
-
-    def of_tuple(self, body: Any, depth: int) -> tuple[Any, ...]:
-        """A tuple."""
-        return tuple(self.items(body, depth))
-
-    def of_set(self, body: Any, depth: int) -> set[Any]:
-        """A set."""
-        return set(self.items(body, depth))
-
-    def of_frozenset(self, body: Any, depth: int) -> frozenset[Any]:
-        """A frozenset."""
-        return frozenset(self.items(body, depth))
-
-    def of_range(self, body: Any, depth: int) -> range:
-        """A range."""
-        return range(*self.items(body, depth))
-
-    def of_slice(self, body: Any, depth: int) -> slice:
-        """A slice."""
-        return slice(*self.items(body, depth))
 
     def of_float(self, body: Any, depth: int) -> float:
         """A float that JSON has no number for."""
@@ -316,7 +304,7 @@ class Reader:
         """A tensor of the file, by its name."""
         found = self._tensor(body) if isinstance(body, str) else None
         if found is None or found.dtype not in DTYPES.values() or found.dim() > DIMENSIONS:
-            raise ValueError(f"{body!r} is no tensor that a checkpoint holds")
+            raise ValueError(f"{body!r} is no tensor that a kept file holds")
         return found
 
     def of_tensor(self, body: Any, depth: int) -> Tensor:
@@ -341,7 +329,7 @@ class Reader:
         """An object of kit: one of the classes of the whitelist, field by field."""
         name, stored = node["kit"], node.get("fields")
         if not isinstance(name, str) or name not in CLASSES or not isinstance(stored, dict) or (len(node) != 2):
-            raise ValueError(f"{name!r} is no class that a checkpoint holds")
+            raise ValueError(f"{name!r} is no class that a kept file holds")
         cls = getattr(import_module(CLASSES[name]), name)
         known = {f.name for f in fields(cls) if f.init}
         if set(stored) != known:
@@ -360,15 +348,11 @@ class Reader:
 
     def of_frame(self, body: Any, depth: int) -> pd.DataFrame:
         """A DataFrame."""
-        from course.catch_up import values
-
-        return values.frame(self, body, depth)
+        return frame(self, body, depth)
 
     def of_series(self, body: Any, depth: int) -> pd.Series:
         """A Series."""
-        from course.catch_up import values
-
-        return values.series(self, body, depth)
+        return series(self, body, depth)
 
     def of_array(self, body: Any, depth: int) -> Any:
         """A numpy array."""
@@ -380,7 +364,10 @@ class Reader:
 
 
 def _band_fields(band: Any) -> dict[str, Any]:
-    """What a `RankOneMap` is built from; it reads the last positions of its prompts."""
+    """What a :class:`kit.search.rank_one_map.RankOneMap` is built from.
+
+    It reads the last positions of its prompts. Raises `CannotStore` for another.
+    """
     piece = band.piece
     lengths = piece.lengths.tolist()
     read = (piece.weights > 0).sum(1).tolist()

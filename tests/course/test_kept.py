@@ -1,11 +1,11 @@
-"""Checkpoint files: values there and back, files that lie, and the shipped ones."""
+"""Kept files: values there and back, files that lie, and the shipped ones."""
 
 from __future__ import annotations
 
 import ast
 import json
 import math
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 
 import kit
 from course import runner
-from course.catch_up import files, making
+from course.catch_up import CatchUpError, files, making, running
 from course.catch_up.__main__ import main
-from course.catch_up.files import FORMAT, Entry, Shelf, file_name, read, shipped, stale, write
-from course.catch_up.plan import Book
+from course.catch_up.book import Book
+from course.catch_up.files import FORMAT, Entry, Shelf, file_name, read, shipped, stale, stamp, write
 from course.catch_up.running import catch_up
 from course.catch_up.values import CLASSES, CannotStore, Reader, Writer
 from course.studies.elicitation import Choice
@@ -177,24 +177,96 @@ def test_every_class_is_a_dataclass_of_the_kit() -> None:
 
 # --- files ------------------------------------------------------------------------------------
 
-CELLS = ("import torch\nn = 3", "x = torch.arange(n) + 1.5  # slow", "y = x.tolist()", "## Here", "x, y, n")
+CELLS = (
+    "import torch\nn = 3",
+    ("x = torch.arange(n) + 1.5  # slow", True),
+    ("y = x.tolist()", True),
+    "## Here",
+    "x, y, n",
+)
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Book, Path]:
-    """A notebook whose every statement is slow, and its checkpoint."""
-    monkeypatch.setattr(making, "SLOW", -1.0)
+def made(tmp_path: Path) -> tuple[Book, Path]:
+    """A notebook with two tagged cells, and its kept file."""
     of = book(*CELLS)
-    return of, making.make(of, tmp_path / file_name(of.name, small=False))
+    path = tmp_path / file_name(of.name, small=False)
+    making.make(of, path)
+    return of, path
 
 
-def test_a_checkpoint_gives_what_the_cells_give_and_runs_none(made: tuple[Book, Path]) -> None:
+def test_a_kept_file_gives_what_the_cells_give_and_runs_none(
+    made: tuple[Book, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     of, path = made
+    ran: list[int] = []
+    plain = running.Replay.run
+    monkeypatch.setattr(running.Replay, "run", lambda self, cell: (ran.append(cell.number), plain(self, cell)))
     namespace: dict[str, Any] = {}
     card = catch_up(of, 1, namespace, shelf(of, path.parent))
-    assert card.loaded == ("n", "x", "y") and card.computed == ()
+    assert card.loaded == ("x", "y") and card.computed == ("torch", "n") and ran == [0]
     assert torch.equal(namespace["x"], torch.tensor([1.5, 2.5, 3.5]))
     assert namespace["y"] == [1.5, 2.5, 3.5] and namespace["n"] == 3
+
+
+def test_of_a_tagged_cell_functions_and_imports_are_run(tmp_path: Path) -> None:
+    slow = "import math as m\nfrom math import floor\nclass C:\n    k = 2\ndef f(i):\n    return i + a\na = b = [m.pi]"
+    of = book("a = 0", (slow, True), "b.append(f([C.k]))", "## Here", "a")
+    making.make(of, tmp_path / "77.safetensors")
+    entries = read(tmp_path / "77.safetensors", of.name, small=False)
+    assert [list(e.names) for e in entries.values()] == [["a", "b"]]
+    namespace: dict[str, Any] = {}
+    card = catch_up(of, 1, namespace, shelf(of, tmp_path))
+    assert namespace["a"] == [math.pi, [2, math.pi]] and namespace["floor"] is math.floor
+    assert namespace["a"] is namespace["b"] and card.loaded == ("a", "b")
+
+
+def test_what_a_kept_value_shares_with_an_earlier_one_stays_shared(tmp_path: Path) -> None:
+    of = book("a = {'n': [1]}\nt = [0]", ("b = {'of': a, 't': t}", True), "a['n'].append(2)", "## Here", "b")
+    making.make(of, tmp_path / "77.safetensors")
+    namespace: dict[str, Any] = {}
+    assert catch_up(of, 1, namespace, shelf(of, tmp_path)).loaded == ("b",)
+    assert namespace["b"]["of"] is namespace["a"] and namespace["b"] == {"of": {"n": [1, 2]}, "t": [0]}
+
+
+@pytest.mark.parametrize(
+    ("cells", "told"),
+    [
+        (("a = [1]\nb = 0", ("c = a.append(2)", True)), "cell 1 is tagged and changes a, which it does not make"),
+        (("import torch\nr = torch.Generator()", ("c = torch.rand(2, generator=r)", True)), "changes r, which"),
+        (("a = [1]", ("a.append(2)", []), ("c = 1", True)), "cell 1 is tagged and changes a, which"),
+        ((("c = 1\nf = open", True),), "cell 0: 'f' cannot be kept, it holds builtins.builtin_function"),
+        ((("if len(''):\n    c = 1", True),), "cell 0: it ran, and 'c' is not there"),
+        ((("c = 1 / 0", True),), "cell 0, which makes c, failed: ZeroDivisionError"),
+    ],
+)
+def test_a_tag_that_would_lose_something_is_an_error(cells: Any, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "77.safetensors"
+    with pytest.raises(CatchUpError, match=f"77_made_up, {told}" if told.startswith("cell") else told):
+        making.make(book(*cells, "## Here", "c"), path)
+    assert not path.exists()
+
+
+def test_items_set_by_a_tagged_cell_are_kept(tmp_path: Path) -> None:
+    of = book("a = {}", ("a['x'] = 1", True), ("for i in range(2):\n    a[i] = i", True), "## Here", "a")
+    making.make(of, tmp_path / "77.safetensors")
+    namespace: dict[str, Any] = {}
+    card = catch_up(of, 1, namespace, shelf(of, tmp_path))
+    assert namespace["a"] == {"x": 1, 0: 0, 1: 1} and card.loaded == ("a", "i")
+
+
+def test_what_is_stored_already_is_not_made_again(made: tuple[Book, Path]) -> None:
+    of, path = made
+    entries = read(path, of.name, small=False)
+    x, y = entries.values()
+    tampered = {"tensor": "t"}, {"list": [7]}
+    write(
+        path, of.name, [replace(x, names={"x": tampered[0]}), replace(y, names={"y": tampered[1]})], TENSOR, small=False
+    )
+    making.make(of, path)
+    namespace: dict[str, Any] = {}
+    catch_up(of, 1, namespace, shelf(of, path.parent))
+    assert namespace["y"] == [7] and torch.equal(namespace["x"], torch.zeros(2))
 
 
 def test_no_half_written_file_is_left(made: tuple[Book, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,23 +284,82 @@ def test_no_half_written_file_is_left(made: tuple[Book, Path], monkeypatch: pyte
     assert path.read_bytes() == before
 
 
+def changed(cell: int, old: str, new: str) -> Book:
+    cells: list[Any] = list(CELLS)
+    cells[cell] = (cells[cell][0].replace(old, new), True) if cell in (1, 2) else cells[cell].replace(old, new)
+    assert cells[cell] != CELLS[cell]
+    return book(*cells)
+
+
 def test_changed_code_is_run_and_the_file_is_stale(made: tuple[Book, Path]) -> None:
     of, path = made
     assert stale(of, path) == []
     told = book(*CELLS[:4], "## More text", CELLS[4])
     assert stale(told, path) == []  # only code counts
-    new = book(CELLS[0], CELLS[1].replace("1.5", "2.5"), *CELLS[2:])
+    new = changed(1, "1.5", "2.5")
     namespace: dict[str, Any] = {}
     card = catch_up(new, 1, namespace, shelf(new, path.parent))
-    assert card.loaded == ("n",) and namespace["y"] == [2.5, 3.5, 4.5]
-    assert [line.split(" changed since ")[1].split(" was")[0] for line in stale(new, path)] == ["x", "y"]
+    assert card.loaded == () and namespace["y"] == [2.5, 3.5, 4.5]
+    old = [line for line in stale(new, path) if " changed since " in line]
+    assert [line.split(" changed since ")[1].split(" was")[0] for line in old] == ["x", "y"]
+    assert "77.safetensors: cell 2 keeps y, which the file does not hold: run python -m" in stale(new, path)[-1]
+    later = changed(2, "tolist()", "sum()")
+    assert [line[:22] for line in stale(later, path)] == ["77.safetensors: cell 2"] * 2
+    before = changed(0, "n = 3", "n = 3\nprint(n)")
+    assert len(stale(before, path)) == 4  # any code before it may have made it
 
 
-def test_too_much_is_left_out_by_seconds_for_a_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(making, "SLOW", -1.0)
-    of = book("import torch", "a = torch.zeros(1000)", "b = a.sum()", "## Here", "a, b")
-    kept = read(making.make(of, tmp_path / "77.safetensors", max_mb=0.001), of.name, small=False)
+def test_imports_answers_checks_and_layout_change_no_hash(made: tuple[Book, Path]) -> None:
+    of, path = made
+    same = [
+        changed(0, "import torch", "import json\nfrom os import (path,\n    sep)\nimport torch"),
+        changed(0, "n = 3", "n = (3)  # three"),
+        changed(1, "x = torch.arange(n) + 1.5  # slow", "from math import pi\nx = (torch.arange(\n n) + 1.5)"),
+    ]
+    for new in same:
+        assert stale(new, path) == []
+        assert catch_up(new, 1, {}, shelf(new, path.parent)).loaded == ("x", "y")
+    function = "def f():\n    import {} as m\n    return m"
+    assert len({digest(function.format(module)) for module in ("kit.activations", "kit.models.activations")}) == 1
+    stub = "def step(x):\n    raise NotImplementedError\nexercises.check('99.1', step, n=n)"
+    solved = "def step(x):\n    return x\nexercises.check('99.1', step)"
+    assert digest(stub) == digest(solved) != digest("def step(x):\n    return x")
+    assert len({digest(code) for code in ("", "'a'", "a", "1", "1.0", "None", "...", "a[1]", "a(1)", "f'{a}'")}) == 10
+
+
+def digest(before: str) -> str:
+    of = book(before, ("x = 1", True)) if before else book(("x = 1", True))
+    return of.digest(of.kept[0])
+
+
+def test_a_cell_of_which_nothing_is_kept_is_no_part_of_a_hash(made: tuple[Book, Path]) -> None:
+    of, path = made
+    shown = book(CELLS[0], ("print(n)", []), *CELLS[1:])
+    assert stale(shown, path) == [] and len(stale(book(CELLS[0], "print(n)", *CELLS[1:]), path)) == 4
+
+
+def test_the_file_can_be_stamped_for_code_that_makes_no_other_values(made: tuple[Book, Path]) -> None:
+    of, path = made
+    new = changed(1, "torch.arange(n)", "torch.arange(0, n)")
+    assert stale(new, path)
+    stamp(new, path)
+    assert stale(new, path) == [] and stale(of, path) != []
+    namespace: dict[str, Any] = {}
+    assert catch_up(new, 1, namespace, shelf(new, path.parent)).loaded == ("x", "y")
+    assert torch.equal(namespace["x"], torch.tensor([1.5, 2.5, 3.5]))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"77\.safetensors: cell 1 does not keep x, as the file has it: run"):
+        stamp(changed(1, "x = ", "z = x = "), path)
+    assert path.read_bytes() == before
+
+
+def test_too_much_is_left_out_by_seconds_for_a_byte(tmp_path: Path) -> None:
+    of = book("import torch", ("a = torch.zeros(1000)", True), ("b = a.sum()", True), "## Here", "a, b")
+    said: list[str] = []
+    making.make(of, tmp_path / "77.safetensors", max_mb=0.001, report=said.append)
+    kept = read(tmp_path / "77.safetensors", of.name, small=False)
     assert [list(entry.names) for entry in kept.values()] == [["b"]]
+    assert any("cell 1: a not stored" in line for line in said)
 
 
 def test_this_hosts_own_file_comes_before_the_shipped_one(
@@ -242,11 +373,14 @@ def test_this_hosts_own_file_comes_before_the_shipped_one(
     assert namespace["x"] == -1 and namespace["y"] == [1.5, 2.5, 3.5]
 
 
-def entry(of: Book, **changed: Any) -> Entry:
-    """An entry for cell 1 of a notebook."""
-    key = of.digest([s for s in of.statements if s.cell == 1][-1])
-    parts: dict[str, Any] = {"names": {"x": 1}, "leans": (), "models": {}} | changed
-    return Entry(key, 1, parts["names"], parts["leans"], parts["models"], 1.0)
+def entry(of: Book, **parts: Any) -> Entry:
+    """An entry for the first tagged cell of a notebook."""
+    cell = of.kept[0]
+    parts = {"names": {"x": 1}, "models": {}} | parts
+    return Entry(of.digest(cell), cell.number, parts["names"], parts["models"], 1.0)
+
+
+ONE = (*CELLS[:2], *CELLS[3:])  # one tagged cell
 
 
 TENSOR = {"t": torch.zeros(2)}
@@ -293,7 +427,7 @@ EVIL: dict[str, Any] = {
 
 @pytest.mark.parametrize("case", EVIL)
 def test_a_file_that_lies_is_an_error_and_no_code(case: str, tmp_path: Path) -> None:
-    of = book(*CELLS)
+    of = book(*ONE)
     write(tmp_path / "77.safetensors", of.name, [entry(of, names={"x": EVIL[case]})], TENSOR, small=False)
     namespace: dict[str, Any] = {}
     with pytest.raises(ValueError, match=r"77\.safetensors is damaged"):
@@ -302,7 +436,7 @@ def test_a_file_that_lies_is_an_error_and_no_code(case: str, tmp_path: Path) -> 
 
 
 def test_a_deep_or_endless_value_is_refused(tmp_path: Path) -> None:
-    of = book(*CELLS)
+    of = book(*ONE)
     deep: Any = 1
     for _ in range(60):
         deep = {"list": [deep]}
@@ -313,12 +447,13 @@ def test_a_deep_or_endless_value_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_cannot_lean_on_what_no_earlier_cell_makes(tmp_path: Path) -> None:
-    of = book(*CELLS)
-    lie = entry(of, names={"x": {"name": "kit"}}, leans=("kit",))
+    of = book(*ONE)
+    lie = entry(of, names={"x": {"name": "kit"}})
     write(tmp_path / "77.safetensors", of.name, [lie], {}, small=False)
     namespace: dict[str, Any] = {"kit": kit}
-    assert "x" in catch_up(of, 1, namespace, shelf(of, tmp_path)).computed
-    assert torch.equal(namespace["x"], torch.tensor([1.5, 2.5, 3.5]))
+    with pytest.raises(ValueError, match="77.safetensors is damaged, cell 1: it refers to 'kit', which is not there"):
+        catch_up(of, 1, namespace, shelf(of, tmp_path))
+    assert "x" not in namespace
 
 
 def test_files_of_another_kind_notebook_or_size_are_refused(made: tuple[Book, Path]) -> None:
@@ -333,18 +468,18 @@ def test_files_of_another_kind_notebook_or_size_are_refused(made: tuple[Book, Pa
         with pytest.raises(ValueError, match="damaged or no safetensors file"):
             shelf(of, path.parent)
     save_file(TENSOR, str(path))
-    with pytest.raises(ValueError, match="is no checkpoint of this kit"):
+    with pytest.raises(ValueError, match="is no kept file of this kit"):
         shelf(of, path.parent)
     about = {"format": FORMAT, "notebook": of.name, "small": "0", "kit": "0"}
     save_file(TENSOR, str(path), metadata=about)
     with pytest.raises(ValueError, match="damaged"):
         shelf(of, path.parent)
-    good = {"key": "a", "cell": 1, "names": {"x": 1}, "leans": [], "models": {}, "seconds": 1}
+    good = {"key": "a", "cell": 1, "names": {"x": 1}, "models": {}, "seconds": 1}
     save_file(TENSOR, str(path), metadata=about | {"entries": json.dumps([good])})
     assert list(shelf(of, path.parent).entries) == ["a"]
     bad = [
         good | {"names": {"__import__('os')": 1}},
-        good | {"leans": ["../x"]},
+        good | {"models": {"../x": "m"}},
         good | {"key": 1},
         good | {"models": {"m": 1}},
         good | {"more": 1},
@@ -358,7 +493,7 @@ def test_files_of_another_kind_notebook_or_size_are_refused(made: tuple[Book, Pa
 
 
 @pytest.mark.parametrize(
-    ("limit", "told"), [("MAX_MB", "a checkpoint has at most"), ("MAX_JSON_MB", "MB of text; at most")]
+    ("limit", "told"), [("MAX_MB", "a kept file has at most"), ("MAX_JSON_MB", "MB of text; at most")]
 )
 def test_a_file_that_is_too_large_is_refused(
     made: tuple[Book, Path], monkeypatch: pytest.MonkeyPatch, limit: str, told: str
@@ -370,8 +505,7 @@ def test_a_file_that_is_too_large_is_refused(
 
 
 def test_values_of_another_model_are_not_used(tmp_path: Path, llama: Any) -> None:
-    of = book("model = load()", "x = model.cfg.d_model", "## Here", "x")
-    of.builtins |= {"load"}
+    of = book("model = load()", ("x = model.cfg.d_model", True), "## Here", "x")
     namespace: dict[str, Any] = {"load": lambda: llama}
     for mark, loaded in ((kit.fingerprint(llama), True), ("0" * 16, False)):
         one = entry(of, names={"x": -1}, models={"model": mark})
@@ -391,32 +525,38 @@ def test_values_of_another_model_are_not_used(tmp_path: Path, llama: Any) -> Non
 FILES = sorted(shipped().glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-def test_a_shipped_checkpoint_is_up_to_date_and_used(path: Path) -> None:
-    of = Book.of(runner.choose([path.stem])[0])
-    assert stale(of, path) == []
+@pytest.mark.parametrize("path", runner.choose([]), ids=lambda p: p.stem)
+def test_every_value_that_a_notebook_keeps_is_shipped(path: Path) -> None:
+    of = Book.of(path)
+    file = shipped() / file_name(of.name, small=False)
+    assert file.is_file() is bool(of.kept)
+    if not of.kept:
+        return
+    assert stale(of, file) == []
     found = Shelf(of, [shipped()], small=False)
-    used = {
-        found.key(s.statement) for section in of.sections for s in of.plan(section, found.stored()).steps if s.loaded
-    }
-    assert used == set(found.entries), "an entry that no section loads"
+    assert set(found.entries) == {of.digest(cell) for cell in of.kept}, "an entry that no section loads"
+    for cell in of.kept:
+        assert set(cell.kept or ()) == set(found.find(cell).names)  # type: ignore[union-attr]
+    assert len(found.usable(10**6)) == sum(c.kept is not None for c in of.cells)
 
 
-def test_shipped_checkpoints_are_small() -> None:
+def test_shipped_kept_files_are_small() -> None:
     sizes = [path.stat().st_size / 1e6 for path in FILES]
     assert sizes and max(sizes) < 2.6 and sum(sizes) < 10
 
 
-def test_a_shipped_checkpoint_stands_in_for_its_cells(smol: Any) -> None:
+def test_a_shipped_file_stands_in_for_its_cells(smol: Any) -> None:
     """Section 4 of notebook 05, at full size, without its search."""
     of = Book.of(runner.choose(["05"])[0])
     found = Shelf(of, [shipped()], small=False)
-    for s in of.statements:  # the model that is loaded anyway
-        if "model" in s.own.binds and isinstance(s.node, ast.Assign):
+    for s in (s for cell in of.cells for s in cell.body):  # the model that is loaded anyway
+        if isinstance(s.node, ast.Assign) and ast.unparse(s.node.targets[0]) == "model":
             s.node.value = ast.copy_location(ast.Name("SMOL", ast.Load()), s.node.value)
+    keys = {of.digest(cell): cell for cell in of.kept}
+    found.entries = {key: entry for key, entry in zip(keys, found.entries.values(), strict=True)}
     space: dict[str, Any] = {"SMOL": smol}
     card = catch_up(of, 4, space, found)
-    assert card.loaded == ("radius", "found") and {"model", "piece", "n"} <= set(card.computed)
+    assert card.loaded == ("radius", "found", "n") and {"model", "piece"} <= set(card.computed)
     result = space["found"]
     assert result.piece is space["piece"] and result.V.shape == (8, 576)
     assert result.radius == space["radius"]
@@ -429,3 +569,18 @@ def test_the_command_looks_at_what_is_stored(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == "05.safetensors ok\n"
     with pytest.raises(SystemExit):
         main(["55"])
+
+
+def test_the_command_stamps_what_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KIT_CACHE", str(tmp_path))
+    of = Book.of(runner.choose(["03"])[0])
+    one = entry(of, names={"prompts": {"list": []}})
+    path = write(files.local() / "03.safetensors", of.name, [replace(one, key="old")], {}, small=False)
+    assert main(["03", "--check", "--local"]) == 1
+    assert main(["03", "--stamp", "--local"]) == 0 == main(["03", "--check", "--local"])
+    assert capsys.readouterr().out.splitlines()[-2:] == ["03.safetensors ok"] * 2
+    write(path, of.name, [replace(one, cell=1)], {}, small=False)
+    assert main(["03", "--stamp", "--local"]) == 1
+    assert "cell 1 does not keep prompts, as the file has it" in capsys.readouterr().out
