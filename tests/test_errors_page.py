@@ -120,7 +120,7 @@ def test_modules_stand_in_one_group_each(errors: ModuleType) -> None:
     named = [name for names, _ in errors.GROUPS.values() for name in names]
     assert len(named) == len(set(named))
     assert all((ROOT / name.replace(".", "/")).is_dir() for name in named)
-    assert errors.group("sae.store") == "Dictionaries" and errors.group("cli") == errors.REST
+    assert errors.group("kit.sae.store") == "Dictionaries" and errors.group("kit.cli.pins") == errors.REST
 
 
 def test_a_page_without_the_mark_is_left_alone(

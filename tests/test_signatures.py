@@ -14,13 +14,25 @@ import kit
 OPEN = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 ALLOWED = {  # and why their arguments have no names that could be listed
     "course.exercises.check": "what else an exercise reads, the exercise names",
+    "course.exercises.exercise.Exercise.cause": "the arguments are those of the learner's function",
+    "course.exercises.exercise.Exercise.expect": "the arguments are those of the learner's function",
+    "course.exercises.exercise.Exercise.expect_number": "the arguments are those of the learner's function",
+    "course.exercises.exercise.Exercise.known": "the arguments are those of the learner's function",
+    "course.exercises.patching.toy": "further keywords of a check, which the exercise names",
     "course.exercises.specs.call": "the arguments are those of the learner's function",
     "kit.base.checks.check_counts": "the names are those of the caller's arguments",
     "kit.base.checks.check_positive": "the names are those of the caller's arguments",
     "kit.base.shipped.path": "as many names as the path has parts",
-    "kit.widgets.frame.Careful": "traits of ipywidgets, handed on",
-    "kit.widgets.frame.Freezing": "traits of ipywidgets, handed on",
+    "kit.models.weights.from_hub_or_disk": "options of whichever loader it is given",
+    "kit.sae.frozen_attention.Between.read": "as many further sites as one likes",
+    "kit.sae.latents.Latents.check_latent": "as many latents as one likes",
+    "kit.sae.tables.table": "the names are those of the columns",
     "kit.widgets.frame.Names": "traits of ipywidgets, handed on",
+    "kit.widgets.frame.bar": "as many widgets as one likes",
+    "kit.widgets.frame.head": "as many style sheets as one likes",
+    "kit.widgets.frame.line": "traits of ipywidgets, handed on",
+    "kit.widgets.frame.row": "as many widgets as one likes",
+    "kit.widgets.frame.small": "traits of ipywidgets, handed on",
 }
 
 

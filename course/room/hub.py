@@ -15,7 +15,9 @@ def main(arguments: list[str]) -> int:
     try:
         host = settings.read()
         if os.geteuid() != 0:
-            raise PermissionError("each seat runs as its own unix user, so root must start the hub")
+            raise PermissionError(
+                f"user {os.geteuid()}: each seat runs as its own unix user, so root must start the hub"
+            )
         settings.make_folders(host)
         os.environ["KIT_CACHE"] = str(host.cache)
         fetch = [sys.executable, "-m", "kit", "fetch"]  # not in this process: a hub needs no torch

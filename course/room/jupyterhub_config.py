@@ -20,7 +20,7 @@ host = settings.read()
 c = get_config()
 
 if os.geteuid() != 0:
-    raise PermissionError("each seat runs as its own unix user, so root must start the hub")
+    raise PermissionError(f"user {os.geteuid()}: each seat runs as its own unix user, so root must start the hub")
 settings.make_folders(host)
 if reason := settings.closed_to_others(settings.needed_by_seats(host.cache)):
     raise PermissionError(

@@ -71,7 +71,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
     if not re.fullmatch(r"[a-z][a-z0-9]{1,6}-", found.prefix):
         raise ValueError(f"KIT_HUB_PREFIX={found.prefix!r}: give 2 to 7 letters and a dash: kit-")
     if bool(found.cert) != bool(found.key):
-        raise ValueError("KIT_HUB_CERT and KIT_HUB_KEY: give both files or neither")
+        raise ValueError(f"KIT_HUB_CERT={found.cert}, KIT_HUB_KEY={found.key}: give both files or neither")
     for name, file in (("KIT_HUB_CERT", found.cert), ("KIT_HUB_KEY", found.key)):
         if file and not Path(file).is_file():
             raise ValueError(f"{name}={file}: there is no such file")

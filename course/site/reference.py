@@ -19,7 +19,14 @@ from kit.base.progress import track
 from kit.cli.pins import pip_install
 
 # Modules that notebooks import from although no package hands on all that they hold.
-BESIDE = ("course.exercises.patching", "course.runner", "kit.base.directions", "kit.sae.sections", "kit.sae.source")
+BESIDE = (
+    "course.exercises.patching",
+    "course.exercises.published_dct",
+    "course.runner",
+    "kit.data.statements",
+    "kit.sae.sections",
+    "kit.sae.source",
+)
 INDEX = "index.html"
 SEARCH = "search.js"
 
@@ -58,7 +65,7 @@ def _write(folder: Path) -> None:
         warnings.filterwarnings("ignore", "Error parsing type annotation", UserWarning)
         # kit.dct is a name for kit.search.dct: the page of kit leads there, see below.
         warnings.filterwarnings("ignore", r"Found '\w+' in kit\.__all__", UserWarning)
-        for name in ("kit", "kit.widgets"):  # pdoc reads a module's dictionary, not lazy names
+        for name in ("kit", "kit.models", "kit.widgets"):  # pdoc reads a module's dictionary, not lazy names
             module = import_module(name)
             for public in module.__all__:
                 getattr(module, public)

@@ -24,6 +24,7 @@ from kit.cli.timing import Estimate, Line, line, memory
 from kit.models.positions import Positions
 from kit.models.sites import Kind, Site
 from kit.models.tokens import prompt_tokens
+from kit.sae.architectures import Architecture
 from kit.sae.source import Source
 from kit.sae.training import Training
 from kit.search.dct import METHODS, Method
@@ -118,17 +119,19 @@ def sae_training(
     batch: int = 2048,
     context: int = 128,
     rows: int = 256,
+    architecture: Architecture = "batchtopk",
+    k: float = 32,
+    sparsity: float | None = None,
     cached: bool = False,
     budget: float = 2.0,
-    **options: Any,
 ) -> Estimate:
     """Of :func:`kit.sae.train`.
 
     Args:
         tokens: activations to train on.
         cached: whether they lie in a filled folder; else the model makes them.
-        batch, context, rows: as for :class:`kit.sae.Source`; widths and options (architecture, k,
-            sparsity): as for :class:`kit.sae.Training`.
+        batch, context, rows: as for :class:`kit.sae.Source`; widths, architecture, k, sparsity: as
+            for :class:`kit.sae.Training`.
 
     Raises:
         ValueError: as these do, or numbers below 1.
@@ -139,7 +142,8 @@ def sae_training(
     read = Line(0.0, 0.0) if cached else _harvest_line(source, budget / 2)
     ((where, some),) = _some(source, 2)[0].items()
     noise, steps = _Noise(where, some.float()), max(1, tokens // batch)
-    run = Training(noise, widths=widths, steps=steps, **options)  # type: ignore[arg-type]
+    shape: Any = {"architecture": architecture, "k": k, "sparsity": sparsity}
+    run = Training(noise, widths=widths, steps=steps, **shape)  # type: ignore[arg-type]
     unit = min(batch, 64)
 
     def step(n: int) -> None:

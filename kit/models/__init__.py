@@ -13,4 +13,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'kit.models' has no attribute {name!r}")
     from kit.models import bridge
 
-    return getattr(bridge, name)
+    value = getattr(bridge, name)
+    globals()[name] = value  # the next access is an ordinary one
+    return value

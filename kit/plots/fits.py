@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from kit.plots.style import BAND, COLOURS, array, draw, finish, host, panel
 
@@ -11,20 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Measured(Protocol):
-    """What :class:`kit.search.radius.Radius` is: a chosen norm and the curve it was read from."""
-
-    @property
-    def value(self) -> float: ...
-    @property
-    def coefficient(self) -> float: ...
-    @property
-    def ratio(self) -> float: ...
-    @property
-    def curve(self) -> list[tuple[float, float, list[float]]]: ...
-
-
-def linear_radius(radius: Measured) -> Figure:
+def linear_radius(radius: Any) -> Figure:
     """Non-linear over linear part of the change against the radius, and the radius chosen.
 
     Args:

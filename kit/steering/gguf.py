@@ -42,7 +42,9 @@ def write(path: str | Path, steps: Mapping[int, Tensor], model_hint: str) -> Pat
     if not steps:
         raise ValueError("steps={}: give at least one layer")
     if 0 in steps:
-        raise ValueError("layer 0 cannot be exported: llama.cpp's control vectors start at layer 1")
+        raise ValueError(
+            f"steps={sorted(steps)}: layer 0 cannot be exported, since llama.cpp's control vectors start at layer 1"
+        )
     with whole(path) as part:
         writer = GGUFWriter(str(part), _ARCHITECTURE)
         writer.add_string(f"{_ARCHITECTURE}.model_hint", model_hint)

@@ -72,10 +72,12 @@ class Intervention(Protocol):
     """What the panel and the decode loop know of a thing that steers."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What panels and receipts call it."""
 
     @property
-    def fingerprint(self) -> str | None: ...
+    def fingerprint(self) -> str | None:
+        """Of the model it belongs to; None for any that it fits."""
 
     def parts(self, model: TransformerBridge) -> Sequence[Part]:
         """Where it acts on this model, in activation units; raises ValueError if it cannot."""

@@ -13,7 +13,7 @@ DATA = ROOT / "data"
 FOLDERS = [DATA, *sorted(f for f in DATA.iterdir() if f.is_dir())]
 ROW = re.compile(r"^\| `([^`]+)` \| (.+) \| ([\d.]+) (kB|MB) \|$", re.MULTILINE)
 SUBJECTS = {
-    "how it was made": r"python data/\w+/make\.py|python -m kit\.\w+|\*\*Made by:\*\* no command",
+    "how it was made": r"python data/\w+/make\.py|python -m (?:kit|course)\.\w+|\*\*Made by:\*\* no command",
     "licence": r"\*\*Licence:\*\* MIT",
     "limits": r"\*\*Limits:\*\*|^## (What (it is|they are) not|Measured, and what is not done)",
     "measured": r"\*\*Measured:\*\*|^\|.*\|\n\|---",
