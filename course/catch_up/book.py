@@ -25,7 +25,6 @@ from course.rules import read, section_lines
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-
 _CHECK = re.compile(r"(?:kit\.)?exercises\.check|check")
 _MADE_AGAIN = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 

@@ -18,7 +18,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     import pandas as pd
 
-
 _COLUMNS = ("float64", "float32", "int64", "int32", "int16", "int8", "uint8", "bool", "object", "str")
 
 

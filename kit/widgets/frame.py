@@ -21,7 +21,6 @@ from kit.widgets.panel.controller import Controller, Frame, one_line
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 Kind = TypeVar("Kind", bound=w.Widget)
 NARROW = {"description_width": "initial"}
 

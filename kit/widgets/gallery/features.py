@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
-
 _COLUMNS = ["rank", "name", "score", "text", "kl", "starred", "hidden", "coefficient", "prompt", "calibrated"]
 _DEFAULT = 0.3  # residual scales: for a vector that does not say how far it was trained to go
 FILTERS = {"not hidden": "shown", "starred": "starred", "all": "all"}

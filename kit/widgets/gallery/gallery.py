@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
-
 _HINT = "Press Generate."
 
 

@@ -26,7 +26,6 @@ from kit.widgets.panel.panel import SteeringPanel
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 _TEXT = "how strongly the text fires it"
 _SAYS = "effect on the next token"  # at its largest, direct path: root mean square of the logits
 _LIKE = "similarity to the given vector"

@@ -17,7 +17,6 @@ from kit.widgets.frame import View
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 Side = Literal["source", "target"]
 _STEP, _WIDE = 34, 220  # pixels: from node to node, and of the edges between the columns
 _OTHER: dict[Side, Side] = {"source": "target", "target": "source"}

@@ -17,7 +17,6 @@ from kit.widgets.frame import View
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 _LISTED = 400
 
 

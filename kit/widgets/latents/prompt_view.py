@@ -18,7 +18,6 @@ from kit.widgets.latents.browser import FeatureBrowser
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 _ALL = "all tokens"
 
 

@@ -26,7 +26,6 @@ from kit.steering.results import Receipt, Row
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 _LIVE: weakref.WeakSet[Controller] = weakref.WeakSet()
 _IDLE = 20.0  # seconds without work after which a worker thread ends
 

@@ -27,7 +27,6 @@ from kit.widgets.panel.vector_row import VectorRow
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 _HINT = "Move a slider or press Generate."
 
 

@@ -14,7 +14,6 @@ from kit.steering import render
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 Option = TypeVar("Option")
 _LATER = 3  # generated tokens that are drawn after the prompt
 _POSITIONS: dict[str, Positions] = {

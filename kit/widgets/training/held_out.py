@@ -20,7 +20,6 @@ from kit.sae.store import Example, FeatureStore
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-
 LIVELY = (1e-3, 3e-2)  # densities of latents that one can learn something from
 
 

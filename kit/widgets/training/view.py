@@ -26,7 +26,6 @@ from kit.widgets.training.run import TrainingRun
 if TYPE_CHECKING:
     import pandas as pd
 
-
 _FIGURES = ("loss", "explained_variance", "l0", "dead")
 _HINT = "Press Start."
 
