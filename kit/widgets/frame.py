@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anywidget
@@ -24,91 +25,16 @@ if TYPE_CHECKING:
 Kind = TypeVar("Kind", bound=w.Widget)
 NARROW = {"description_width": "initial"}
 
-# ipywidgets draws slider handles, boxes and readouts without any name for screen readers
-_NAME_CONTROLS = """
-const CONTROLS = '[role=slider], .widget-readout, input, select, textarea, button';
-
-function nameOf(control) {
-  const box = control.closest('.jupyter-widgets');
-  const label = box?.querySelector(':scope > .widget-label');
-  const shown = label && label.style.display !== 'none' && label.textContent.trim();
-  return shown || box?.title || label?.title || control.placeholder || control.title || '';
-}
-
-function nameAll(root, name) {
-  root.setAttribute('role', 'region');
-  root.setAttribute('aria-label', name);
-  for (const status of root.querySelectorAll('.kit-status')) status.setAttribute('role', 'status');
-  for (const control of root.querySelectorAll(CONTROLS)) {
-    if (control.tagName === 'BUTTON' && /\\p{L}/u.test(control.textContent)) continue;
-    const found = nameOf(control);
-    // a checkbox's own label stands around it
-    const labelled = [...(control.labels ?? [])].some((label) => label.textContent.trim());
-    if (found && !labelled && control.getAttribute('aria-label') !== found)
-      control.setAttribute('aria-label', found);
-    if (control.matches('.widget-readout')) control.setAttribute('role', 'textbox');
-  }
-}
-
-export default {
-  render({ model, el }) {
-    let observer, waiting = 0;
-    const start = () => {
-      const root = el.closest('.kit-panel');
-      if (!root) { waiting = requestAnimationFrame(start); return; }
-      const again = () => { waiting = 0; nameAll(root, model.get('label')); };
-      observer = new MutationObserver(() => { waiting ||= requestAnimationFrame(again); });
-      const what = { childList: true, subtree: true, attributeFilter: ['title'] };
-      observer.observe(root, what);
-      again();
-    };
-    start();
-    return () => { observer?.disconnect(); cancelAnimationFrame(waiting); };
-  },
-};
-"""
-
 
 class Names(anywidget.AnyWidget):
     """Invisible part of a view: names the view as a region, and every control that has none after
     its label, tooltip or placeholder, also those that come later."""
 
-    _esm = _NAME_CONTROLS
+    _esm = Path(__file__).with_name("names.js")
     label = traitlets.Unicode().tag(sync=True)
 
 
-PANEL = """<style>
-.kit-panel {border:1px solid var(--jp-border-color2,#ccc); border-radius:8px;
-  padding:10px 14px 12px; box-sizing:border-box; max-width:1500px; overflow:hidden}
-.kit-panel .widget-html, .kit-panel .widget-html-content {line-height:normal; height:auto;
-  margin:0; overflow:visible; min-width:0}
-.kit-panel .widget-checkbox, .kit-panel .widget-checkbox label {margin:0 2px; height:28px;
-  display:flex; align-items:center; overflow:visible}
-.kit-panel .widget-checkbox input {margin:0 6px 0 0; width:15px; height:15px}
-.kit-panel .kit-icon {padding:0; font-size:16px}
-.kit-panel .kit-grow, .kit-panel .kit-grow > .widget-html-content {width:100%}
-.kit-panel .kit-column, .kit-panel .kit-column > .widget-html-content {height:100%; width:100%}
-.kit-panel textarea {padding:6px 9px;
-  font:14px/1.45 var(--jp-ui-font-family,system-ui,sans-serif); border-radius:4px;
-  resize:vertical}
-.kit-panel .kit-bar {border-top:1px solid var(--jp-border-color2,#ccc); padding-top:8px;
-  margin-top:8px}
-.kit-panel .widget-readout {font-variant-numeric:tabular-nums; font-weight:600; font-size:13px}
-.kit-panel .kit-slider .noUi-base {overflow:visible}
-.kit-panel .kit-slider .noUi-connects {background:rgba(128,128,128,.3); border-radius:3px}
-.kit-panel .kit-slider .noUi-connect {background:transparent}
-.kit-panel .kit-slider .noUi-handle {z-index:3; box-shadow:none;
-  background:var(--jp-brand-color1,#1976d2); border:2px solid var(--jp-layout-color0,#fff)}
-.kit-panel .kit-slider .noUi-base::after {content:""; position:absolute; left:50%; top:-7px;
-  width:1px; height:18px; background:currentColor; opacity:.55; pointer-events:none}
-.kit-panel button.jupyter-button {border-radius:4px}
-.kit-panel :is(button, input, textarea, select, summary, a, .noUi-handle,
-  .widget-readout):focus-visible {outline:3px solid #D55E00 !important; outline-offset:2px;
-  border-radius:4px}
-.kit-panel button.jupyter-button.mod-active {background:rgba(0,114,178,.2); box-shadow:none;
-  color:var(--jp-ui-font-color1,inherit); outline:1px solid rgba(0,114,178,.75);
-  outline-offset:-1px}
-</style>"""
+PANEL = f"<style>\n{Path(__file__).with_name('panel.css').read_text(encoding='utf-8')}</style>"
 
 
 def frame(name: str, more: str = "") -> w.Widget:
