@@ -124,7 +124,7 @@ _SPANS: dict[str, Any] = {"range": range, "slice": slice}
 CLASSES = {
     name: module
     for module, names in {
-        "course.unlock.elicitation": "Choice Setting",
+        "course.studies.elicitation": "Choice Setting",
         "kit.data.organisms": "Answer Item",
         "kit.models.sites": "Site",
         "kit.sae.compare": "Match",
@@ -139,9 +139,9 @@ CLASSES = {
         "kit.search.jacobians": "Jacobians",
         "kit.search.probes": "Statement",
         "kit.search.radius": "Radius",
-        "kit.search.rank": "Candidates",
+        "course.studies.rank": "Candidates",
         "kit.search.rome": "Fact",
-        "kit.search.statistics": "Comparison",
+        "course.studies.multiplicity": "Comparison",
         "kit.steering.rank_one": "Factor",
         "kit.steering.results": "Row",
         "kit.steering.sampling": "TokenMeasure",

@@ -311,7 +311,7 @@ def test_a_folder_of_other_settings_is_refused_before_any_work(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker.source(model, tmp_path).fill()
-    monkeypatch.setattr(Source, "_read", None)
+    monkeypatch.setattr(Source, "read_chunk", None)
     worker.source(model, tmp_path).fill()  # nothing is missing
     other = Source(model, worker.TEXTS, [sae.Site(1)], batch=16, context=20, rows=8, seed=1, cache=tmp_path)
     with pytest.raises(ValueError, match="made with other seed"):
@@ -387,7 +387,7 @@ def test_the_command_fills_what_a_source_reads(
     assert harvest.main(command) == 0
     n = worker.source(model, None).chunks
     assert capsys.readouterr().out.startswith(f"{n} chunks of 8 rows, {n * 8 * 20:,} tokens, ")
-    monkeypatch.setattr(Source, "_read", None)
+    monkeypatch.setattr(Source, "read_chunk", None)
     given = Source(
         model, harvest.read_texts(corpus), [sae.Site(1)], batch=16, context=20, rows=8, cache=tmp_path / "out"
     )
