@@ -125,6 +125,8 @@ CLASSES = {
     name: module
     for module, names in {
         "course.studies.elicitation": "Choice Setting",
+        "course.studies.multiplicity": "Comparison",
+        "course.studies.rank": "Candidates",
         "kit.data.organisms": "Answer Item",
         "kit.models.sites": "Site",
         "kit.sae.compare": "Match",
@@ -139,12 +141,9 @@ CLASSES = {
         "kit.search.jacobians": "Jacobians",
         "kit.search.probes": "Statement",
         "kit.search.radius": "Radius",
-        "course.studies.rank": "Candidates",
         "kit.search.rome": "Fact",
-        "course.studies.multiplicity": "Comparison",
         "kit.steering.rank_one": "Factor",
-        "kit.steering.results": "Row",
-        "kit.steering.sampling": "TokenMeasure",
+        "kit.steering.results": "Row TokenMeasure",
         "kit.steering.sweep": "Calibration",
         "kit.steering.vectors": "SteeringVector",
     }.items()
