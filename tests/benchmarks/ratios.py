@@ -161,7 +161,7 @@ _CHILD = """
 import json, sys, time
 import torch, transformers, transformer_lens.model_bridge
 from transformers.models.llama import modeling_llama
-import kit.generation, kit.vectors
+import kit.steering.generation, kit.steering.vectors
 
 def private():
     lines = open("/proc/self/smaps_rollup").read().splitlines()
