@@ -1,8 +1,8 @@
-"""A model, a chat as tokens, and the few facts about a model that steering needs.
+"""What lies beside a loaded model, and the few facts about it that steering needs.
 
-The only module that touches ``transformer_lens`` (imported when a model is loaded). A loaded model
-is a ``TransformerBridge``; beside it lives a *decoder*, the plain ``transformers`` module tree over
-the same weight storage, which the decode loop runs because it costs about a third less a token.
+:mod:`kit.models.load` alone imports ``transformer_lens``, when one is loaded. What it gives is a
+``TransformerBridge``; beside it lives a *decoder*, the plain ``transformers`` module tree over the
+same weight storage, which the decode loop runs because it costs about a third less a token.
 """
 
 from __future__ import annotations

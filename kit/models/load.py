@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 
 def model_dtype() -> str:
     """Name of the dtype in which this machine runs the embedded model."""
-    return str(_device_dtype()[1]).removeprefix("torch.")
-
-
-def _device_dtype() -> tuple[str, object, str]:
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return device, *choose_dtype(device)
+    return str(choose_dtype(_auto_device())[0]).removeprefix("torch.")
 
 
 _PRELOADED: list[TransformerBridge] = []

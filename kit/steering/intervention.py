@@ -112,6 +112,7 @@ class Session:
                 intervention that does not fit the model.
         """
         check_positions(positions)
+        _check_op(op)
         self.model, self.positions, self.op = model, positions, op
         self.receipt = Receipt()
         self._edits: list[_Edit] = []
@@ -244,6 +245,11 @@ def _sizes(h: Tensor) -> Tensor:
     return torch.linalg.vector_norm(h.detach(), dim=-1, dtype=torch.float32).clamp(min=1e-9)
 
 
+def _check_op(op: Op) -> None:
+    if op not in OPS:
+        raise ValueError(f"op={op!r}: use {', '.join(map(repr, OPS))}")
+
+
 def check_fits(model: TransformerBridge, intervention: Intervention, op: Op = "add") -> Sequence[Part]:
     """The parts of an intervention on a model, if it fits.
 
@@ -251,8 +257,7 @@ def check_fits(model: TransformerBridge, intervention: Intervention, op: Op = "a
         ValueError: an unknown ``op`` or one that it cannot do, another model's fingerprint, or a
             layer, site or width that this model lacks.
     """
-    if op not in OPS:
-        raise ValueError(f"op={op!r}: use {', '.join(map(repr, OPS))}")
+    _check_op(op)
     name, mark = intervention.name, intervention.fingerprint
     if mark is not None and mark != fingerprint(model):
         raise ValueError(
@@ -283,6 +288,6 @@ def check_fits(model: TransformerBridge, intervention: Intervention, op: Op = "a
             )
         if part.read is not None:
             runtime(model).projection_path(part.site)  # refuses an architecture without that matrix
-        if part.read is not None and op != "add":
-            raise ValueError(f"op={op!r}: {name!r} changes a weight matrix; it can only be added")
+            if op != "add":
+                raise ValueError(f"op={op!r}: {name!r} changes a weight matrix; it can only be added")
     return parts

@@ -331,3 +331,18 @@ def test_the_embedded_model(smol: Any) -> None:
     assert torch.equal(bridge[0, -1].argmax(), fast_linear[0, -1].argmax())
     record = json.loads((weights.cached("bfloat16") / "kit.json").read_text())
     assert record["gguf_sha256"] == weights.GGUF_SHA256
+
+
+def test_kept_facts_go_when_a_weight_changes_in_place(llama: Any) -> None:
+    mark, scale = kit.fingerprint(llama), kit.residual_scale(llama, 1)
+    weight = runtime(llama).decoder.get_input_embeddings().weight
+    before = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight.mul_(3)
+        assert kit.fingerprint(llama) != mark
+        assert kit.residual_scale(llama, 1) != scale
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+    assert kit.fingerprint(llama) == mark and kit.residual_scale(llama, 1) == pytest.approx(scale)

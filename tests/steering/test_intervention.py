@@ -633,3 +633,8 @@ def test_a_session_shares_blocks_below_the_first_it_touches(llama: Any) -> None:
     ):
         session = Session(llama, things, [(1.0,) * len(things)], "all", "add")
         assert session.untouched_blocks == expected
+
+
+def test_an_unknown_op_is_refused_without_vectors_too(llama: Any) -> None:
+    with pytest.raises(ValueError, match="op='subtract': use 'add', 'ablate', 'clamp'"):
+        kit.generate(llama, tiny.prompt(llama), op="subtract", max_new_tokens=1)  # type: ignore[arg-type]
