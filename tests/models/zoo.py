@@ -1,0 +1,370 @@
+"""The zoo: tiny random models of many architectures, the kit against plain transformers.
+
+``python -m tests.models.zoo`` prints a row for each architecture, ``... zoo llama falcon`` for some,
+and ``--write`` writes ``docs/models.md``.
+
+A check compares what the kit says of a model with what transformers alone says of the same folder,
+read by hooks of its own. Its cell is ``ok`` where they are equal to float32 rounding; ``refused: ...``
+where the kit raises an error that says why; ``WRONG: ...`` with the largest difference as a share of
+the largest value; ``CRASH: ...`` for any other exception.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import processors
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+import kit
+from kit.models.activations import capture, residuals
+from kit.models.bridge import runtime
+from kit.models.hook_points import replaced
+from kit.models.logit_lens import direct_attribution, logit_lens
+from kit.models.sites import Site
+from kit.models.tokens import pack, text_tokens
+from kit.steering.generation import logits
+from tests import tiny
+from tests.models.zoo_kinds import LAYERS, WIDTH, ZOO, Kind
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+LIMIT = 1e-4  # of the largest value; a slip is at least a hundred times that
+TEXT = tiny.SENTENCES[1]
+
+
+# --- a model, as a folder ---------------------------------------------------------------------
+
+
+def words_of(kind: Kind) -> Any:
+    """The tiny tokenizer, with what an architecture's own puts before a text."""
+    words = tiny.tokenizer()
+    before = {"bos": ["<bos>"], "eos": ["<eos>"], "two": ["<bos>", "<pad>"]}.get(kind.words, [])
+    if before:
+        ids = {token: words.convert_tokens_to_ids(token) for token in before}
+        single = " ".join([*before, "$A"])
+        words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=single, special_tokens=list(ids.items())
+        )
+    if kind.words == "none":
+        words.bos_token = None
+    return words
+
+
+def save(name: str, folder: Path) -> Path:
+    """Write a random model and its tokenizer; every part of it matters."""
+    kind, words = ZOO[name], words_of(ZOO[name])
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(kind.config(len(words)), dtype=torch.float32)
+    with torch.no_grad():
+        for key, weight in model.state_dict().items():
+            # norms that start at one, biases and gates that start at zero would hide slips
+            if weight.is_floating_point() and weight.numel() > 1 and bool((weight == weight.flatten()[0]).all()):
+                weight.add_(torch.randn_like(weight), alpha=0.3 if weight.dim() == 1 and "bias" not in key else 0.1)
+            elif weight.is_floating_point() and weight.dim() > 1 and 0 < (size := float(weight.std())) < 0.1:
+                weight.mul_(0.2 / size)  # configs that know no initializer_range
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+@dataclass
+class Specimen:
+    """A model in the kit's hands, and the same folder in those of plain transformers."""
+
+    kind: Kind
+    folder: Path
+    model: Any = field(init=False)
+    plain: Any = field(init=False)
+    _logits: dict[Any, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.model = kit.load_model(str(self.folder), dtype="float32")
+        self.plain = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        return tiny.prompt(self.model, 10)
+
+    @cached_property
+    def blocks(self) -> nn.ModuleList:
+        lists = [m for m in self.plain.modules() if isinstance(m, nn.ModuleList) and len(m) == LAYERS]
+        return lists[0]
+
+    def mlp(self, layer: int) -> nn.Module:
+        """What adds the MLP's share to the stream: its output, silenced, leaves the rest."""
+        assert self.kind.mlp is not None
+        return self.blocks[layer].get_submodule(self.kind.mlp)
+
+    def vector(self, layer: int) -> Any:
+        return tiny.vector(self.model, layer, seed=layer)
+
+    def step(self, layer: int, coefficient: float) -> Tensor:
+        """What steering adds: ``coefficient`` times the vector in the kit's unit."""
+        return coefficient * kit.residual_scale(self.model, layer) * self.vector(layer).direction
+
+    def steered(self, layer: int, coefficient: float, tokens: Tensor | None = None, **options: Any) -> Tensor:
+        """Logits of plain transformers, a hook on its block."""
+        tokens = self.tokens if tokens is None else tokens
+        key = (layer, coefficient, str(tokens.tolist()), *map(str, options.values()))
+        if key not in self._logits:
+            step = self.step(layer, coefficient)
+            with changed(self.blocks[layer], lambda out: out + step):
+                self._logits[key] = self.run(tokens, **options)
+        return self._logits[key]
+
+    def run(self, tokens: Tensor, **options: Any) -> Tensor:
+        with torch.inference_mode():
+            return self.plain(input_ids=tokens, **options).logits.clone()
+
+    def streams(self, tokens: Tensor) -> Tensor:
+        """Plain transformers' residual stream after every block ``[layers, rows, pos, width]``."""
+        kept: list[Tensor] = []
+        with ExitStack() as stack:
+            for block in self.blocks:
+                stack.enter_context(changed(block, lambda out: kept.append(out.clone())))  # type: ignore[func-returns-value]
+            self.run(tokens)
+        return torch.stack(kept)
+
+    def text(self, layer: int, coefficient: float | None, n: int) -> list[int]:
+        """The greedy continuation of transformers' own ``generate``, up to an end token."""
+        with ExitStack() as stack:
+            if coefficient is not None:
+                step = self.step(layer, coefficient)
+                stack.enter_context(changed(self.blocks[layer], lambda out: out + step))
+            out = self.plain.generate(
+                self.tokens, attention_mask=torch.ones_like(self.tokens), do_sample=False, max_new_tokens=n
+            )
+        new = out[0, self.tokens.shape[1] :].tolist()
+        return new[: new.index(1)] if 1 in new else new
+
+
+@contextmanager
+def changed(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """A plain forward hook on what a module gives; where it gives a tuple, on the first."""
+
+    def hook(_module: nn.Module, _args: Any, out: Any) -> Any:
+        several = isinstance(out, tuple | list)
+        new = change(out[0] if several else out)
+        return None if new is None else type(out)([new, *out[1:]]) if several else new
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# --- checks -----------------------------------------------------------------------------------
+
+
+class Different(Exception):
+    """What the kit says is not what transformers says."""
+
+
+def equal(what: str, found: Tensor, expected: Tensor) -> None:
+    if found.shape != expected.shape:
+        raise Different(f"{what} has shape {list(found.shape)}, not {list(expected.shape)}")
+    gap = float((found.detach() - expected).abs().max() / expected.abs().max())
+    if not gap <= LIMIT:
+        raise Different(f"{what} off by {gap:.1g}")
+
+
+def check_logits(s: Specimen) -> None:
+    equal("unsteered", logits(s.model, s.tokens)[0], s.run(s.tokens)[0])
+
+
+def check_residuals(s: Specimen) -> None:
+    found = residuals(s.model, [s.tokens], range(LAYERS), read=slice(0, None))  # [pos, layers, width]
+    equal("the stream", found.transpose(0, 1), s.streams(s.tokens)[:, 0])
+
+
+def check_generate(s: Specimen) -> None:
+    """Steered by the decode loop, at every layer: logits, and the next tokens."""
+    for layer in range(LAYERS):
+        v = s.vector(layer)
+        equal(f"layer {layer}", logits(s.model, s.tokens, v, [0.5])[0], s.steered(layer, 0.5)[0])
+        found = kit.generate(s.model, s.tokens, v, [0.5], max_new_tokens=3).rows[0].tokens
+        if found != (expected := s.text(layer, 0.5, 3)):
+            raise Different(f"layer {layer} goes on with {found}, not {expected}")
+
+
+def check_steer(s: Specimen) -> None:
+    """Steered in a ``with`` block, at every layer; a coefficient of 0 changes nothing."""
+    for layer in range(LAYERS):
+        for c in (0.0, 0.5)[layer > 0 :]:
+            with kit.steer(s.model, {s.vector(layer): c}):
+                equal(f"layer {layer} at {c}", s.model(s.tokens)[0], s.steered(layer, c)[0])
+
+
+def check_ladder(s: Specimen) -> None:
+    rungs = [None, 0.4, -0.7, 0.0, 1.1]
+    for layer in (0, LAYERS - 2):
+        v = s.vector(layer)
+        rows = logits(s.model, s.tokens, v, rungs)
+        equal(f"layer {layer}", rows, torch.cat([s.steered(layer, c or 0.0) for c in rungs]))
+    found = [row.tokens for row in kit.generate(s.model, s.tokens, v, rungs, max_new_tokens=4).rows]
+    if found != (expected := [s.text(layer, c, 4) for c in rungs]):
+        raise Different(f"texts {found}, not {expected}")
+    for row, c in zip(found, rungs, strict=True):
+        alone = kit.generate(s.model, s.tokens, v, [c], max_new_tokens=4).rows[0].tokens
+        if row != alone:
+            raise Different(f"the row of {c} is {row}, alone {alone}")
+
+
+def check_text(s: Specimen) -> None:
+    found = kit.generate(s.model, s.tokens, max_new_tokens=12).rows[0].tokens
+    if found != (expected := s.text(0, None, 12)):
+        raise Different(f"{found}, not {expected}")
+
+
+def check_mlp_out(s: Specimen) -> None:
+    """What the MLP's branch adds to the stream, read and changed."""
+    sites = [Site(layer, "mlp_out") for layer in range(LAYERS)]
+    found = capture(s.model, s.tokens, [site.place for site in sites])
+    if s.kind.mlp is None:
+        raise Different("there is no MLP here, and the kit reads one")
+    base = s.streams(s.tokens)
+    for layer, site in enumerate(sites):
+        with changed(s.mlp(layer), torch.zeros_like):
+            rest = s.streams(s.tokens)[layer]
+        added = base[layer] - rest
+        gap = (found[site.place] - added).abs().max() / base[layer].abs().max()  # as rounded as the stream
+        if not gap <= LIMIT:
+            raise Different(f"layer {layer} off by {float(gap * base[layer].abs().max() / added.abs().max()):.1g}")
+    step = s.step(1, 0.5)
+    with replaced(s.model, sites[1], lambda out: out + step):
+        equal("with a change, logits", runtime(s.model).decoder(s.tokens).logits, s.steered(1, 0.5))
+
+
+def check_lens(s: Specimen) -> None:
+    """The whole stream's attribution is the logits, a direction's logits are its share of them."""
+    stream = s.streams(s.tokens)[-1, 0]  # [pos, width]
+    ids, whole = range(3, 103), s.run(s.tokens)[0]
+    halves = stream * torch.linspace(0, 1, stream.shape[-1]), stream * torch.linspace(1, 0, stream.shape[-1])
+    parts = [
+        direct_attribution(s.model, torch.stack(pair), pair[0] + pair[1], ids) for pair in zip(*halves, strict=True)
+    ]
+    found = torch.stack(parts).sum(1)  # [pos, tokens]
+    cap = getattr(s.plain.config, "final_logit_softcapping", None) or getattr(s.plain.config, "logits_soft_cap", None)
+    uncapped = cap * torch.atanh(whole.double() / cap).float() if cap else whole
+    # biases belong to no piece: what the same logit differs by between positions
+    moved, expected = (x[1:] - x[:1] for x in (found, uncapped[:, 3:103]))
+    equal("the whole stream", moved, expected)
+    d = torch.randn(WIDTH, generator=torch.Generator().manual_seed(7))
+    d = (d - d.mean()) / d.std(correction=0)
+    with changed(s.blocks[-1], lambda out: torch.stack([d, -d]).expand_as(out[:1, :2])):
+        ends = s.run(s.tokens[:, :2])[0]
+    ends = cap * torch.atanh(ends.double() / cap).float() if cap else ends
+    lens = logit_lens(s.model, d, n=ends.shape[-1], mads=float("inf"))
+    order = torch.tensor([i for i, _ in lens.top])
+    equal("a direction", torch.tensor([x for _, x in lens.top]), ((ends[0] - ends[1]) / 2)[order])
+
+
+def check_batches(s: Specimen) -> None:
+    """Texts of several lengths: by the kit's own batches, and padded by the caller on either side."""
+    texts = [s.tokens[0, :n] for n in (10, 6, 8)]
+    alone = [s.streams(text[None])[:, 0, -1] for text in texts]
+    equal("texts", residuals(s.model, texts, range(LAYERS)), torch.stack(alone))
+    for side in ("right", "left"):
+        batch = torch.full((3, 10), 2)
+        for row, text in zip(batch, texts, strict=True):
+            row[slice(0, len(text)) if side == "right" else slice(10 - len(text), 10)] = text
+        mask = (batch != 2).long()
+        with kit.steer(s.model, {s.vector(1): 0.5}):
+            found = s.model(batch, attention_mask=mask)
+        expected = torch.cat([s.steered(1, 0.5, text[None])[0] for text in texts])
+        # where transformers itself gives padded rows other positions, its same call will do
+        alike = s.steered(1, 0.5, batch, attention_mask=mask)[mask.bool()]
+        try:
+            equal(f"padded {side}", found[mask.bool()], expected)
+        except Different:
+            equal(f"padded {side}", found[mask.bool()], alike)
+
+
+def check_bos(s: Specimen) -> None:
+    """A text begins as the folder's own tokenizer lets it begin, and so does a packed row."""
+    own = AutoTokenizer.from_pretrained(s.folder)(TEXT).input_ids
+    if (found := text_tokens(s.model, TEXT)[0].tolist()) != own:
+        raise Different(f"tokens begin {found[:3]}, not {own[:3]}")
+    bare = AutoTokenizer.from_pretrained(s.folder)(TEXT, add_special_tokens=False).input_ids
+    start = own[: len(own) - len(bare)]
+    if (row := pack(s.model, [TEXT], 12)[0].tolist()) != own[:12]:
+        raise Different(f"packed rows begin {row[:3]}, not {own[:3]} (of which {start} before the text)")
+
+
+CHECKS: dict[str, Callable[[Specimen], None]] = {
+    "logits": check_logits,
+    "residuals": check_residuals,
+    "kit.generate": check_generate,
+    "kit.steer": check_steer,
+    "ladder": check_ladder,
+    "text": check_text,
+    "mlp_out": check_mlp_out,
+    "logit lens": check_lens,
+    "batches": check_batches,
+    "BOS": check_bos,
+}
+
+
+def outcome(what: Callable[[], Any]) -> str:
+    """``ok``, ``refused: reason``, ``WRONG: size`` or ``CRASH: exception``."""
+    try:
+        what()
+    except Different as difference:
+        return f"WRONG: {difference}"
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        last = traceback.extract_tb(error.__traceback__)[-1].filename
+        if isinstance(error, ValueError | OSError | TypeError) and Path(kit.__file__).parent in Path(last).parents:
+            return f"refused: {said}"
+        return f"CRASH: {type(error).__name__}: {said} ({'/'.join(Path(last).parts[-2:])})"
+    return "ok"
+
+
+def row(name: str, folder: Path) -> dict[str, str]:
+    """The cells of an architecture, by check; ``load`` alone where it does not load."""
+    save(name, folder)
+    found: list[Specimen] = []
+    loaded = outcome(lambda: found.append(Specimen(ZOO[name], folder)))
+    if not found:
+        return {"load": loaded.replace(str(folder), "the folder")}
+    return {what: outcome(lambda check=check: check(found[0])) for what, check in CHECKS.items()}
+
+
+# --- the page ---------------------------------------------------------------------------------
+
+
+def rows(names: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            yield name, row(name, Path(folder))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print rows of the table; see the module."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    wanted = [a.lower() for a in arguments if a != "--write"]
+    names = [name for name in ZOO if not wanted or any(w in name.lower() for w in wanted)]
+    for name, cells in rows(names):
+        bad = [f"    {what}: {cell}" for what, cell in cells.items() if cell != "ok"]
+        sys.stdout.write("\n".join([f"{name}: {len(cells) - len(bad)} of {len(CHECKS)} ok", *bad]) + "\n")
+        sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
