@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import kit
+from kit.base.files import whole
 from kit.models.activations import capture, residuals
 from kit.models.bridge import runtime
 from kit.models.hook_points import replaced
@@ -112,14 +113,16 @@ class Specimen:
         """What steering adds: ``coefficient`` times the vector in the kit's unit."""
         return coefficient * kit.residual_scale(self.model, layer) * self.vector(layer).direction
 
-    def steered(self, layer: int, coefficient: float, tokens: Tensor | None = None, **options: Any) -> Tensor:
-        """Logits of plain transformers, a hook on its block."""
+    def steered(
+        self, layer: int, coefficient: float, tokens: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Logits of plain transformers, a hook on its block; padding is not steered."""
         tokens = self.tokens if tokens is None else tokens
-        key = (layer, coefficient, str(tokens.tolist()), *map(str, options.values()))
+        key = (layer, coefficient, str(tokens.tolist()), mask is None)
         if key not in self._logits:
-            step = self.step(layer, coefficient)
+            step = self.step(layer, coefficient) * (1 if mask is None else mask[..., None])
             with changed(self.blocks[layer], lambda out: out + step):
-                self._logits[key] = self.run(tokens, **options)
+                self._logits[key] = self.run(tokens, **({} if mask is None else {"attention_mask": mask}))
         return self._logits[key]
 
     def run(self, tokens: Tensor, **options: Any) -> Tensor:
@@ -230,15 +233,15 @@ def check_text(s: Specimen) -> None:
 def check_mlp_out(s: Specimen) -> None:
     """What the MLP's branch adds to the stream, read and changed."""
     sites = [Site(layer, "mlp_out") for layer in range(LAYERS)]
-    found = capture(s.model, s.tokens, [site.place for site in sites])
+    found = [capture(s.model, s.tokens, [site.place])[site.place] for site in sites]
     if s.kind.mlp is None:
         raise Different("there is no MLP here, and the kit reads one")
     base = s.streams(s.tokens)
-    for layer, site in enumerate(sites):
+    for layer in range(LAYERS):
         with changed(s.mlp(layer), torch.zeros_like):
             rest = s.streams(s.tokens)[layer]
         added = base[layer] - rest
-        gap = (found[site.place] - added).abs().max() / base[layer].abs().max()  # as rounded as the stream
+        gap = (found[layer] - added).abs().max() / base[layer].abs().max()  # as rounded as the stream
         if not gap <= LIMIT:
             raise Different(f"layer {layer} off by {float(gap * base[layer].abs().max() / added.abs().max()):.1g}")
     step = s.step(1, 0.5)
@@ -249,14 +252,14 @@ def check_mlp_out(s: Specimen) -> None:
 def check_lens(s: Specimen) -> None:
     """The whole stream's attribution is the logits, a direction's logits are its share of them."""
     stream = s.streams(s.tokens)[-1, 0]  # [pos, width]
-    ids, whole = range(3, 103), s.run(s.tokens)[0]
+    ids, given = range(3, 103), s.run(s.tokens)[0]
     halves = stream * torch.linspace(0, 1, stream.shape[-1]), stream * torch.linspace(1, 0, stream.shape[-1])
     parts = [
         direct_attribution(s.model, torch.stack(pair), pair[0] + pair[1], ids) for pair in zip(*halves, strict=True)
     ]
     found = torch.stack(parts).sum(1)  # [pos, tokens]
     cap = getattr(s.plain.config, "final_logit_softcapping", None) or getattr(s.plain.config, "logits_soft_cap", None)
-    uncapped = cap * torch.atanh(whole.double() / cap).float() if cap else whole
+    uncapped = cap * torch.atanh(given.double() / cap).float() if cap else given
     # biases belong to no piece: what the same logit differs by between positions
     moved, expected = (x[1:] - x[:1] for x in (found, uncapped[:, 3:103]))
     equal("the whole stream", moved, expected)
@@ -284,7 +287,7 @@ def check_batches(s: Specimen) -> None:
             found = s.model(batch, attention_mask=mask)
         expected = torch.cat([s.steered(1, 0.5, text[None])[0] for text in texts])
         # where transformers itself gives padded rows other positions, its same call will do
-        alike = s.steered(1, 0.5, batch, attention_mask=mask)[mask.bool()]
+        alike = s.steered(1, 0.5, batch, mask)[mask.bool()]
         try:
             equal(f"padded {side}", found[mask.bool()], expected)
         except Different:
@@ -343,26 +346,80 @@ def row(name: str, folder: Path) -> dict[str, str]:
 
 # --- the page ---------------------------------------------------------------------------------
 
+HEAD = """# Models
 
-def rows(names: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    for name in names:
-        with tempfile.TemporaryDirectory() as folder:
-            yield name, row(name, Path(folder))
+<!-- Written by `python -m tests.models.zoo --write`; edit that module. -->
+
+What the kit does on {models} architectures, each a tiny random model made from its transformers
+config ({layers} blocks, {width} wide, float32) and compared with plain transformers on the same folder:
+
+- *logits*: of a prompt, unsteered; *residuals*: the stream after every block;
+- *kit.generate*, *kit.steer*: steered at every layer, against a plain forward hook on the block;
+- *ladder*: several coefficients in one run, against single runs;
+- *text*: the greedy continuation, against transformers' `generate`;
+- *mlp_out*: what the MLP's branch adds to the stream, read and changed;
+- *logit lens*: of the whole stream, against the logits, and of a direction;
+- *batches*: texts of several lengths, padded right and left;
+- *BOS*: what the folder's own tokenizer puts before a text.
+
+`ok` is equal to float32 rounding; `refused` is an error that says why, listed below the table. Released
+models of an architecture may use options that its tiny one does not: run `kit.check` on yours.
+
+**{passed} of {models} pass every check, {partly} more pass what they are not refused, {refused} are
+refused when they are loaded.**
+"""
+
+
+def lines(name: str, cells: dict[str, str]) -> tuple[str, list[str]]:
+    """An architecture's row of the table, and a line for each thing that is not ``ok``."""
+    short = [cells.get(what, cells.get("load", "")).partition(":")[0] for what in CHECKS]
+    return (
+        f"| {name} | {' | '.join(short)} |",
+        [f"- {name}, {what}: {cell}" for what, cell in cells.items() if cell != "ok"],
+    )
+
+
+def verdict(cells: dict[str, str]) -> str:
+    """``passed``, ``partly`` (some things are refused), ``refused`` (at loading) or ``fails``."""
+    if not all(cell.startswith(("ok", "refused")) for cell in cells.values()):
+        return "fails"
+    return "refused" if "load" in cells else "passed" if set(cells.values()) == {"ok"} else "partly"
+
+
+def page(table: dict[str, dict[str, str]]) -> str:
+    """The whole of ``docs/models.md``."""
+    kinds = [verdict(cells) for cells in table.values()]
+    counts = {kind: kinds.count(kind) for kind in ("passed", "partly", "refused")}
+    head = HEAD.format(models=len(table), layers=LAYERS, width=WIDTH, **counts)
+    fails = kinds.count("fails")
+    broken = [f"**{fails} fail.**", ""] if fails else []
+    found = [lines(name, cells) for name, cells in table.items()]
+    columns = [f"| architecture | {' | '.join(CHECKS)} |", "|---" * (len(CHECKS) + 1) + "|"]
+    return "\n".join(
+        [head, *broken, *columns, *[line for line, _ in found], "", *[line for _, more in found for line in more], ""]
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print rows of the table; see the module."""
+    """Print rows of the table, and write the page; see the module."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    torch.set_num_threads(1)
     wanted = [a.lower() for a in arguments if a != "--write"]
-    names = [name for name in ZOO if not wanted or any(w in name.lower() for w in wanted)]
-    for name, cells in rows(names):
-        bad = [f"    {what}: {cell}" for what, cell in cells.items() if cell != "ok"]
-        sys.stdout.write("\n".join([f"{name}: {len(cells) - len(bad)} of {len(CHECKS)} ok", *bad]) + "\n")
-        sys.stdout.flush()
+    if wanted and "--write" in arguments:
+        raise SystemExit("--write takes no names: the page has every architecture")
+    table: dict[str, dict[str, str]] = {}
+    for name in ZOO:
+        if not wanted or any(part in name.lower() for part in wanted):
+            with tempfile.TemporaryDirectory() as folder:
+                table[name] = row(name, Path(folder))
+            line, more = lines(name, table[name])
+            sys.stdout.write("\n".join([line, *more, ""]))
+            sys.stdout.flush()
+    if "--write" in arguments:
+        with whole(PAGE) as partial:
+            partial.write_text(page(table), encoding="utf-8")
     return 0
 
 
