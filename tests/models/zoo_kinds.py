@@ -36,12 +36,14 @@ class Kind:
         words: what its tokenizer puts before a text: nothing though it has a BOS (``"plain"``),
             ``"bos"``, ``"eos"``, ``"two"`` tokens; ``"none"`` has no BOS at all.
         mlp: path within a block of the last module of the MLP's branch; None where there is none.
+        normed_after: whether a norm stands behind the sum of stream and branch.
     """
 
     type: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     words: str = "plain"
     mlp: str | None = "mlp"
+    normed_after: bool = False
 
     def config(self, vocabulary: int) -> Any:
         """The config of a tiny model."""
@@ -110,6 +112,7 @@ ZOO: dict[str, Kind] = {
     "Qwen3-Next": Kind(
         "qwen3_next", {**EXPERTS, **DELTA, "num_experts": 4, "shared_expert_intermediate_size": 32}, "none"
     ),
+    "Qwen 3.5 (text)": Kind("qwen3_5_text", DELTA, "none"),
     "Gemma 1": Kind("gemma", words="bos"),
     "Gemma 2": Kind("gemma2", {**WINDOW, "query_pre_attn_scalar": 12}, "bos"),
     "Gemma 3": Kind("gemma3_text", {**WINDOW, "query_pre_attn_scalar": 12, "layer_types": MIXED}, "bos"),
@@ -132,6 +135,7 @@ ZOO: dict[str, Kind] = {
         {**WINDOW, "layer_types": MIXED, "vocab_size_per_layer_input": 300, "hidden_size_per_layer_input": 8},
         "bos",
     ),
+    "VaultGemma": Kind("vaultgemma", {**WINDOW, "query_pre_attn_scalar": 12, "layer_types": MIXED}, "bos"),
     "Mistral": Kind("mistral", WINDOW, "bos"),
     "Ministral": Kind("ministral", {**WINDOW, "layer_types": MIXED}, "bos"),
     "Ministral 3": Kind("ministral3", {}, "bos"),
@@ -145,7 +149,7 @@ ZOO: dict[str, Kind] = {
     "OLMo 3": Kind("olmo3", {**WINDOW, "layer_types": MIXED}),
     "OLMoE": Kind("olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
     "OLMo Hybrid": Kind("olmo_hybrid", {**DELTA, "linear_num_key_heads": 4}),
-    "GPT-1": Kind("openai-gpt", {"n_positions": CONTEXT}),
+    "GPT-1": Kind("openai-gpt", {"n_positions": CONTEXT}, normed_after=True),
     "GPT-2": Kind("gpt2", {"n_positions": CONTEXT}),
     "GPT-Neo": Kind("gpt_neo", GPT_NEO),
     "GPT-J": Kind("gptj", {"rotary_dim": 8, "n_positions": CONTEXT}),
@@ -155,7 +159,7 @@ ZOO: dict[str, Kind] = {
     "gpt-oss": Kind("gpt_oss", {**WINDOW, "layer_types": MIXED, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "OPT": Kind("opt", {"ffn_dim": 96, "word_embed_proj_dim": WIDTH}, "eos", "fc2"),
     "OPT (350m: post-norm, projected)": Kind(
-        "opt", {"ffn_dim": 96, "word_embed_proj_dim": 24, "do_layer_norm_before": False}, "eos", "fc2"
+        "opt", {"ffn_dim": 96, "word_embed_proj_dim": 24, "do_layer_norm_before": False}, "eos", "fc2", True
     ),
     "BLOOM": Kind("bloom", words="plain", mlp="mlp.dense_4h_to_h"),
     "Falcon (alibi)": Kind(
@@ -163,6 +167,13 @@ ZOO: dict[str, Kind] = {
     ),
     "Falcon (rotary, multi-query)": Kind("falcon", {"num_kv_heads": None}),
     "Falcon (new decoder)": Kind("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "Falcon (new decoder, one query a head)": Kind(
+        "falcon", {"new_decoder_architecture": True, "multi_query": False, "num_kv_heads": HEADS}
+    ),
+    "Falcon 2 (new decoder, one norm)": Kind(
+        "falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1, "bias": True}
+    ),
+    "Falcon (alibi, parallel)": Kind("falcon", {"alibi": True, "multi_query": False, "num_kv_heads": HEADS}),
     "Falcon-H1": Kind(
         "falcon_h1",
         {
@@ -264,7 +275,16 @@ ZOO: dict[str, Kind] = {
         "bos",
         "feed_forward",
     ),
+    "LFM2 MoE": Kind(
+        "lfm2_moe",
+        {**EXPERTS, "layer_types": ["conv", "full_attention"] * 2, "num_experts": 4, "num_dense_layers": 1},
+        "bos",
+        "feed_forward",
+    ),
     "HunYuan (dense)": Kind("hunyuan_v1_dense", {"eod_token_id": 1}, "bos"),
+    "HunYuan (MoE)": Kind(
+        "hunyuan_v1_moe", {"eod_token_id": 1, "sep_token_id": 2, "num_experts": 4, "moe_topk": 2}, "bos"
+    ),
     "EXAONE 4": Kind("exaone4", {**WINDOW, "layer_types": MIXED}, "bos"),
     "ERNIE 4.5": Kind("ernie4_5", {}, "bos"),
     "ERNIE 4.5 MoE": Kind("ernie4_5_moe", {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32}, "bos"),
