@@ -90,7 +90,7 @@ class Runtime:
         try:
             return self.block(layer).get_submodule(self.parts[name])
         except (KeyError, AttributeError):
-            raise ValueError(f"layer={layer}: this architecture has no {_PARTS[name]} there") from None
+            raise ValueError(f"layer={layer}: it has no {_PARTS[name]}") from None
 
     def has_projection(self, site: str) -> bool:
         """Whether one matrix makes a site: ``"attn_out"`` from the heads' outputs, ``"mlp_out"``
@@ -100,7 +100,7 @@ class Runtime:
     def projection_path(self, site: str) -> str:
         """Where in a block that matrix is."""
         if not self.has_projection(site):
-            raise ValueError(f"this architecture has no {_PARTS[_MATRIX[site]]}")
+            raise ValueError(f"site={site!r}: this architecture has no {_PARTS[_MATRIX[site]]}")
         return self.parts[_MATRIX[site]]
 
     def projection(self, layer: int, site: str) -> nn.Module:

@@ -91,9 +91,8 @@ def load_model(
         title = os.fspath(name)
         where, kind = _where_and_kind(dtype, device, device_map, adapter, untrained)
         source = weights.locate(title, str(kind).removeprefix("torch."))
-        options: dict[str, Any] = {"dtype": kind} | ({"device_map": device_map} if device_map else {})
         with _no_bars():  # half a second of work; bars would be saved into notebooks
-            hf = given.stored(source, **options)
+            hf = given.stored(source, kind, device_map)
             words = _tokenizer(source if tokenizer is None else tokenizer, embedded=title == weights.EMBEDDED)
         weights.check_placement(hf, device_map)
     if untrained is not None:
