@@ -1,8 +1,8 @@
 """``python -I -S behind_server.py COMMAND``: become a command that meets a seat's limits first.
 
-Kernels and terminals run in this way. When the seat's memory is used up the kernel ends one of them
-rather than the server, however small each is; and when they fork without end, the server still has
-a reserve of processes. Neither needs a control group: both are properties that a process hands down.
+Kernels and terminals run in this way. When the seat's memory is used up the system ends one of
+them rather than the server, however small each is; and when they fork without end, the server still
+has a reserve of processes. Neither needs a control group: a process hands both down to its children.
 """
 
 from __future__ import annotations

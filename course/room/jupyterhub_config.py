@@ -77,6 +77,7 @@ for name in ("KIT_TABLE", "KIT_DTYPE"):  # what the instructor's table reads; on
         c.Spawner.environment[name] = given
 c.Spawner.mem_limit = host.memory or None
 c.Spawner.cpu_limit = host.cpus or None
+c.Spawner.poll_interval = 10  # seconds until the hub sees that a server died
 c.Spawner.start_timeout = 180
 c.Spawner.http_timeout = 120
 
