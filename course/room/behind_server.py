@@ -2,7 +2,7 @@
 
 Kernels and terminals run in this way. When the seat's memory is used up the system ends one of
 them rather than the server, however small each is; and when they fork without end, the server still
-has a reserve of processes. Neither needs a control group: a process hands both down to its children.
+has a reserve of processes. Neither needs a control group: a process hands both to its children.
 """
 
 from __future__ import annotations
