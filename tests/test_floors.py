@@ -168,7 +168,7 @@ def test_only_the_front_doors_load_modules_by_name() -> None:
         for name, source in modules().items()
         if name.startswith("kit") and re.search(r"\bimport_module\(|__import__\(", source)
     }
-    assert by_name <= DOORS
+    assert by_name - {"kit.cli.doctor"} <= DOORS  # it tries packages, none of them the kit's
 
 
 def test_what_the_entry_points_reach() -> None:
