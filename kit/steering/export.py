@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from kit.base.checks import is_number
 from kit.models.bridge import fingerprint, runtime
 from kit.steering.generation import session_of
 from kit.steering.intervention import Intervention
@@ -102,7 +103,7 @@ def _steps(model: TransformerBridge, coefficients: Mapping[Intervention, float])
     if not coefficients:
         raise ValueError("coefficients={}: give at least one vector and its coefficient")
     for v, c in coefficients.items():
-        if isinstance(c, bool) or not isinstance(c, int | float) or not abs(c) < float("inf"):
+        if not is_number(c):
             raise ValueError(f"coefficient={c!r} of {v.name!r}: give one finite number")
     session_of(model, list(coefficients), [tuple(coefficients.values())], "all", "add")
     steps: dict[int, Tensor] = {}
