@@ -69,8 +69,7 @@ def text_rows(
         raise ValueError(f"{name}={texts!r:.60}: give a list with at least one {'prompt' if prompts else 'text'}")
     read = _prompt if prompts else _plain
     rows = [read(model, text, f"{name}[{i}]") for i, text in enumerate(each)]
-    if not (isinstance(texts, Mapping) and "attention_mask" in texts):
-        _check_padding(model, each, rows, name)
+    _check_padding(model, [texts] * len(rows) if isinstance(texts, Mapping) else each, rows, name)
     return rows
 
 
@@ -185,7 +184,8 @@ def _of_tokenizer(batch: Mapping[str, Any], name: str) -> list[Tensor]:
 
 def _check_padding(model: TransformerBridge, given: Sequence[Any], rows: Sequence[Tensor], name: str) -> None:
     """Refuse padding among rows ``[n]`` that were given as tokens without an attention mask."""
-    which = [i for i, text in enumerate(given) if not isinstance(text, str | Mapping)]
+    masked = [isinstance(text, Mapping) and text.get("attention_mask") is not None for text in given]
+    which = [i for i, text in enumerate(given) if not isinstance(text, str) and not masked[i]]
     tokens = [rows[i] for i in which]
     batch = len(tokens) > 1 and len({len(row) for row in tokens}) == 1
     bad = _padded(model, torch.stack(tokens) if batch else tokens)
@@ -244,7 +244,7 @@ def chat_tokens(model: TransformerBridge, user: str, system: str | None = None) 
             raise ValueError(f"{name}={text!r:.60}: give a string")
     if not user.strip():
         raise ValueError("user='': the chat message is empty")
-    tokenizer, why = model.tokenizer, "leaves it out"
+    tokenizer, why = model.tokenizer, ""
     if not tokenizer.chat_template:
         raise ValueError(f"{model.cfg.model_name!r} has no chat template; use kit.text_tokens(model, text)")
     said = [("system", system)] * (system is not None) + [("user", user)]
@@ -253,13 +253,14 @@ def chat_tokens(model: TransformerBridge, user: str, system: str | None = None) 
         try:
             shown = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         except Exception as error:  # a template raises anything
-            why = f"refuses it: {error!s:.200}"
+            why = why or f"refuses it: {error!s:.200}"
             continue
         if all("".join(str(text).split()) in "".join(shown.split()) for _, text in said):
             ids = tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, return_tensors="pt", return_dict=False
             )
             return ids.to(model.cfg.device)
+        why = why or "leaves it out"
     if system is None:
         raise ValueError(f"user={user!r:.60}: this model's chat template {why}; use kit.text_tokens(model, text)")
     chat_tokens(model, user)  # raises where it is not the system message

@@ -10,6 +10,7 @@ itself, see :mod:`kit.steering.gguf`.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -211,6 +212,28 @@ def _write(folder: Path, served: nn.Module, model: TransformerBridge, card: str)
     served.save_pretrained(folder)  # type: ignore[operator]
     model.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
+    _for_both_majors(folder)
+
+
+def _for_both_majors(folder: Path) -> None:
+    """Say in the words of transformers 4 too what 5 writes in its own, which 4 overlooks or, of the
+    tokenizer's class, does not know: the rotary base would be its default, without a word."""
+    for name in ("config.json", "tokenizer_config.json"):
+        file = folder / name
+        told = json.loads(file.read_text(encoding="utf-8"))
+        rope = told.get("rope_parameters")
+        if rope:
+            neox = told["model_type"] == "gpt_neox"
+            told["rotary_emb_base" if neox else "rope_theta"] = rope["rope_theta"]
+            if neox:
+                told["rotary_pct"] = rope.get("partial_rotary_factor", 1.0)
+            if rope.get("rope_type", "default") != "default":
+                told["rope_scaling"] = rope
+        if told.get("tokenizer_class") == "TokenizersBackend":
+            told["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if isinstance(told.get("extra_special_tokens"), list):
+            told["additional_special_tokens"] = told.pop("extra_special_tokens")
+        file.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _whole(folder: Path, write: Callable[[Path], None]) -> None:

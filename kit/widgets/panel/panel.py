@@ -20,7 +20,7 @@ from kit.widgets import frame
 from kit.widgets.frame import LiveView
 from kit.widgets.panel import arms, markup
 from kit.widgets.panel.controller import Frame, Request
-from kit.widgets.panel.controls import Controls
+from kit.widgets.panel.controls import WORDS, Controls
 from kit.widgets.panel.files import load, save
 from kit.widgets.panel.vector_row import VectorRow
 
@@ -73,7 +73,7 @@ class SteeringPanel(LiveView):
             raise ValueError(f"{len(start)} coefficients for {len(vectors)} vectors")
         super().__init__(model)
         self.frame: Frame | None = None
-        self._plan = arms.Plan((), ())
+        self._plan, self._asked = arms.Plan((), ()), WORDS
         self._random: dict[Any, Intervention] = {}
         self.controls = c = Controls(prompt, chat and self._chats, positions, op, max_new_tokens, temperature, seed)
         c.chat.disabled = not self._chats
@@ -223,8 +223,19 @@ class SteeringPanel(LiveView):
             setting,
             controls=[self._control_of(v, i) for i, (v, _) in enumerate(setting)] if c.random.value else (),
             negated=c.negated.value,
-            instruction=c.instruction.value if c.words.value else None,
+            instruction=self._words(setting) if c.words.value else None,
         )
+
+    def _words(self, setting: arms.Setting) -> str | None:
+        """What to ask for in words: what was written, or else what the setting is named by."""
+        field = self.controls.instruction
+        if field.value != self._asked:
+            return field.value
+        words = arms.in_words(setting, WORDS)
+        if words is not None:
+            with self._silent():
+                field.value = self._asked = words
+        return words
 
     def _control_of(self, vector: Intervention, index: int) -> Intervention:
         if not hasattr(vector, "random"):
