@@ -144,16 +144,13 @@ def _row(model: TransformerBridge, given: Any, name: str) -> Tensor:
         if len(rows) != 1:
             raise ValueError(f"{name} holds {len(rows)} rows: give each text by itself")
         given = rows[0]
-    try:
-        ids = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError):
-        ids = None
-    if ids is None or isinstance(given, bool | int | float):
+    if not isinstance(given, Tensor):
         raise ValueError(
-            f"{name} is a {type(given).__name__}, {given!r:.40}: give a string or tokens (of a chat: kit.chat_tokens)"
+            f"{name} is a {type(given).__name__}, {given!r:.40}: give a string or a token tensor, as of kit.chat_tokens"
         )
-    _check_ids(model, ids, name, ids.dim() == 1 or ids.dim() == 2 and len(ids) == 1, "tokens [n] or [1, n]")
-    return ids.reshape(-1).to(model.cfg.device, torch.long)
+    one = given.dim() == 1 or given.dim() == 2 and len(given) == 1
+    _check_ids(model, given, name, one, "tokens [n] or [1, n]")
+    return given.reshape(-1).to(model.cfg.device, torch.long)
 
 
 def _check_ids(model: TransformerBridge, ids: Tensor, name: str, fits: bool, wanted: str) -> None:

@@ -157,6 +157,8 @@ def _folds(n_up: int, n_down: int) -> list[tuple[list[Tensor], list[Tensor]]]:
     a side has one text."""
     count = min(FOLDS, n_up, n_down)
     order = torch.randperm(max(n_up, n_down), generator=torch.Generator().manual_seed(0))
+    if min(n_up, n_down) < 2 * FOLDS:  # what both sides have first, so that every fold gets of it
+        order = torch.cat([order[order < min(n_up, n_down)], order[order >= min(n_up, n_down)]])
     folds = []
     for fold in range(count if count > 1 else 0):
         held = torch.zeros(len(order), dtype=torch.bool)
