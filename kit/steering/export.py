@@ -75,7 +75,7 @@ def export_bias(
     if isinstance(kind, str):
         kind = getattr(torch, kind, None)
     if kind not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"dtype={dtype!r}: use 'float32', 'bfloat16' or 'float16'")
+        raise ValueError(f"dtype={dtype or kind!r}: use 'float32', 'bfloat16' or 'float16'")
     with torch.device("meta"):
         served = AutoModelForCausalLM.from_config(config, dtype=kind)
     tensors = _tensors(runtime(model).decoder, served, kind)
