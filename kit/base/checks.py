@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -18,6 +18,11 @@ def is_whole(value: object) -> TypeIs[int]:
 def is_number(value: object) -> TypeIs[float]:
     """Whether it is a finite real number, of Python or numpy; a bool is none."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def plain(value: Any) -> Any:
+    """Python numbers for those of numpy and torch."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def check_counts(least: int = 1, **given: object) -> None:

@@ -26,7 +26,7 @@ def prompt_tokens(model: TransformerBridge, prompt: Text, *, any_end: bool = Fal
         ValueError: it is empty, has several rows, is padded, exceeds the model's context or holds
             anything but token ids of this model.
     """
-    ids = _prompt(model, prompt, "prompt")
+    ids = _read(model, prompt, "prompt", True)
     if not any_end:
         _check_padding(model, [prompt], [ids], "prompt")
     return ids[None]
@@ -39,7 +39,7 @@ def one_text(model: TransformerBridge, text: Text, name: str = "text") -> Tensor
         ValueError: it is something else, holds no token, is padded, or exceeds the context of a
             model that cannot count further.
     """
-    ids = _plain(model, text, name)
+    ids = _read(model, text, name, False)
     _check_padding(model, [text], [ids], name)
     return ids
 
@@ -67,8 +67,7 @@ def text_rows(
         each = list(texts)
     if not each:
         raise ValueError(f"{name}={texts!r:.60}: give a list with at least one {'prompt' if prompts else 'text'}")
-    read = _prompt if prompts else _plain
-    rows = [read(model, text, f"{name}[{i}]") for i, text in enumerate(each)]
+    rows = [_read(model, text, f"{name}[{i}]", prompts) for i, text in enumerate(each)]
     _check_padding(model, [texts] * len(rows) if isinstance(texts, Mapping) else each, rows, name)
     return rows
 
@@ -96,9 +95,12 @@ def packed(
     return texts
 
 
-def check_context(model: TransformerBridge, n: int, name: str) -> None:
-    """Refuse more tokens than a model's context where it has no positions for them, and warn where
-    it goes on, further than it was trained.
+def check_context(model: TransformerBridge, n: int, name: str, goes_on: bool = True) -> None:
+    """Refuse more tokens than a model's context where it has no positions for them; warn where it
+    goes on, further than it was trained.
+
+    Args:
+        goes_on: False refuses them there too.
 
     Raises:
         ValueError: names what has n tokens.
@@ -108,32 +110,22 @@ def check_context(model: TransformerBridge, n: int, name: str) -> None:
     told = f"{name} has {n} tokens, this model's context is {model.cfg.n_ctx}"
     kind = model.cfg.positional_embedding_type
     computed = getattr(model.original_model.config.get_text_config(), "rope_parameters", None)
-    if kind == "standard" or kind == "rotary" and not computed:  # both look positions up in a table
+    if not goes_on or kind == "standard" or kind == "rotary" and not computed:  # both have a table of positions
         raise ValueError(f"{told}: give less text")
     warnings.warn(f"{told}: it was not trained on texts as long", stacklevel=3)
 
 
-def _plain(model: TransformerBridge, text: Any, name: str) -> Tensor:
-    if isinstance(text, str):
+def _read(model: TransformerBridge, given: Any, name: str, prompt: bool) -> Tensor:
+    if not isinstance(given, str):
+        ids = _row(model, given, name)
+    elif prompt and not given.strip():
+        raise ValueError(f"{name}='': the prompt is empty")
+    else:
         try:
-            ids = text_tokens(model, text)[0]
+            ids = (chat_tokens if prompt and model.tokenizer.chat_template else text_tokens)(model, given)[0]
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-    else:
-        ids = _row(model, text, name)
-    check_context(model, len(ids), name)
-    return ids
-
-
-def _prompt(model: TransformerBridge, prompt: Any, name: str) -> Tensor:
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise ValueError(f"{name}='': the prompt is empty")
-        ids = (chat_tokens if model.tokenizer.chat_template else text_tokens)(model, prompt)[0]
-    else:
-        ids = _row(model, prompt, name)
-    if len(ids) > model.cfg.n_ctx:
-        raise ValueError(f"{name} has {len(ids)} tokens, this model's context is {model.cfg.n_ctx}")
+    check_context(model, len(ids), name, goes_on=not prompt)
     return ids
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kit.base.directions import unit
 from kit.models.activations import Read, of_rows
 from kit.models.bridge import check_layer, fingerprint
 from kit.models.tokens import Text, text_rows
@@ -137,10 +138,12 @@ def _sides(
 
 def _check_apart(model: TransformerBridge, up: Tensor, down: Tensor, where: str) -> None:
     """Refuse sides ``[n, d]`` whose means are no further apart than rounding brings them, as those
-    of the same texts in other batches are: a few float32 steps, or one of the model's dtype."""
+    of the same texts in other batches are: some steps of float32, and in each text about one of the
+    model's dtype."""
+    coarse = torch.finfo(model.cfg.dtype).eps / min(len(up), len(down)) ** 0.5
     size = torch.cat([up, down]).norm(dim=-1).square().mean().sqrt()
     apart = mean_difference(up, down).norm()
-    if not apart > size * max(32 * torch.finfo(torch.float32).eps, torch.finfo(model.cfg.dtype).eps):
+    if not apart > size * max(32 * torch.finfo(torch.float32).eps, 2 * coarse):
         raise ValueError(
             f"positive and negative are the same {where}: their means are {float(apart):.2g} apart, which is rounding "
             f"in activations of norm {float(size):.3g}; give texts that differ up to where they are read"
@@ -218,7 +221,7 @@ def fit_heads(
 
     Raises:
         ValueError: ``top_k`` outside the model's number of heads, a side of one text, which leaves
-            nothing to rank by, or heads that the sides leave the same.
+            nothing to rank by, or sides that leave every head chosen the same.
     """
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
@@ -243,10 +246,9 @@ def fit_heads(
                 line = LogisticRegression(C=0.1, max_iter=500).fit(x[:, head].numpy(), y)
                 hits[head] += float((line.predict(held[:, head].numpy()) == truth).mean()) / len(folds)
     best = hits.argsort(descending=True, stable=True)[:top_k].tolist()
-    for h in best:
-        _check_apart(model, up[:, h], down[:, h], "at layer {}, head {}; lower top_k".format(*divmod(h, cfg.n_heads)))
+    _check_apart(model, up[:, best].flatten(1), down[:, best].flatten(1), "in every head chosen")
     shift = torch.stack([mean_difference(up[:, h], down[:, h]) for h in best])
-    directions = shift / shift.norm(dim=-1, keepdim=True)
+    directions = unit(shift)
     both = torch.cat([up, down])
     sigmas = [float((both[:, h] @ d).std()) for h, d in zip(best, directions, strict=True)]
     return HeadSteering(

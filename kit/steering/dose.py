@@ -82,7 +82,8 @@ def scaled(metadata: Mapping[str, Any], factor: float) -> dict[str, Any]:
         found["coefficient"] = coefficient / factor
     if isinstance(told, dict) and is_number(told.get("low")) and is_number(told.get("high")):
         low, high = sorted((told["low"] / factor, told["high"] / factor))
-        found["calibration"] = {**told, "low": low, "high": high}
+        same = {name: told[name] for name in ("target_kl", "kind", "ratio") if name in told}
+        found["calibration"] = {"low": low, "high": high, **same}
     return found
 
 

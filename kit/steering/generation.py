@@ -13,12 +13,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from kit.base.checks import check_counts, is_number
+from kit.base.checks import check_counts, is_number, plain
 from kit.models.bridge import runtime
 from kit.models.hook_points import hooks_left
 from kit.models.positions import Positions
@@ -263,15 +263,15 @@ def rows_of(vectors: Sequence[Intervention], coefficients: Coefficients | float 
     """
     if coefficients is None:
         coefficients = [1.0] if vectors else [None]
-    coefficients = _plain(coefficients)
+    coefficients = plain(coefficients)
     if not isinstance(coefficients, Iterable):
         coefficients = [coefficients]
     table: list[Rung] = []
-    for row in map(_plain, coefficients):
+    for row in map(plain, coefficients):
         if row is None:
             table.append(None)
             continue
-        numbers = list(map(_plain, row)) if isinstance(row, Iterable) else [row] * len(vectors)
+        numbers = list(map(plain, row)) if isinstance(row, Iterable) else [row] * len(vectors)
         if not vectors or len(numbers) != len(vectors):
             raise ValueError(
                 f"coefficients has a row {row!r} for {len(vectors)} vectors: a row is None, a "
@@ -283,11 +283,6 @@ def rows_of(vectors: Sequence[Intervention], coefficients: Coefficients | float 
     if not table:
         raise ValueError("coefficients=[]: give at least one row")
     return table
-
-
-def _plain(value: Any) -> Any:
-    """Python numbers for those of torch and numpy (``torch.linspace(-1, 1, 5)``, say)."""
-    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _with_shadows(positions: Positions, rows: int, shadows: int) -> Positions:

@@ -241,7 +241,8 @@ class Session:
 
 
 def _sizes(h: Tensor) -> Tensor:
-    """Norms ``[rows, pos]`` of activations, float32 or finer: a float16 norm may be infinite or 0."""
+    """Norms ``[rows, pos]`` of activations, no coarser than float32: a float16 norm may be infinite
+    or 0."""
     kind = torch.promote_types(h.dtype, torch.float32)
     return torch.linalg.vector_norm(h.detach(), dim=-1, dtype=kind).clamp(min=1e-9)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from kit.base.checks import is_number, is_whole
+from kit.base.checks import is_number, is_whole, plain
 from kit.base.directions import unit
 from kit.base.files import as_json, opened, parse, parse_object, shapes_at_most, whole
 from kit.models.bridge import fingerprint, runtime, unwrapped
@@ -178,7 +178,8 @@ def export(
     from kit.steering.generation import session_of
 
     factors = [factors] if isinstance(factors, Factor) else list(factors)
-    if is_number(coefficients):
+    coefficients = plain(coefficients)
+    if isinstance(coefficients, int | float):
         coefficients = [coefficients] * len(factors)
     if not factors or len(coefficients) != len(factors):
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from kit.base.checks import is_number, is_whole
+from kit.base.checks import is_number, is_whole, plain
 from kit.base.files import (
     MOST_NUMBERS,
     as_json,
@@ -77,7 +77,7 @@ class SteeringVector:
             raise ValueError(f"direction of {self.name!r} is zero: it points nowhere")
         if not is_whole(self.layer) or self.layer < 0:
             raise ValueError(f"layer={self.layer!r}: it must be a block index from 0 on")
-        norm = _plain(self.norm)
+        norm = plain(self.norm)
         if not is_number(norm) or not norm > 0:
             raise ValueError(f"norm={self.norm!r}: it must be positive and finite")
         if abs(float(d.norm()) - 1) < 1e-6:  # so copies and files keep every bit
@@ -117,7 +117,7 @@ class SteeringVector:
         return self + -other if isinstance(other, SteeringVector) else NotImplemented
 
     def __mul__(self, factor: float) -> SteeringVector:
-        factor = _plain(factor)
+        factor = plain(factor)
         if not isinstance(factor, int | float) or isinstance(factor, bool):
             return NotImplemented
         if factor == 0 or not abs(factor) < float("inf"):
@@ -135,7 +135,7 @@ class SteeringVector:
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> SteeringVector:
-        divisor = _plain(divisor)
+        divisor = plain(divisor)
         return self * (1 / divisor) if isinstance(divisor, int | float) else NotImplemented
 
     def __neg__(self) -> SteeringVector:
@@ -243,11 +243,6 @@ class SteeringVector:
         return cls(
             tensor.squeeze(), layer, name or Path(path).stem, "imported", metadata={"imported from": Path(path).name}
         )
-
-
-def _plain(value: Any) -> Any:
-    """A number of Python for one of numpy or torch."""
-    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def save_gguf(path: str | Path, vectors: Sequence[SteeringVector], model: TransformerBridge) -> Path:

@@ -44,7 +44,7 @@ def answer(model: Any, texts: list[str], side: str = "right", **options: Any) ->
     """What the model's tokenizer says of texts, padded, as plain transformers users have it."""
     words = copy.deepcopy(model.tokenizer)
     words.padding_side = side
-    return words(texts, padding=True, return_tensors="pt", **options)
+    return words(texts, return_tensors="pt", **{"padding": True} | options)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -61,7 +61,7 @@ def test_a_tokenizers_answer_is_read_without_its_padding(llama: Any, side: str) 
         assert torch.equal(residuals(llama, up, [1], read), residuals(llama, UP, [1], read))
     piece, same = (LayerSlice(llama, texts, 0, 2, read=-1) for texts in (up, UP))
     assert torch.equal(piece.tokens, same.tokens) and torch.equal(piece.lengths, same.lengths)
-    one = answer(llama, UP[:1], side, max_length=30) if side == "right" else answer(llama, UP[:1])
+    one = answer(llama, UP[:1], side, padding="max_length", max_length=30)
     assert kit.generate(llama, one, max_new_tokens=3).rows[0].tokens == (
         kit.generate(llama, UP[0], max_new_tokens=3).rows[0].tokens
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
 
+from kit.base.checks import plain
 from kit.base.html import message
 from kit.models.hook_points import hooks_left
 from kit.models.positions import Positions
@@ -67,7 +68,7 @@ class SteeringPanel(LiveView):
             ValueError: a vector of another model, or as many coefficients as there are no vectors.
         """
         vectors = list(vectors) if isinstance(vectors, Sequence) else [vectors]
-        coefficients = 0.0 if coefficients is None else coefficients
+        coefficients = 0.0 if coefficients is None else plain(coefficients)
         start = [coefficients] * len(vectors) if isinstance(coefficients, int | float) else list(coefficients)
         if len(start) != len(vectors):
             raise ValueError(f"{len(start)} coefficients for {len(vectors)} vectors")
