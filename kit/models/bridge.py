@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from kit.base.checks import is_whole
+
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -285,5 +287,5 @@ def _own_weights(module: nn.Module) -> Iterator[Tensor]:
 def check_layer(model: TransformerBridge, layer: int) -> None:
     """Raise a ValueError that gives the model's range unless ``layer`` is one of its blocks."""
     n = model.cfg.n_layers
-    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n:
+    if not is_whole(layer) or not 0 <= layer < n:
         raise ValueError(f"layer={layer!r}: this model has layers 0 to {n - 1}")

@@ -211,7 +211,7 @@ def _auto_device() -> str:
 
 def _as_dtype(dtype: str | torch.dtype, name: str = "dtype") -> torch.dtype:
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not (isinstance(kind, torch.dtype) and kind.is_floating_point):
+    if kind not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         auto = "'auto', " if name == "dtype" else ""
         raise ValueError(f"{name}={dtype!r}: use {auto}'float32', 'bfloat16' or 'float16'")
     return kind

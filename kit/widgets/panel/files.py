@@ -26,7 +26,8 @@ def save(vector: Intervention, folder: str | Path = ".") -> Path:
     if not isinstance(vector, SteeringVector | Factor):
         raise TypeError(f"{vector.name!r} is a {type(vector).__name__}: only vectors and factors are saved")
     stem = re.sub(r"[^\w.+@-]+", "-", vector.name)[:80].encode()[:120].decode(errors="ignore")
-    return vector.save(free(Path(folder), stem.strip("-.") or "vector", ".safetensors"))
+    sign = "-" if vector.name.startswith(("-", "−")) else ""
+    return vector.save(free(Path(folder), sign + (stem.strip("-.") or "vector"), ".safetensors"))
 
 
 def free(folder: Path, stem: str, ending: str = "") -> Path:
