@@ -247,6 +247,7 @@ class View(w.VBox):
         if found == f"yes {self._eyes.frozen}":
             self._say("Frozen below; it stays in the notebook when you save it.")
         elif found == f"no {self._eyes.frozen}":
+            self._say("")  # no part of the state
             self._area.value = self.frozen_html
             self._say(_NOT_KEPT, error=True)
 
@@ -270,9 +271,11 @@ class View(w.VBox):
         """Take the view off the screen, and let go of all that it is made of and shows."""
         if "_own" in vars(self) and not self._shut:
             self._end()
-            lists = [value for value in vars(self).values() if isinstance(value, list)]  # of parts not shown now
-            parts = [part for parts in lists for part in parts if isinstance(part, w.Widget)]
-            for part in (*self.children, *parts, self.layout):
+            parts = [*self.children, self.layout]
+            for value in vars(self).values():  # those that are not on the screen now; other views are not ours
+                several = value if isinstance(value, list) else [value]
+                parts += [part for part in several if isinstance(part, w.Widget) and not isinstance(part, View)]
+            for part in parts:
                 dispose(part)
             self.children, self._shut = (), True
             for name in {*vars(self)} - self._own:

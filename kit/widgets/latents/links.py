@@ -40,11 +40,12 @@ class LinkBrowser(View):
             n: how many links of a latent are shown.
 
         Raises:
-            ValueError: stores of other dictionaries, or links without one that is not zero.
+            ValueError: stores of other dictionaries or of another model, or links without one that is not zero.
         """
         for name, store, latents in (("sources", sources, links.source), ("targets", targets, links.target)):
             if len(store) != len(latents) or store.dictionary.name != latents.name:
                 raise ValueError(f"{name} is a store of {store.dictionary.name!r}: the links are of {latents.name!r}")
+            store.dictionary.check(model)
         first = links.top(1)
         if not len(first):
             raise ValueError("links has none that is not zero: read more text")

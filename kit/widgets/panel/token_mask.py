@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 import ipywidgets as w
 import torch
 
+from kit.models.bridge import runtime
 from kit.models.positions import Positions, select
 from kit.models.tokens import prompt_tokens
 from kit.steering import render
@@ -46,6 +47,7 @@ class TokenMask(frame.View):
     ) -> None:
         """Args as in :func:`kit.steer` and :func:`kit.search.contrast.fit`; the prompt as in
         :func:`kit.generate` (a chat message, or tokens)."""
+        runtime(model)  # refuses what is no bridge
         ids = prompt_tokens(model, prompt)[0]
         super().__init__()
         self._pieces = [model.tokenizer.decode([t]) for t in ids.tolist()]
