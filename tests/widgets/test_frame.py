@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,11 +144,11 @@ def shown(view: Any) -> str:
 def test_a_view_whose_arguments_are_refused_keeps_no_model(tmp_path: Path) -> None:
     model = tiny.load(tmp_path, "llama", chat=True)
     short = kit.SteeringVector(torch.ones(7), 1, "short")
-    for refused in (lambda: SteeringPanel(model, short), lambda: SteeringPanel(model, temperature=-1)):
+    for more in ({"vectors": short}, {"temperature": -1}):
         with pytest.raises(ValueError):
-            refused()
+            SteeringPanel(model, **more)
     kept = weakref.ref(model)
-    del model, refused
+    del model
     gc.collect()
     assert kept() is None
 
@@ -159,10 +160,11 @@ def run_cell(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(get_parent=lambda: asked))
     monkeypatch.setattr(frame, "_MADE", {})
 
-    def run(cell: str | None, text: str = "panel", n: list[int] = [0]) -> None:  # noqa: B006
-        n[0] += 1
+    count = itertools.count()
+
+    def run(cell: str | None, text: str = "panel") -> None:
         kind = "comm_msg" if cell is None else "execute_request"
-        asked.update(header={"msg_type": kind, "msg_id": str(n[0])}, metadata={}, content={"code": text})
+        asked.update(header={"msg_type": kind, "msg_id": str(next(count))}, metadata={}, content={"code": text})
         if cell:
             asked["metadata"] = {"cellId": cell}
 

@@ -40,7 +40,7 @@ class LinkBrowser(View):
             n: how many links of a latent are shown.
 
         Raises:
-            ValueError: stores of other dictionaries or of another model, or links without one that is not zero.
+            ValueError: stores of other dictionaries or of another model, or no link but zeros.
         """
         for name, store, latents in (("sources", sources, links.source), ("targets", targets, links.target)):
             if len(store) != len(latents) or store.dictionary.name != latents.name:
