@@ -141,7 +141,7 @@ def cell() -> tuple[str, Any] | None:
     """The cell that runs now (its id, or its text) and which run this is; None outside of cells."""
     from IPython import get_ipython
 
-    shell: Any = get_ipython()  # type: ignore[no-untyped-call]
+    shell: Any = get_ipython()
     if shell is None:
         return None
     if hasattr(shell, "get_parent"):  # a kernel's
@@ -235,6 +235,7 @@ class View(w.VBox):
             frozen.data = f'<div class="{self._eyes.frozen}">{frozen.data}</div>'
             for output in self._outputs.values():
                 output.update(frozen)
+            area.value = ""
             return html.message("Freezing into the output of the cell that shows this view ...")
         area.value = self.frozen_html
         return html.message(_NOT_KEPT, error=True)
@@ -279,7 +280,7 @@ class View(w.VBox):
                 dispose(part)
             self.children, self._shut = (), True
             for name in {*vars(self)} - self._own:
-                del vars(self)[name]
+                del self.__dict__[name]
         super().close()
 
     def _end(self) -> None:

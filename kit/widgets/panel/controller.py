@@ -199,7 +199,7 @@ class Controller:
         # one that waits for this thread's lock ends when the lock is given back
         if thread is not None and thread is not threading.current_thread() and not holds(self.model):
             thread.join(timeout)
-        self.model, self._worded = None, None  # type: ignore[assignment]
+        self.model, self._worded = None, None
 
     def _interrupt(self) -> None:
         if self._running is not None:
