@@ -117,8 +117,8 @@ class Latents(ABC):
         Raises:
             ValueError: names what does not fit: layer, width or fingerprint.
         """
+        width, mark = self.rows.shape[1], fingerprint(model)  # refuses what is no bridge
         self.site.module(model)
-        width, mark = self.rows.shape[1], fingerprint(model)
         if width != model.cfg.d_model:
             raise ValueError(
                 f"{self.name!r} writes {width} dimensions at layer {self.site.layer}; "
