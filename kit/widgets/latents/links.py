@@ -43,8 +43,11 @@ class LinkBrowser(View):
             ValueError: stores of other dictionaries or of another model, or no link but zeros.
         """
         for name, store, latents in (("sources", sources, links.source), ("targets", targets, links.target)):
-            if len(store) != len(latents) or store.dictionary.name != latents.name:
-                raise ValueError(f"{name} is a store of {store.dictionary.name!r}: the links are of {latents.name!r}")
+            if store.dictionary is not latents and store.dictionary.digest != latents.digest:
+                more = " with other weights" if store.dictionary.name == latents.name else ""
+                raise ValueError(
+                    f"{name} is a store of {store.dictionary.name!r}: the links are of {latents.name!r}{more}"
+                )
             store.dictionary.check(model)
         first = links.top(1)
         if not len(first):
