@@ -185,7 +185,7 @@ def _end(model: TransformerBridge) -> _End:
         if cap := next((c for name in _CAPS if (c := getattr(config, name, None))), None):
             want = cap * (want / cap).clamp(-1 + 1e-6, 1 - 1e-6).atanh()
         factor = _of_config(float((want * raw).sum() / raw.square().sum()), config)
-        if (gap := difference((factor * raw).cpu(), want.cpu())) > most(model):
+        if (gap := difference((factor * raw).cpu(), want.cpu(), model.cfg.dtype)) > most(model):
             raise ValueError(
                 _no_lens(model, f"norm and unembedding give logits that are off by {gap:.0%} of their spread")
             )

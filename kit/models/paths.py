@@ -48,17 +48,20 @@ def reference_logits(hf: Any) -> Tensor:
     if not kind:
         whole, part = sample_logits(hf, vocabulary), sample_logits(hf, vocabulary, _TOKENS // 2)
         limit = _MOST.get(hf.dtype, _MOST_HALF)
-        kind = "reads ahead of each token" if difference(whole[: len(part)], part) > limit else ""
+        kind = "reads ahead of each token" if difference(whole[: len(part)], part, hf.dtype) > limit else ""
     if kind:
         raise ValueError(f"{type(hf).__name__} {kind}: the kit steers causal language models")
     return whole
 
 
-def difference(a: Tensor, b: Tensor) -> float:
-    """How far logits ``[pos, vocabulary]`` are apart, as a share of their own spread: of the middle
-    position, since half precision may route one token to other experts."""
-    spread = (b - b.mean(-1, keepdim=True)).norm(dim=-1)
-    found = float(((a - b).norm(dim=-1) / spread.clamp(min=1e-9)).median())
+def difference(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float32) -> float:
+    """How far logits ``[pos, vocabulary]`` are apart, as a share of their own spread: where they
+    are farthest; in half precision at the middle position, since it may route some tokens to other
+    experts."""
+    a, b = (x - x.mean(-1, keepdim=True) for x in (a, b))  # TransformerLens may centre the unembedding
+    spread = b.norm(dim=-1)
+    gaps = (a - b).norm(dim=-1) / spread.clamp(min=1e-9)  # [pos]
+    found = float(gaps.max() if dtype in _MOST else gaps.median())
     return found if found == found else float("inf")
 
 
@@ -83,7 +86,7 @@ def apart(model: TransformerBridge) -> float:
     with state.lock:
         wanted = steered(at_decoder, state.decoder)
         try:
-            return difference(steered(at_bridge, model.original_model), wanted)
+            return difference(steered(at_bridge, model.original_model), wanted, model.cfg.dtype)
         except Exception:  # whatever breaks in a wrapped module: the decoder does without
             return float("inf")
 
@@ -138,7 +141,7 @@ def settle(model: TransformerBridge, reference: Tensor) -> None:
 
 def _gap(model: TransformerBridge, reference: Tensor) -> float:
     try:
-        plain = difference(sample_logits(model.original_model, model.cfg.d_vocab), reference)
+        plain = difference(sample_logits(model.original_model, model.cfg.d_vocab), reference, model.cfg.dtype)
     except Exception:
         return float("inf")
     return max(plain, apart(model)) if runtime(model).shares_weights else plain

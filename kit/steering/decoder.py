@@ -198,7 +198,7 @@ def _try(model: TransformerBridge) -> How:
     module, tokens = state.decoder, sample_tokens(model.cfg.d_vocab).to(model.cfg.device)[:, :5]
 
     def same(a: Tensor, b: Tensor) -> bool:
-        return a.shape == b.shape and difference(a.float().cpu(), b.float().cpu()) <= most(model)
+        return a.shape == b.shape and difference(a.float().cpu(), b.float().cpu(), model.cfg.dtype) <= most(model)
 
     def goes_on() -> bool:
         cache = DynamicCache(config=module.config)

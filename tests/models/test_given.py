@@ -339,3 +339,9 @@ def test_a_classifier_lacks_its_unembedding(folder: Path, tmp_path: Path) -> Non
     from transformers import AutoModelForSequenceClassification
 
     refused(tmp_path / "other", plain(folder).config, AutoModelForSequenceClassification, r"missing .*lm_head\.weight")
+
+
+def test_weights_that_transformer_lens_rewrites_are_still_one_model(folder: Path) -> None:
+    model = kit.load_model(str(folder), dtype="float32")
+    model.enable_compatibility_mode()  # folds norms, centres the unembedding
+    assert kit.check(model, tiny.vector(model, 1), tiny.prompt(model)).rows[0].ok
