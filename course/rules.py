@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kit.base.files import MOST_JSON, junk, size_at_most
+from kit.base.files import junk, read_text
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -59,10 +59,10 @@ def read(path: Path) -> NotebookNode:
     """
     import nbformat
 
-    size_at_most(path, MOST_JSON)
+    raw = read_text(path)
     with junk(str(path)):
         try:
-            notebook = nbformat.read(path, as_version=4)
+            notebook = nbformat.reads(raw, as_version=4)
         except (nbformat.ValidationError, nbformat.reader.NotJSONError) as error:
             raise ValueError(f"{path} is no notebook: {error!s:.200}") from error
         told = notebook.metadata.get("kit", {})

