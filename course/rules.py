@@ -86,7 +86,7 @@ def problems(path: Path) -> list[str]:
             warnings.simplefilter("error")  # reading mends double cell ids with a mere warning
             notebook = read(path)
             nbformat.validate(notebook)
-    except (nbformat.ValidationError, ValueError, Warning) as error:
+    except (nbformat.ValidationError, OSError, ValueError, Warning) as error:
         return [f"not a valid notebook: {error!s:.500}"]
     return _frame_problems(notebook) + _output_problems(notebook, path.stat().st_size)
 
