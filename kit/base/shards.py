@@ -17,8 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kit.base.files import drop_parts, read_text, whole
+from kit.base.files import read_text, whole
 from kit.base.progress import processes, track
+from kit.base.scratch import drop_parts
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kit.base.files import as_umask, header_at_most, locked, read_json, scratch
+from kit.base.files import header_at_most, read_json
+from kit.base.scratch import as_umask, locked, scratch
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kit.models import templates
+
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -56,7 +58,7 @@ def chat_tokens(model: TransformerBridge, user: str, system: str | None = None) 
     messages = [{"role": "user", "content": user}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    ids = templates.apply(tokenizer, messages, add_generation_prompt=True, return_tensors="pt", return_dict=False)
     return ids.to(model.cfg.device)
 
 

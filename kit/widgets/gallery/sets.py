@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kit.base.files import JUNK, keep_new, scratch
+from kit.base.files import JUNK
+from kit.base.scratch import keep_new, scratch
 from kit.steering.rank_one import Factor
 from kit.steering.vectors import SteeringVector
 from kit.widgets.gallery.features import Feature, Result, calibrated

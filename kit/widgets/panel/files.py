@@ -7,7 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kit.base.files import header, keep_new, scratch
+from kit.base.files import header
+from kit.base.scratch import keep_new, scratch
 from kit.steering.intervention import Intervention
 from kit.steering.rank_one import Factor
 from kit.steering.vectors import SteeringVector

@@ -18,8 +18,9 @@ from typing import Any
 
 import ipywidgets as w
 
-from kit.base.files import locked, read_text, whole
+from kit.base.files import read_text, whole
 from kit.base.html import message, number
+from kit.base.scratch import locked
 from kit.models.positions import Positions
 from kit.steering import generation
 from kit.steering.generation import Generation
