@@ -109,7 +109,9 @@ def capture(model: TransformerBridge, tokens: Tensor, places: Iterable[Place]) -
     kept: dict[Place, Tensor] = {}
 
     def keep(place: Place, activation: Tensor) -> None:
-        kept[place] = activation.detach()
+        factor = state.scale(place[1])
+        # a copy: Falcon adds attention's output into the MLP's in place
+        kept[place] = activation.detach().clone() if factor == 1 else activation.detach() * factor
         if len(kept) == len(places):
             raise Enough
 

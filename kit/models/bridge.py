@@ -11,7 +11,7 @@ import hashlib
 import re
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Kept = TypeVar("Kept")
 # what is found out about a model once, and kept
-Fact = Literal["fingerprint", "hook points", "lens norms", "lens root", "prompt", "scales"]
+Fact = Literal["decoding", "fingerprint", "hook points", "lens", "lens norms", "lens root", "paths", "prompt", "scales"]
 
 
 @dataclass
@@ -32,19 +32,22 @@ class Runtime:
 
     Attributes:
         decoder: the plain module tree; ``shares_weights``: whether it is another than the bridge's.
-        blocks, o_proj, mlp_path, up_proj, down_proj, mlp_norm: paths of its parts, those within a
-            block relative to it; None where the architecture has no such part of its own.
+        tokenizer: the model's own, before TransformerLens gave it tokens.
+        blocks: the path of the list of blocks.
+        parts: of each part of a block that the architecture has, its path there: ``"o_proj"``,
+            ``"mlp"``, ``"up_proj"``, ``"down_proj"``, ``"mlp_out"`` (whose output the block adds).
+        mlp_norm: the path of the norm before the MLP; "" where it reads the stream itself.
+        mlp_scale: by which the block multiplies what the MLP gives before it adds it.
         lock: held while hooks are on the model.
     """
 
     decoder: nn.Module
-    blocks: str
-    o_proj: str | None
     shares_weights: bool
-    mlp_path: str | None = None
-    up_proj: str | None = None
-    down_proj: str | None = None
+    tokenizer: Any
+    blocks: str
+    parts: dict[str, str]
     mlp_norm: str | None = None
+    mlp_scale: float = 1.0
     lock: threading.RLock = field(default_factory=threading.RLock)
     _facts: dict[Fact, Any] = field(default_factory=dict, repr=False)
     _edits: int = -1
@@ -78,42 +81,47 @@ class Runtime:
         """The block with this index, counted from 0."""
         return self.decoder.get_submodule(f"{self.blocks}.{layer}")
 
-    def head_mixer(self, layer: int) -> nn.Module:
-        """The attention output projection of a layer; its input is the heads' outputs, flat."""
-        return self.projection(layer, "attn_out")
+    def part(self, layer: int, name: str) -> nn.Module:
+        """A part of a block; see ``parts``.
 
-    def projection_path(self, site: str) -> str:
-        """Where in a block the matrix is that makes a site: ``"attn_out"`` from the heads' outputs,
-        ``"mlp_out"`` from the MLP's hidden units."""
-        path = {"attn_out": self.o_proj, "mlp_out": self.down_proj}[site]
-        if path is None:
-            what = "attention" if site == "attn_out" else "MLP"
-            raise ValueError(f"this architecture has no separate {what} output projection")
-        return path
+        Raises:
+            ValueError: this architecture, or this layer of it, has none.
+        """
+        try:
+            return self.block(layer).get_submodule(self.parts[name])
+        except (KeyError, AttributeError):
+            raise ValueError(f"layer={layer}: this architecture has no {_PARTS[name]} there") from None
 
     def has_projection(self, site: str) -> bool:
-        """Whether :meth:`projection_path` has an answer."""
-        return (self.o_proj if site == "attn_out" else self.down_proj) is not None
+        """Whether one matrix makes a site: ``"attn_out"`` from the heads' outputs, ``"mlp_out"``
+        from the MLP's hidden units."""
+        return _MATRIX[site] in self.parts
+
+    def projection_path(self, site: str) -> str:
+        """Where in a block that matrix is."""
+        if not self.has_projection(site):
+            raise ValueError(f"this architecture has no {_PARTS[_MATRIX[site]]}")
+        return self.parts[_MATRIX[site]]
 
     def projection(self, layer: int, site: str) -> nn.Module:
-        """The matrix of :meth:`projection_path` in a layer."""
-        return self.decoder.get_submodule(f"{self.blocks}.{layer}.{self.projection_path(site)}")
-
-    def mlp(self, layer: int) -> nn.Module:
-        """The MLP of a layer."""
-        if self.mlp_path is None:
-            raise ValueError(f"layer={layer}: this architecture has no separate MLP")
-        return self.decoder.get_submodule(f"{self.blocks}.{layer}.{self.mlp_path}")
+        """That matrix in a layer."""
+        return self.part(layer, _MATRIX[site])
 
     def mlp_matrices(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         """A layer's MLP as weights: input matrix ``[d_model, hidden]`` (of a gated MLP the one that
-        is gated, not the gate), output matrix ``[hidden, d_model]``, and the gain of the norm
-        before it ``[d_model]``."""
-        if self.up_proj is None or self.down_proj is None or self.mlp_norm is None:
-            raise ValueError(f"layer={layer}: this architecture's MLP has no separate input and output projection")
-        block = self.block(layer)
-        up, down, norm = map(block.get_submodule, (self.up_proj, self.down_proj, self.mlp_norm))
-        return matrix(up), matrix(down), norm_gain(norm)
+        is gated, not the gate), output matrix ``[hidden, d_model]`` with what the block multiplies
+        it by, and the gain of the norm before it ``[d_model]``."""
+        up, down = (matrix(self.part(layer, name)) for name in ("up_proj", "down_proj"))
+        if self.mlp_norm is None or self.part(layer, "mlp_out") not in self._plain_outputs(layer):
+            raise ValueError(f"layer={layer}: this architecture's MLP is no product of matrices between two streams")
+        gain = up.new_ones(len(up)).float()
+        if self.mlp_norm:
+            gain = norm_gain(self.block(layer).get_submodule(self.mlp_norm), len(up))
+        return up, down * self.mlp_scale, gain
+
+    def _plain_outputs(self, layer: int) -> list[nn.Module]:
+        """Places of the MLP's output that no norm has changed."""
+        return [self.part(layer, name) for name in ("mlp", "down_proj") if name in self.parts]
 
     def port(self, layer: int, site: str) -> tuple[nn.Module, bool]:
         """The module at which a site is, and whether it is what goes in (else what comes out).
@@ -125,16 +133,30 @@ class Runtime:
             case "resid":
                 return self.block(layer), False
             case "z":
-                return self.head_mixer(layer), True
+                return self.part(layer, "o_proj"), True
             case "attn_out":
-                return self.head_mixer(layer), False
+                return self.part(layer, "o_proj"), False
             case "neurons":
-                return self.projection(layer, "mlp_out"), True
+                return self.part(layer, "down_proj"), True
             case "mlp_in":
-                return self.mlp(layer), True
+                return self.part(layer, "mlp" if "mlp" in self.parts else "up_proj"), True
             case "mlp_out":
-                return self.mlp(layer), False
+                return self.part(layer, "mlp_out"), False
         raise ValueError(f"site={site!r}: no such place in a block")
+
+    def scale(self, site: str) -> float:
+        """What turns the output of :meth:`port` into what the site is."""
+        return self.mlp_scale if site == "mlp_out" else 1.0
+
+
+_MATRIX = {"attn_out": "o_proj", "mlp_out": "down_proj"}
+_PARTS = {
+    "o_proj": "separate attention output projection",
+    "mlp": "separate MLP",
+    "up_proj": "MLP with a separate input projection",
+    "down_proj": "MLP with a separate output projection",
+    "mlp_out": "one place where the MLP's output is added",
+}
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -152,14 +174,19 @@ def matrix(projection: nn.Module) -> Tensor:
     return weight.detach() if isinstance(projection, Conv1D) else weight.detach().T
 
 
-def norm_gain(norm: nn.Module) -> Tensor:
-    """What a norm does to a vector of root mean square 1 (for LayerNorm: and mean 0), coordinate by
-    coordinate, ``[width]``, float32."""
+def norm_gain(norm: nn.Module, width: int) -> Tensor:
+    """What a norm does to a vector of mean 0 and root mean square 1, coordinate by coordinate,
+    ``[width]``, float32; measured, since some multiply by 1 + weight and some by nothing."""
     norm = unwrapped(norm)
-    weight = norm.get_parameter("weight").detach()
-    if isinstance(norm, nn.LayerNorm):
-        return weight.float()
-    return norm(torch.ones_like(weight)[None])[0].float()  # some multiply by 1 + weight
+    weight = next(norm.parameters(), torch.zeros(()))
+    probe = torch.ones(width).index_fill(0, torch.arange(1, width, 2), -1.0)  # [width]
+    if width % 2:
+        probe[-3:] = torch.tensor([1.0, 1.0, -2.0])  # the mean of an odd number of signs is not 0
+    large = (1000 * probe).to(weight.device, weight.dtype if weight.is_floating_point() else torch.float32)
+    with torch.no_grad():
+        pair = norm(torch.stack([large, -large])[None])[0].float()
+    rms = probe.square().mean().sqrt()
+    return (pair[0] - pair[1]) / 2 / (probe / rms).to(pair.device)  # the difference has no bias
 
 
 _RUNTIMES: weakref.WeakKeyDictionary[Any, Runtime] = weakref.WeakKeyDictionary()
@@ -170,37 +197,60 @@ def runtime(model: TransformerBridge) -> Runtime:
 
     Raises:
         TypeError: ``model`` is not a ``TransformerBridge``.
+        ValueError: it is in training mode.
     """
-    if model in _RUNTIMES:
-        return _RUNTIMES[model]
     if not (hasattr(model, "original_model") and hasattr(model, "hook_dict")):
         raise TypeError(f"model is a {type(model).__name__}; pass the TransformerBridge that kit.load_model returns")
-    return register(model, None)
+    state = _RUNTIMES.get(model) or register(model, None)
+    if model.original_model.training or state.decoder.training:
+        raise ValueError("model is in training mode, where dropout changes every pass: call model.eval() first")
+    return state
 
 
-def register(bridge: TransformerBridge, decoder: nn.Module | None) -> Runtime:
+def register(bridge: TransformerBridge, decoder: nn.Module | None, tokenizer: Any = None) -> Runtime:
     """Make the :class:`Runtime` of a bridge.
 
     Args:
         decoder: the plain module tree over the same weights; None to run the bridge's own.
+        tokenizer: the model's own; None for the bridge's.
     """
     blocks = bridge.adapter.component_mapping["blocks"]
-    attention = blocks.submodules.get("attn")
-    mixer = attention and attention.submodules.get("o")
-    path = f"{attention.name}.{mixer.name}" if mixer else None
-    mlp, norm = blocks.submodules.get("mlp"), blocks.submodules.get("ln2")
-    up, down = (mlp and mlp.submodules.get(name) for name in ("in", "out"))
+    at = {name: found for name in ("attn", "mlp", "ln1", "ln2") if (found := blocks.submodules.get(name))}
+    paths = {
+        "o_proj": _path(at, "attn", "o"),
+        "mlp": _path(at, "mlp"),
+        "up_proj": _path(at, "mlp", "in"),
+        "down_proj": _path(at, "mlp", "out"),
+    }
+    scale = getattr(blocks, "residual_contribution_scale", 1.0)
+    if hasattr(blocks, "hook_mlp_out"):  # a hook point of its own, where the block multiplies
+        paths["mlp_out"] = paths["mlp"]
+    elif found := re.fullmatch(r"(\w+)(?:\.(out))?\.hook_out", blocks.hook_aliases.get("hook_mlp_out", "")):
+        paths["mlp_out"] = _path(blocks.submodules, *filter(None, found.groups()))
+    if hasattr((decoder or bridge.original_model).get_submodule(f"{blocks.name}.0"), "layer_scalar"):
+        paths["mlp_out"] = None  # Gemma 4 scales the sum of everything
+    # one norm for both where attention and MLP run side by side
+    norm = at.get("ln2") or at.get("ln1")
+    direct = getattr(blocks, "mlp_reads_resid_directly", False)
     _RUNTIMES[bridge] = Runtime(
         decoder or bridge.original_model,
-        blocks.name,
-        path,
         decoder is not None,
-        mlp.name if mlp else None,
-        f"{mlp.name}.{up.name}" if up else None,
-        f"{mlp.name}.{down.name}" if down else None,
-        norm.name if norm else None,
+        tokenizer if tokenizer is not None else bridge.tokenizer,
+        blocks.name,
+        {name: path for name, path in paths.items() if path},
+        "" if direct else norm and norm.name,
+        scale,
     )
     return _RUNTIMES[bridge]
+
+
+def _path(parts: Mapping[str, Any], name: str, inner: str | None = None) -> str | None:
+    """Where a part is in its block, or one within it; None where there is none."""
+    part = parts.get(name)
+    within = part and inner and part.submodules.get(inner)
+    if not part or (inner and not within):
+        return None
+    return ".".join(step.name for step in (part, within) if step and step.name) or None
 
 
 def fingerprint(model: TransformerBridge) -> str:

@@ -19,35 +19,49 @@ Change = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def output_of(out: Any) -> Tensor:
-    """The hidden states of a block's output, which some architectures wrap in a tuple."""
-    return out[0] if isinstance(out, tuple) else out
+    """The hidden states of a block's output, which some architectures wrap in a tuple or list."""
+    return out[0] if isinstance(out, tuple | list) else out
 
 
-def at_decoder(model: TransformerBridge, layer: int, site: str, change: Change) -> Callable[[], None]:
+def with_output(out: Any, hidden: Tensor) -> Any:
+    """A block's output with other hidden states."""
+    return type(out)([hidden, *out[1:]]) if isinstance(out, tuple | list) else hidden
+
+
+def at_decoder(
+    model: TransformerBridge, layer: int, site: str, change: Change, *, matrix: bool = False
+) -> Callable[[], None]:
     """Put a change on a module of the decoder; returns what takes it off.
 
     Args:
         site: of :mod:`kit.models.sites`.
-        change: gets the activation, and at ``"attn_out"`` and ``"mlp_out"`` also what it was made
-            from; None elsewhere, and where the architecture has no one matrix that makes it.
+        change: gets the activation, and of a matrix also what it was made from, else None.
+        matrix: at ``"attn_out"`` and ``"mlp_out"``: at what the output matrix gives, before a norm
+            or factor behind it.
     """
     state = runtime(model)
-    if site in MATRICES and state.has_projection(site):
+    if matrix:
         module = state.projection(layer, site)
         return module.register_forward_hook(lambda _m, args, out: change(out, args[0])).remove
+    module, enters = state.port(layer, site)
+    factor = state.scale(site)
+
+    def changed(x: Tensor) -> Tensor:
+        return change(x, None) if factor == 1 else change(x * factor, None) / factor
 
     def after(_module: Any, _args: Any, out: Any) -> Any:
-        return (change(out[0], None), *out[1:]) if isinstance(out, tuple) else change(out, None)
+        return with_output(out, changed(output_of(out)))
 
-    module, enters = state.port(layer, site)
     if enters:
-        return module.register_forward_pre_hook(lambda _m, args: (change(args[0], None), *args[1:])).remove
+        return module.register_forward_pre_hook(lambda _m, args: (changed(args[0]), *args[1:])).remove
     return module.register_forward_hook(after).remove
 
 
-def at_bridge(model: TransformerBridge, layer: int, site: str, change: Change) -> Callable[[], None]:
+def at_bridge(
+    model: TransformerBridge, layer: int, site: str, change: Change, *, matrix: bool = False
+) -> Callable[[], None]:
     """The same on the bridge's hook points."""
-    if site not in MATRICES:
+    if not matrix:
         return _hook(model, SITES[site].format(layer), lambda out: change(out, None))
     given: Tensor | None = None  # what the matrix got in the pass that is running
 
@@ -55,14 +69,17 @@ def at_bridge(model: TransformerBridge, layer: int, site: str, change: Change) -
         nonlocal given
         given = z
 
+    name = MATRICES[site].format(layer)
     stack = ExitStack()
-    stack.callback(_hook(model, MATRICES[site].format(layer), read))
-    stack.callback(_hook(model, SITES[site].format(layer), lambda out: change(out, given)))
+    stack.callback(_hook(model, f"{name}.hook_in", read))
+    stack.callback(_hook(model, f"{name}.hook_out", lambda out: change(out, given)))
     return stack.close
 
 
 def _hook(model: TransformerBridge, name: str, change: Callable[[Tensor], Tensor | None]) -> Callable[[], None]:
-    point = hook_points(model)[name]
+    point = hook_points(model).get(name)
+    if point is None:
+        raise ValueError(f"this architecture has no hook point {name} on TransformerLens's bridge")
     # permanent: reset_hooks() in the middle of a with block must not unsteer it silently
     point.add_hook(lambda tensor, hook: change(tensor), is_permanent=True)
     mine = point.fwd_hooks[-1]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from kit.models import lora, weights
+from kit.models import given, lora, weights
 from kit.models.activations import residual_scale
 from kit.models.bridge import register
 from kit.models.fast_linear import same_weights
+from kit.models.folder import check_finite
+from kit.models.paths import sample_logits, settle
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -26,8 +32,9 @@ _PRELOADED: list[TransformerBridge] = []
 
 
 def load_model(
-    name: str = weights.EMBEDDED,
+    name: str | Path | nn.Module = weights.EMBEDDED,
     *,
+    tokenizer: Any = None,
     dtype: str | torch.dtype = "auto",
     device: str = "auto",
     device_map: str | dict[str, Any] | None = None,
@@ -38,9 +45,17 @@ def load_model(
 
     Args:
         name: the embedded model (fetched and converted on first use), a local folder in the
-            transformers format, or a hub id (``"gpt2"``, ``"Qwen/Qwen2.5-0.5B-Instruct"``, ...).
-        dtype: ``"auto"`` (see :func:`choose_dtype`), a torch dtype or its name.
-        device: ``"auto"`` (CUDA when there is one, else CPU) or a torch device.
+            transformers format, a hub id (``"gpt2"``, ``"Qwen/Qwen2.5-0.5B-Instruct"``, ...), or a
+            causal language model of transformers that is in memory, compiled or within a
+            ``PeftModel`` too: it stays as it is, and shares its weights where dtype and device
+            are its own (an adapter is merged into a copy). Of a multimodal model the part that
+            reads text is loaded.
+        tokenizer: needed for a model in memory; else the folder's own. The tokenizer, or what
+            ``AutoTokenizer.from_pretrained`` takes.
+        dtype: ``"auto"`` (see :func:`choose_dtype`; in memory the model's own), a torch dtype or
+            its name.
+        device: ``"auto"`` (CUDA when there is one, else CPU; in memory the model's own) or a torch
+            device.
         device_map: ``"auto"``, or a module-to-device mapping: transformers and accelerate then
             spread the blocks over several GPUs; ``device`` must stay ``"auto"``. Everything of the
             kit follows: a vector goes to where the activation is that it meets.
@@ -56,18 +71,67 @@ def load_model(
     Raises:
         OSError: the model is not here and cannot be fetched; the text names what is available.
         ImportError: a ``device_map`` without accelerate.
-        ValueError: an unknown dtype; ``device`` together with ``device_map``; a ``device_map`` that
-            leaves blocks on the disk, or on the CPU beside GPUs; ``untrained`` together with a
-            ``device_map``; an adapter together with a dtype other than float32 or with
-            ``untrained``, or one that does not fit.
+        TypeError: ``name`` is no causal language model of transformers.
+        ValueError: an architecture that TransformerLens cannot wrap; weights that are missing from
+            the file, have no place in the architecture or hold NaN, or a config far larger than
+            they are; a model in memory without a tokenizer, or with ``device_map``, ``adapter`` or
+            ``untrained``; an unknown dtype; ``device`` together with ``device_map``; a
+            ``device_map`` that leaves blocks on the disk, or on the CPU beside GPUs; ``untrained``
+            together with a ``device_map``; an adapter together with a dtype other than float32 or
+            with ``untrained``, or one that does not fit.
     """
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    from transformers import AutoModelForCausalLM
 
-    plain = (name, device, device_map, adapter, untrained) == (weights.EMBEDDED, "auto", *[None] * 3)
+    plain = (name, tokenizer, device, device_map, adapter, untrained) == (weights.EMBEDDED, None, "auto", *[None] * 3)
     if plain and _PRELOADED and (dtype == "auto" or _as_dtype(dtype) == _PRELOADED[0].cfg.dtype):
         return _PRELOADED.pop()
+    if not isinstance(name, str | os.PathLike):
+        hf, words = _in_memory(name, tokenizer, dtype, device, (device_map, adapter, untrained))
+        where, kind, title = hf.device, hf.dtype, str(hf.config._name_or_path or type(hf).__name__)
+    else:
+        title = os.fspath(name)
+        where, kind = _where_and_kind(dtype, device, device_map, adapter, untrained)
+        source = weights.locate(title, str(kind).removeprefix("torch."))
+        options: dict[str, Any] = {"dtype": kind} | ({"device_map": device_map} if device_map else {})
+        with _no_bars():  # half a second of work; bars would be saved into notebooks
+            hf = given.stored(source, **options)
+            words = _tokenizer(source if tokenizer is None else tokenizer, embedded=title == weights.EMBEDDED)
+        weights.check_placement(hf, device_map)
+        if title != weights.EMBEDDED:  # whose hash was compared
+            check_finite(hf, title)
+    if untrained is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(untrained)
+            hf = AutoModelForCausalLM.from_config(hf.config, dtype=kind)
+    hf = hf.eval().requires_grad_(False)
+    if adapter is not None:
+        lora.merge(hf, adapter)
+    if device_map is None:
+        hf = hf.to(where)
+    # the embedded model is compared when it is first steered; of others nothing is known
+    reference = None if title == weights.EMBEDDED else sample_logits(hf, hf.config.vocab_size)
+    # dispatched modules carry forwards bound to the original, which a copy would keep calling
+    decoder = None if device_map else same_weights(hf)
+    boot_device = None if device_map else where
+    theirs = copy.deepcopy(words)  # TransformerLens gives it tokens that the model never saw
+    if not theirs.init_kwargs.setdefault("name_or_path", ""):
+        theirs.init_kwargs["add_bos_token"] = True  # there is nowhere to load another one from
+    hf.config.architectures = hf.config.architectures or [type(hf).__name__]
+    with given.no_installs(), _wrapped(hf):
+        bridge = TransformerBridge.boot_transformers(
+            title, hf_model=hf, tokenizer=theirs, device=boot_device, dtype=kind
+        )
+    bridge.original_model.requires_grad_(False)  # also what the bridge splits or adds
+    register(bridge.eval(), decoder, words)
+    if reference is not None:
+        settle(bridge, reference)
+    return bridge
+
+
+def _where_and_kind(
+    dtype: str | torch.dtype, device: str, device_map: Any, adapter: Any, untrained: int | None
+) -> tuple[torch.device, torch.dtype]:
     if device_map is not None and device != "auto":
         raise ValueError(f"device={device!r} and device_map={device_map!r}: give one of the two")
     weights.check_device_map(device_map)
@@ -86,33 +150,56 @@ def load_model(
             f"dtype={dtype!r} with an adapter: it is merged in float32 only, since a coarser dtype "
             "rounds small changes away; use dtype='float32' or leave it at 'auto'"
         )
-    source = weights.locate(name, str(kind).removeprefix("torch."))
-    options: dict[str, Any] = {"dtype": kind} | ({"device_map": device_map} if device_map else {})
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # half a second of work; bars would be saved into notebooks
+    return where, kind
+
+
+def _in_memory(model: Any, tokenizer: Any, dtype: str | torch.dtype, device: str, others: tuple[Any, ...]) -> Any:
+    if any(other is not None for other in others):
+        raise ValueError("name is a model in memory: device_map, adapter and untrained are for one that is loaded here")
+    hf = given.in_memory(
+        model, None if dtype == "auto" else _as_dtype(dtype), None if device == "auto" else torch.device(device)
+    )
+    if tokenizer is None:
+        raise ValueError(
+            "tokenizer=None: a model in memory needs its own; give AutoTokenizer.from_pretrained(where it came from)"
+        )
+    return hf, _tokenizer(tokenizer)
+
+
+def _tokenizer(source: Any, embedded: bool = False) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+    if isinstance(source, PreTrainedTokenizerBase):
+        return source
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            f"tokenizer is a {type(source).__name__}: give a tokenizer of transformers, or its folder or name"
+        )
+    # the embedded model's first token is a sink, whatever stands there: let it be the BOS
+    more = {"add_bos_token": True} if embedded else {}
+    return weights.from_hub_or_disk(AutoTokenizer.from_pretrained, os.fspath(source), **more)
+
+
+@contextmanager
+def _wrapped(hf: Any) -> Iterator[None]:
     try:
-        hf = weights.from_hub_or_disk(AutoModelForCausalLM.from_pretrained, source, **options)
-        tokenizer = weights.from_hub_or_disk(AutoTokenizer.from_pretrained, source)
+        yield
+    except Exception as error:  # no adapter, or one that does not fit this form of the architecture
+        said = " ".join(str(error).split("Available architectures")[0].split())[:300]
+        raise ValueError(f"{type(hf).__name__}: TransformerLens cannot wrap this model: {said}") from error
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
         if bars:
             logging.enable_progress_bar()
-    weights.check_placement(hf, device_map)
-    if untrained is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(untrained)
-            hf = AutoModelForCausalLM.from_config(hf.config, dtype=kind)
-    hf = hf.eval().requires_grad_(False)
-    if adapter is not None:
-        lora.merge(hf, adapter)
-    if device_map is None:
-        hf = hf.to(where)
-    # dispatched modules carry forwards bound to the original, which a copy would keep calling
-    decoder = None if device_map else same_weights(hf)
-    boot_device = None if device_map else where
-    bridge = TransformerBridge.boot_transformers(name, hf_model=hf, tokenizer=tokenizer, device=boot_device, dtype=kind)
-    bridge.original_model.requires_grad_(False)  # also what the bridge splits or adds
-    register(bridge, decoder)
-    return bridge
 
 
 def preload() -> None:

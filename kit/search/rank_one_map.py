@@ -63,7 +63,7 @@ class RankOneMap:
         self.layers = _layers(model, source_layers, target_layer)
         self.model, self.target = model, target_layer
         self._state = runtime(model)
-        self._mixers = [self._state.head_mixer(layer) for layer in self.layers]
+        self._mixers = [self._state.projection(layer, "attn_out") for layer in self.layers]
         self.piece = LayerSlice(model, prompts, self.layers[0] - 1, target_layer, read=read)
         self.heads, self.d_model = model.cfg.n_heads * model.cfg.d_head, self.piece.d_model
         self.width = max(self.heads, self.d_model)

@@ -93,6 +93,20 @@ def _at(model: TransformerBridge, place: Place, tokens: Tensor, at: int) -> Tens
     return capture(model, tokens[:, : at + 1], [place])[place][0, at].float()
 
 
+def _written(model: TransformerBridge, layer: int, tokens: Tensor, at: int) -> float:
+    """Norm of what the MLP's output matrix gives at one token."""
+    found: list[Tensor] = []
+
+    def keep(x: Tensor, _given: Tensor | None) -> Tensor:
+        found.append(x)
+        return x
+
+    with ExitStack() as off:
+        off.callback(at_decoder(model, layer, "mlp_out", keep, matrix=True))
+        capture(model, tokens[:, : at + 1], [(layer, "resid")])
+    return float(found[0][0, at].float().norm())
+
+
 @torch.no_grad()
 def second_moment(model: TransformerBridge, layer: int, texts: Sequence[str] | Tensor, *, context: int = 128) -> Tensor:
     """Mean of k k^T over the keys of a corpus, ``[d_mlp, d_mlp]``: which keys are in use. Sinks,
@@ -224,7 +238,7 @@ def _value(
             return torch.cat([x[:, :at], x[:, at : at + 1] + delta.to(x), x[:, at + 1 :]], 1)
 
         with ExitStack() as off:
-            off.callback(at_decoder(model, layer, "mlp_out", change))
+            off.callback(at_decoder(model, layer, "mlp_out", change, matrix=True))
             logits = state.decoder(input_ids=tokens, use_cache=False, logits_to_keep=1).logits
         return logits[0, -1].float().log_softmax(-1)
 
@@ -232,7 +246,7 @@ def _value(
         with torch.no_grad():
             plain = log_p(essence, end, None)
             start = torch.stack([log_p(*p, None)[answers[1]] for p in prompts]).exp().mean()
-        size = float(_at(model, (layer, "mlp_out"), *prompts[0]).norm())  # of what the MLP writes there
+        size = _written(model, layer, *prompts[0])
         delta = torch.zeros(model.cfg.d_model, requires_grad=True)
         optimiser = torch.optim.Adam([delta], lr=lr * size / model.cfg.d_model**0.5)
         total = float("inf")

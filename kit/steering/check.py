@@ -11,7 +11,9 @@ import torch
 
 from kit.base.divergence import kl
 from kit.base.html import CELL, SANS, SOFT
+from kit.models.bridge import runtime
 from kit.models.hook_points import hooks_left
+from kit.models.paths import apart, most
 from kit.models.tokens import prompt_tokens, text_tokens
 from kit.steering.generation import generate, logits
 from kit.steering.intervention import Intervention
@@ -80,7 +82,8 @@ def check(
         controls: how many random vectors.
 
     Returns:
-        A :class:`CheckResult`: zero coefficient changes nothing, cached equals uncached decoding,
+        A :class:`CheckResult`: bridge and decoder compute one model, zero coefficient changes
+        nothing, cached equals uncached decoding,
         rows of a batch equal single runs, no hook is left, the vector changes the output, and it
         does so more than random vectors.
     """
@@ -88,6 +91,7 @@ def check(
     tokens = prompt_tokens(model, prompt)
     rungs: list[float | None] = [None, -coefficient, 0.0, coefficient]
     rows = [
+        _paths(model),
         _zero(model, vector, tokens),
         _cached(model, vector, tokens, coefficient, max_new_tokens),
         _batched(model, vector, tokens, rungs, max_new_tokens),
@@ -111,6 +115,14 @@ def check(
         )
     )
     return CheckResult(rows)
+
+
+def _paths(model: TransformerBridge) -> CheckRow:
+    what = "bridge and decoder compute one model"
+    if not runtime(model).shares_weights:
+        return CheckRow(what, True, "one path only: it was spread over devices, or loaded elsewhere")
+    gap = apart(model)
+    return CheckRow(what, gap <= most(model), f"steered logits of both differ by {gap:.1e} of their spread")
 
 
 def _zero(model: TransformerBridge, vector: Intervention, tokens: torch.Tensor) -> CheckRow:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kit.models.bridge import runtime
+from kit.models.paths import check_paths
 from kit.models.positions import Positions
 from kit.steering.intervention import Intervention, Op, Session
 from kit.steering.results import Receipt
@@ -58,7 +59,8 @@ def steer(
 
     Raises:
         ValueError: before anything runs, for a vector, coefficient, position or op that does not
-            fit this model.
+            fit this model; or where the bridge computes another model than transformers
+            (:mod:`kit.models.paths`).
 
     Holds the model's lock, so a panel's worker waits until the block ends.
     """
@@ -70,6 +72,7 @@ def steer(
     table = list(zip(*(column.expand(long).tolist() for column in columns), strict=True)) or [()]
     session = Session(model, list(coefficients), table, positions, op)
     state = runtime(model)
+    check_paths(model)
     tracker = _Tracker(session, prompt_length)
     with (
         state.lock,
@@ -92,6 +95,11 @@ class _Tracker:
         if tokens is None:
             tokens = kwargs["inputs_embeds"][..., 0]
         cache = kwargs.get("past_key_values")
+        if any(kwargs.get(name) is not None for name in ("cache_params", "state")) and self.session.positions != "all":
+            raise ValueError(
+                f"positions={self.session.positions!r}: the states of this architecture do not say how many tokens "
+                "came before; use positions='all' or kit.generate"
+            )
         past = int(cache.get_seq_length()) if cache is not None else 0
         width = past + tokens.shape[1]
         mask = kwargs.get("attention_mask")

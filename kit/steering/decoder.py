@@ -7,7 +7,8 @@ the next run; steering that starts late in the prompt reuses the unsteered prefi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 from kit.models.bridge import runtime
-from kit.models.hook_points import hooks_left
+from kit.models.hook_points import hooks_left, output_of, with_output
+from kit.models.paths import check_paths, difference, most, sample_tokens
 from kit.models.positions import select
 from kit.steering.intervention import Session, Table
 
@@ -56,22 +58,27 @@ class Decoder:
         self.prompt = tokens.shape[1] if prompt_length is None else prompt_length
         # a hook on the bridge (the user's, or an enclosing kit.steer) must act: run through it
         self.bridged = bool(hooks_left(model)) or not self.state.shares_weights
+        if self.bridged:
+            check_paths(model)
+        self.model = model
         self.module = model.original_model if self.bridged else self.state.decoder
         self.cache = self._empty()
+        self.text = tokens.expand(self.rows, -1)  # [rows, n], what was fed so far
         self.next: Tensor | None = None
 
     def feed(self, tokens: Tensor) -> None:
         """Give every row its next token ``[rows]``."""
         self.next = tokens[:, None]
+        self.text = torch.cat([self.text, self.next], dim=1)
 
     def step(self, keep: int = 1) -> Tensor:
         """Logits ``[rows, d_vocab]`` of the last position, or ``[rows, keep, d_vocab]`` of the
         last ``keep`` (0: all)."""
         with self.state.lock, torch.inference_mode():
-            if self.next is not None:
+            if self.next is not None and self.cache is not None:
                 logits = self._run(self.next, keep, list(range(self.rows)))
-            elif self.bridged or not self._forkable():
-                logits = self._run(self.tokens.expand(self.rows, -1), keep, list(range(self.rows)))
+            elif self.next is not None or self.bridged or not self._forkable():
+                logits = self._run(self.text, keep, list(range(self.rows)))
             elif keep == 1:
                 logits = self._prompt()
             else:
@@ -79,26 +86,33 @@ class Decoder:
         return logits[:, -1] if keep == 1 else logits
 
     def _empty(self) -> Any:
+        """A cache; None where the architecture takes none that this loop understands."""
         from transformers import DynamicCache
 
-        return DynamicCache(config=self.module.config)
+        if "past_key_values" not in inspect.signature(type(self.module).forward).parameters:
+            return None
+        cache = DynamicCache(config=self.module.config)
+        return cache if _plain_cache(cache) or self._how().cached else None
 
     def _forkable(self) -> bool:
-        """Only plain caches can be cut and joined by rows (not sliding windows or states)."""
-        from transformers.cache_utils import DynamicLayer
+        return self.cache is not None and _plain_cache(self.cache) and (self.rows == 1 or self._how().forks)
 
-        return all(type(layer) is DynamicLayer for layer in self.cache.layers)
+    def _how(self) -> How:
+        """How this architecture decodes, tried out once: a ladder forks in the middle of a pass,
+        which breaks what is shaped by the batch before the blocks (alibi, masks), and a cache may
+        hold states of another kind."""
+        return self.state.kept("decoding", lambda: _try(self.model))
 
     def _run(self, tokens: Tensor, keep: int, rows: Sequence[int]) -> Tensor:
-        start = self.cache.get_seq_length()
+        start = 0 if self.cache is None else self.cache.get_seq_length()
         index = torch.arange(start, start + tokens.shape[1], device=tokens.device)
-        self.session.begin(index, self.prompt, rows)
+        seen = tokens.shape[1] - 1 if self.cache is None and self.next is not None else 0
+        self.session.begin(index, self.prompt, rows, seen)
         with self.session.attached("bridge" if self.bridged else "decoder"):
             return self._forward(tokens, self.cache, keep)
 
     def _forward(self, tokens: Tensor, cache: Any, keep: int) -> Tensor:
-        # plain caching, whatever a config file says of use_cache
-        return self.module(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
+        return _pass(self.module, tokens, cache, keep)
 
     def _prompt(self) -> Tensor:
         """The prompt, for all rows: unsteered once, steered from where they differ."""
@@ -166,6 +180,74 @@ class Decoder:
             self.cache.update(_wide(k, rows), _wide(v, rows), i)
 
 
+@dataclass(frozen=True)
+class How:
+    """Whether an architecture goes on from a cache of keys and values, and whether its rows can
+    fork at a block."""
+
+    cached: bool
+    forks: bool
+
+
+@torch.inference_mode()
+def _try(model: TransformerBridge) -> How:
+    """Decode a few tokens in each way and compare with a plain pass."""
+    from transformers import DynamicCache
+
+    state = runtime(model)
+    module, tokens = state.decoder, sample_tokens(model.cfg.d_vocab).to(model.cfg.device)[:, :5]
+
+    def same(a: Tensor, b: Tensor) -> bool:
+        return a.shape == b.shape and difference(a.float().cpu(), b.float().cpu()) <= most(model)
+
+    def goes_on() -> bool:
+        cache = DynamicCache(config=module.config)
+        if _plain_cache(cache):
+            return True
+        _pass(module, tokens[:, :3], cache, 1)
+        parts = [_pass(module, tokens[:, i : i + 1], cache, 1)[:, 0] for i in (3, 4)]
+        return cache.get_seq_length() == 5 and same(torch.cat(parts), whole[0, 3:])
+
+    def forks() -> bool:
+        middle = state.block(model.cfg.n_layers // 2)
+        hook = middle.register_forward_hook(_widen(2))
+        try:
+            rows = _pass(module, tokens, None, 0)
+        finally:
+            hook.remove()
+        return same(rows[0], whole[0]) and same(rows[1], whole[0])
+
+    whole = _pass(module, tokens, None, 0)  # [1, 5, d_vocab]
+    return How(_holds(goes_on), _holds(forks))
+
+
+def _holds(attempt: Callable[[], bool]) -> bool:
+    try:
+        return attempt()
+    except Exception:  # whatever an architecture says to what it does not know
+        return False
+
+
+def _pass(module: Any, tokens: Tensor, cache: Any, keep: int) -> Tensor:
+    """Logits ``[rows, keep or n, d_vocab]``."""
+    takes = inspect.signature(type(module).forward).parameters
+    start = 0 if cache is None else cache.get_seq_length()
+    # Bamba counts from 0 at every step unless it is told
+    at = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
+    few = {"logits_to_keep": keep} if "logits_to_keep" in takes else {}
+    # plain caching, whatever a config file says of use_cache
+    held = {"past_key_values": cache, "use_cache": True} if cache is not None else {"use_cache": False}
+    where = {"position_ids": at} if "position_ids" in takes else {}
+    return module(input_ids=tokens, **held, **few, **where).logits[:, -keep:]
+
+
+def _plain_cache(cache: Any) -> bool:
+    """Only such can be cut and joined by rows (not sliding windows or states)."""
+    from transformers.cache_utils import DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
 def _pairs(cache: Any) -> KeyValues:
     return [(layer.keys, layer.values) for layer in cache.layers]
 
@@ -175,9 +257,4 @@ def _wide(tensor: Tensor, rows: int) -> Tensor:
 
 
 def _widen(rows: int) -> Any:
-    def hook(_module: Any, _args: Any, out: Any) -> Any:
-        if isinstance(out, tuple):
-            return (_wide(out[0], rows), *out[1:])
-        return _wide(out, rows)
-
-    return hook
+    return lambda _module, _args, out: with_output(out, _wide(output_of(out), rows))

@@ -207,7 +207,7 @@ def _cell(text: str) -> str:
 
 def _write(folder: Path, served: nn.Module, model: TransformerBridge, card: str) -> None:
     served.save_pretrained(folder)  # type: ignore[operator]
-    model.tokenizer.save_pretrained(folder)
+    runtime(model).tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -231,12 +231,13 @@ class Session:
     def attached(self, to: Literal["decoder", "bridge"]) -> Iterator[None]:
         """Hooks on for the duration of the block, and off whatever happens in it."""
         attach = at_bridge if to == "bridge" else at_decoder
-        places: dict[tuple[int, str], list[_Edit]] = {}
+        places: dict[tuple[int, str, bool], list[_Edit]] = {}
         for edit in self._edits:
-            places.setdefault((edit.part.layer, edit.part.site), []).append(edit)
+            part = edit.part
+            places.setdefault((part.layer, part.site, part.read is not None), []).append(edit)
         with ExitStack() as stack:
-            for place, edits in places.items():
-                stack.callback(attach(self.model, *place, partial(self.steer, edits)))
+            for (layer, site, matrix), edits in places.items():
+                stack.callback(attach(self.model, layer, site, partial(self.steer, edits), matrix=matrix))
             yield
 
 

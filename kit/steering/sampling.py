@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kit.base.divergence import kl
+from kit.models.bridge import runtime
 from kit.steering.results import TokenMeasure
 
 if TYPE_CHECKING:
@@ -77,4 +78,4 @@ def end_tokens(model: TransformerBridge) -> set[int]:
     config = getattr(model.original_model, "generation_config", None)
     ends = getattr(config, "eos_token_id", None)
     found = ends if isinstance(ends, list) else [ends]
-    return {t for t in [*found, model.tokenizer.eos_token_id] if t is not None}
+    return {t for t in [*found, runtime(model).tokenizer.eos_token_id] if t is not None}

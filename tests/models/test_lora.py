@@ -66,7 +66,7 @@ def test_a_merged_model_computes_with_b_a_x(tmp_path: Path) -> None:
     model = kit.load_model(str(base), adapter=folder)
     plain = kit.load_model(str(base), dtype="float32")
     a, b = lora.read(folder).factors[NAMES["llama"]]
-    mixer = kit.models.runtime(plain).head_mixer(1)
+    mixer = kit.models.runtime(plain).projection(1, "attn_out")
     hook = mixer.register_forward_hook(lambda _m, x, out: out + 0.5 * (x[0] @ a.T) @ b.T)
     tokens = tiny.prompt(model)
     with torch.no_grad():

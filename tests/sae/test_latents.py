@@ -72,7 +72,7 @@ def test_neurons_times_their_rows_are_the_mlp_s_output(each: Any) -> None:
 
 def test_what_the_mlp_gets_makes_what_it_gives(each: Any) -> None:
     kept = capture(each, tokens(each, 2), [(1, "mlp_in"), (1, "mlp_out")])
-    again = runtime(each).mlp(1)(kept[1, "mlp_in"])
+    again = runtime(each).part(1, "mlp")(kept[1, "mlp_in"])
     assert torch.allclose(again, kept[1, "mlp_out"], atol=1e-5)
 
 

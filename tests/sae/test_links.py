@@ -40,7 +40,7 @@ def linear(tmp_path: Path) -> Any:
     """A Llama whose attention and MLPs write nothing: its stream is what was embedded."""
     model = tiny.load(tmp_path, "llama")
     for layer in range(model.cfg.n_layers):
-        for module in (runtime(model).head_mixer(layer), runtime(model).port(layer, "neurons")[0]):
+        for module in (runtime(model).projection(layer, "attn_out"), runtime(model).port(layer, "neurons")[0]):
             module.weight.data.zero_()
     return model
 

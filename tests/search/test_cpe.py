@@ -49,7 +49,7 @@ def test_the_change_is_that_of_changed_weights(any_model: Any) -> None:
     reads, writes = band.split(phi)
     state, expected = runtime(any_model), []
     for k in range(3):
-        mixers = [state.head_mixer(layer) for layer in (1, 2)]
+        mixers = [state.projection(layer, "attn_out") for layer in (1, 2)]
         before = [mixer.weight.detach().clone() for mixer in mixers]
         plain = [tiny.stream_after(any_model, 3, p)[0, -3:].mean(0) for p in prompts(any_model)]
         try:
@@ -117,7 +117,7 @@ def linear_model(tmp_path: Path) -> Any:
     with torch.no_grad():
         for layer in (1, 2):
             state.block(layer).mlp.down_proj.weight.zero_()
-        state.head_mixer(2).weight.zero_()
+        state.projection(2, "attn_out").weight.zero_()
     return model
 
 
@@ -126,7 +126,9 @@ def test_finds_the_best_factor_of_a_linear_stretch(linear_model: Any) -> None:
     tokens = tiny.prompt(linear_model, 9, 1)
     seen: list[torch.Tensor] = []
     handle = (
-        runtime(linear_model).head_mixer(1).register_forward_pre_hook(lambda _m, args: seen.append(args[0].detach()))
+        runtime(linear_model)
+        .projection(1, "attn_out")
+        .register_forward_pre_hook(lambda _m, args: seen.append(args[0].detach()))
     )
     try:
         runtime(linear_model).decoder(input_ids=tokens)
@@ -158,7 +160,7 @@ def test_finds_planted_writes(tmp_path: Path) -> None:
             part.bias.zero_()
         mlp.c_fc.weight[:, :4], mlp.c_proj.weight[:4] = 2 * planted.T, 20 * outs
         mlp.c_fc.bias[:4] = -2.0  # quiet until something is written along it
-        for part in (state.block(2).mlp.c_proj, state.head_mixer(2)):
+        for part in (state.block(2).mlp.c_proj, state.projection(2, "attn_out")):
             part.weight.zero_()
             part.bias.zero_()
     found = cpe.fit(model, tiny.prompt(model, 9, 1), [1], 2, n_factors=24, iterations=20, radius=15.0)
@@ -322,7 +324,7 @@ def test_adapter_of_a_fit(llama: Any, tmp_path: Path) -> None:
     found = fitted(llama, n_factors=3)
     adapter = lora.read(found.export(tmp_path / "a", [2, 0], 0.5, base="tiny"))
     assert adapter.base == "tiny" and {len(a) for a, _ in adapter.factors.values()} == {2}
-    name = f"{runtime(llama).blocks}.1.{runtime(llama).o_proj}"
+    name = f"{runtime(llama).blocks}.1.{runtime(llama).projection_path('attn_out')}"
     expected = sum(torch.outer(f.writes[0], f.reads[0]) for f in (found.factors[0], found.factors[2]))
     assert torch.allclose(adapter.delta(name), 0.5 * 2.0 * expected, atol=1e-6)
 
