@@ -5,6 +5,7 @@ What a killed process left of one names that process, so that whoever writes the
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -58,7 +59,9 @@ def _told(target: Path, part: Path) -> Iterator[None]:
         said = str(error)
         if isinstance(error, RuntimeError) and "inline_container" not in said and "PytorchStream" not in said:
             raise
-        raise OSError(f"{target} cannot be written (is the disk full?): {said:.200}") from error
+        if number := re.search(r"os error (\d+)", said):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(target)) from error
+        raise OSError(errno.EIO, f"is the disk full? {said:.200}", str(target)) from error
 
 
 def as_umask(folder: Path) -> None:

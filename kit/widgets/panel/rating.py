@@ -125,7 +125,10 @@ class Ratings:
         if not path.exists():
             return
         try:
-            rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+            lines = csv.DictReader(io.StringIO(read_text(path), newline=""))
+            if lines.fieldnames is not None and tuple(lines.fieldnames) != _FIELDS:
+                raise ValueError(f"its first line is {','.join(lines.fieldnames)!r:.80}")
+            rows = list(lines)
             found = {row["item"]: Answer(int(row["score"]), row["guess"] == "1") for row in rows}
         except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise ValueError(f"{path} is no CSV of ratings: {error!r:.200}") from error
