@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from kit.base.files import header, must_exist, read_json, size_at_most
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _MOST_TEXT = 2**28  # bytes of a model's config, tokenizer or template
 # names of a config's numbers: of modules, each of which has weights, and of sides of the weights
@@ -66,6 +66,8 @@ def check_finite(model: nn.Module, name: str) -> None:
     Raises:
         ValueError: names the first weight that holds NaN or infinity.
     """
+    import torch
+
     for weight, tensor in model.named_parameters():
         if tensor.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16) and tensor.numel():
             if not all(bool(end.isfinite()) for end in tensor.detach().aminmax()):  # no mask as large as itself
