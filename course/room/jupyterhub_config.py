@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # for `course`
 
 from course.room import cgroups, seats, settings, slips
+from course.room.behind_server import TASKS
 
 host = settings.read()
 c = get_config()
@@ -55,7 +56,9 @@ c.JupyterHub.authenticator_class = seats.SeatAuthenticator
 c.SeatAuthenticator.private = str(host.private)
 c.SeatAuthenticator.count = host.seats
 c.SeatAuthenticator.username_pattern = slips.NAME.pattern
-c.SeatAuthenticator.auth_refresh_age = 30  # seconds until somebody who was removed is out
+# With each request, also with a token, also for another's server: is it the present slip?
+c.SeatAuthenticator.auth_refresh_age = 1  # second
+c.SeatAuthenticator.auth_refresh_strict = c.SeatAuthenticator.refresh_pre_spawn = True
 
 # --- what runs at a seat ------------------------------------------------------------------------
 
@@ -74,6 +77,7 @@ for name in ("KIT_TABLE", "KIT_DTYPE"):  # what the instructor's table reads; on
         c.Spawner.environment[name] = given
 c.Spawner.mem_limit = host.memory or None
 c.Spawner.cpu_limit = host.cpus or None
+c.Spawner.poll_interval = 10  # seconds until the hub sees that a server died
 c.Spawner.start_timeout = 180
 c.Spawner.http_timeout = 120
 
@@ -88,7 +92,14 @@ if Path("/run/systemd/system").is_dir():
     c.SystemdSeat.disable_user_sudo = True
     c.SystemdSeat.readonly_paths = [str(host.cache), str(ROOT)]
     # Equal weights: when all press at once, each gets its share of the cores.
-    c.SystemdSeat.unit_extra_properties = {"CPUWeight": "100", "TasksMax": "512", "MemorySwapMax": "0", "UMask": "0077"}
+    # A kernel that meets the memory limit ends alone, not the unit with it.
+    c.SystemdSeat.unit_extra_properties = {
+        "CPUWeight": "100",
+        "TasksMax": str(TASKS),
+        "MemorySwapMax": "0",
+        "OOMPolicy": "continue",
+        "UMask": "0077",
+    }
 else:
     c.JupyterHub.spawner_class = seats.LocalSeat
     c.LocalSeat.prefix = host.prefix

@@ -12,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from course.room.behind_server import BEHIND
+
 
 def lay_out(source: Path, target: Path) -> list[Path]:
     """Copy each file that the target folder lacks; returns the copies. Overwrites nothing."""
@@ -41,8 +43,14 @@ def main(arguments: list[str]) -> None:
         lay_out(Path(os.environ["KIT_HUB_NOTEBOOKS"]), Path.home() / "notebooks")
     except OSError as error:
         sys.stderr.write(f"notebooks were not copied: {error}\n")
-    # Sockets in the user's own folder: on a shared host anyone could listen to a kernel's TCP port.
-    command = [sys.executable, "-m", "jupyterhub.singleuser", "--KernelManager.transport=ipc"]
+    shell = [*BEHIND, os.environ.get("SHELL") or "/bin/sh", "-l"]
+    command = [
+        *(sys.executable, "-m", "jupyterhub.singleuser"),
+        # in the user's own folder: on a shared host anyone could listen to a kernel's TCP port
+        "--KernelManager.transport=ipc",
+        "--AsyncMappingKernelManager.kernel_manager_class=course.room.seat_kernels.SeatKernelManager",
+        f"--ServerApp.terminado_settings={{'shell_command': {shell!r}}}",
+    ]
     os.execv(sys.executable, [*command, *arguments])
 
 

@@ -145,6 +145,30 @@ def parse_object(text: str, what: str) -> dict[str, Any]:
     return found
 
 
+def as_json(value: Mapping[str, Any], what: str) -> str:
+    """JSON that :func:`parse` reads, of values that may hold numbers of numpy, tensors and paths.
+
+    Raises:
+        ValueError: names the key whose value has no JSON, or says what could not be read again.
+    """
+
+    def plain(part: Any) -> Any:
+        if not isinstance(part, Path) and not hasattr(part, "tolist"):
+            raise TypeError(f"JSON holds no {type(part).__name__}")
+        return str(part) if isinstance(part, Path) else part.tolist()
+
+    for key, part in value.items():
+        try:
+            json.dumps({key: part}, default=plain)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{what}[{key!r:.40}]={part!r:.60}: {error}") from error
+    text = json.dumps(dict(value), default=plain)
+    if len(text) > MOST_HEADER // 2:
+        raise ValueError(f"{what} is {len(text):,} letters long: a file holds {MOST_HEADER // 2:,}")
+    parse(text, what)
+    return text
+
+
 def read_json(path: str | Path, most: int = MOST_JSON) -> Any:
     """The content of a JSON file of at most ``most`` bytes.
 

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from kit.cli import doctor
-from kit.cli.lab import has_browser, server_options
+from kit.cli.lab import blocked, has_browser, server_options
 from kit.models import weights
 
 KIT = Path(__file__).resolve().parents[1]
@@ -135,8 +135,15 @@ def open_lab(arguments: list[str]) -> int:
     need("jupyterlab")
     named = [a for a in arguments if not a.startswith("-") and Path(a).exists()]
     target = [] if named else _open_first()
-    weights.fetch(doctor.machine_dtype())
+    _fetch_where_it_can_write()
     return _become("jupyterlab", *target, *server_options(), *arguments)
+
+
+def _fetch_where_it_can_write() -> None:
+    why, mend = blocked()
+    if why:
+        raise OSError(f"{why}: {mend}")
+    weights.fetch(doctor.machine_dtype())
 
 
 def _app(_args: argparse.Namespace, arguments: list[str]) -> int:
@@ -144,7 +151,7 @@ def _app(_args: argparse.Namespace, arguments: list[str]) -> int:
     notebook = KIT / "widgets" / "app.ipynb"
     if not notebook.is_file():
         raise FileNotFoundError(f"{notebook} is missing: install the kit again")
-    weights.fetch(doctor.machine_dtype())
+    _fetch_where_it_can_write()
     browser = [] if has_browser() else ["--no-browser"]
     return _become("voila", str(notebook), *app_options(), *browser, *arguments)
 

@@ -14,11 +14,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import partial
 from html import escape
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
+from io import StringIO
 from itertools import chain
 from pathlib import Path
 
@@ -101,7 +103,7 @@ def run(
     """Examine this machine.
 
     Args:
-        quick: start no server and load no model (two seconds instead of about twenty).
+        quick: start no server and load no model (a third of the time).
         more: rows of somebody else's that come after these (``course.room.machines.host``).
         show: called with each row as soon as it is known.
     """
@@ -131,24 +133,25 @@ def tell(args: argparse.Namespace, more: Iterable[Check] = ()) -> int:
 
 def _checks(quick: bool) -> Iterator[Check]:
     jupyter, torch = pip_install("jupyterlab", "ipywidgets"), pip_install("torch")
+    broken: set[str] = set()  # modules, and rows ("the ...")
     # name, what it looks at, the modules and rows ("the ...") that it cannot do without, the
     # command to try when it raises
     table: list[tuple[str, Callable[[], Check], tuple[str, ...], str]] = [
         ("Python", _python_version, (), "make clean && make lab PYTHON=python3.12"),
-        ("packaging", partial(_package, "packaging"), (), pip_install("packaging")),  # it reads the pins
-        *((name, partial(_package, name), ("packaging",), pip_install(name)) for name in DIRECT[1:]),
+        ("packaging", partial(_package, "packaging", broken), (), pip_install("packaging")),  # it reads the pins
+        *((name, partial(_package, name, broken), ("packaging",), pip_install(name)) for name in DIRECT[1:]),
         ("other packages", _other_packages, ("packaging",), reinstall()),
+        ("disk", _disk, ("jupyter_core", "platformdirs"), 'export HOME="$(mktemp -d)"'),
         ("memory", _memory, ("psutil",), pip_install("psutil")),
         ("cores", _cores, (), "unset OMP_NUM_THREADS"),
         ("dtype", _dtype, ("torch",), "unset KIT_DTYPE" if os.environ.get("KIT_DTYPE") else torch),
-        ("model", _model, ("platformdirs", "the dtype"), f"{interpreter()} -m kit fetch"),
+        ("model", _model, ("platformdirs", "the dtype", "the disk"), f"{interpreter()} -m kit fetch"),
         ("widgets", _widgets, ("ipywidgets", "jupyterlab"), jupyter),
-        ("JupyterLab starts", _lab_starts, ("jupyterlab", "psutil"), jupyter),
-        ("steered token", _steered_token, ("torch", "transformer_lens", "the dtype", "the model"), torch),
+        ("JupyterLab starts", _lab_starts, ("jupyterlab", "psutil", "the disk"), jupyter),
+        ("steered token", _steered_token, ("torch", "transformer_lens", "the dtype", "the disk", "the model"), torch),
     ]
-    broken = set()
     for name, look, needs, fix in table[:-2] if quick else table:
-        absent = [n for n in needs if (n in broken if n.startswith("the ") else find_spec(n) is None)]
+        absent = [n for n in needs if n in broken or (not n.startswith("the ") and find_spec(n) is None)]
         if absent:
             yield Check(name, None, f"not tried: needs {', '.join(absent)}")
             continue
@@ -161,7 +164,8 @@ def _checks(quick: bool) -> Iterator[Check]:
 def attempt(name: str, look: Callable[[], Check], fix: str) -> Check:
     """The row that a check gives; one that raises is a FAIL with ``fix``."""
     try:
-        return look()
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # some packages greet
+            return look()
     except Exception as error:
         return Check(name, False, f"{type(error).__name__}: {plain(str(error))}", fix)
 
@@ -185,14 +189,24 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _package(name: str) -> Check:
+def _package(name: str, broken: set[str]) -> Check:
     version = _installed(name)
     if version is None:
         return Check(name, False, "not installed", pip_install(name))
-    pin = pins()[name]
+    detail, mend, pin = version, "", pins()[name]
     if not _is_pin(version, pin):
-        return Check(name, False, f"{version}; the kit is tested with {pin}", pip_install(name))
-    return Check(name, True, version)
+        detail, mend = f"{version}; the kit is tested with {pin}", pip_install(name)
+    module = name.replace("scikit-learn", "sklearn").replace("-", "_")
+    try:
+        import_module(module)
+    except Exception as error:
+        detail = f"{detail}; importing it fails: {type(error).__name__}: {plain(str(error))}"
+        if broken and not mend:  # most likely for the same reason
+            return Check(name, None, f"{detail}; mend what fails above first")
+        missing = isinstance(error, ModuleNotFoundError) and error.name != module
+        mend = mend or (reinstall() if missing else pip_install("--force-reinstall", "--no-deps", name))
+        broken.add(module)
+    return Check(name, not mend, detail, mend)
 
 
 def _is_pin(version: str, pin: str) -> bool:
@@ -232,10 +246,8 @@ def _memory() -> Check:
 
 def _cores() -> Check:
     count = cores()
-    if find_spec("torch") is None:
+    if not (torch := sys.modules.get("torch")):  # its own row tried
         return Check("cores", True, str(count))
-    import torch
-
     threads = torch.get_num_threads()
     fix = f"export OMP_NUM_THREADS={count}" if threads > count else ""
     return Check("cores", None if fix else True, f"{count}; torch uses {threads}", fix)
@@ -252,11 +264,11 @@ def _dtype() -> Check:
 
 
 def machine_dtype() -> str:
-    """In which the embedded model runs here; where torch is missing, the one that it is kept in."""
-    if find_spec("torch") is None:
+    """In which the embedded model runs here; where torch does not, the one that it is kept in."""
+    try:
+        from kit.models.load import model_dtype
+    except (ImportError, OSError):
         return "bfloat16"
-    from kit.models.load import model_dtype
-
     return model_dtype()
 
 
@@ -270,6 +282,11 @@ def _model() -> Check:
     if not status["ok"]:
         return Check("model", False, f"{weights.EMBEDDED}: damaged, sha256 {digest}", fix)
     return Check("model", True, f"{weights.EMBEDDED}, {dtype}, sha256 {digest}")
+
+
+def _disk() -> Check:
+    why, mend = lab.blocked()
+    return Check("disk", not why, why or "what JupyterLab and the kit write to can be written", mend)
 
 
 def _widgets() -> Check:

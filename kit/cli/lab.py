@@ -18,6 +18,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from kit.base.writable import why_not
+from kit.models import weights
+
 NOTIFICATION = "@jupyterlab/apputils-extension:notification"
 MANAGER = "@jupyter-widgets/jupyterlab-manager"
 
@@ -105,6 +108,29 @@ def _wait(process: subprocess.Popen[bytes], lab: Lab, log: Path, end: float) -> 
             if time.perf_counter() > end:
                 raise TimeoutError(f"no answer in time: {error}") from error
             time.sleep(0.1)
+
+
+def blocked() -> tuple[str, str]:
+    """Which folders that JupyterLab, the kit and the course write to cannot be written, and why,
+    and the command that moves them elsewhere; two empty texts where all can."""
+    from jupyter_core import paths
+    from platformdirs import user_data_dir
+
+    places = {
+        "HOME": str(Path.home()),
+        "JUPYTER_CONFIG_DIR": paths.jupyter_config_dir(),
+        "JUPYTER_DATA_DIR": paths.jupyter_data_dir(),
+        "JUPYTER_RUNTIME_DIR": paths.jupyter_runtime_dir(),
+        "XDG_DATA_HOME": user_data_dir("steering-kit"),
+    }
+    places |= {n: os.environ[n] for n in ("JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR") if n in os.environ}
+    if not weights.cached("bfloat16"):  # a shared cache that has the model is for reading
+        places["KIT_CACHE"] = str(weights.cache_dir())
+    why = {name: text for name, place in places.items() if (text := why_not(Path(place)))}
+    if "HOME" in why:  # what lies in it moves with it
+        why = {name: text for name, text in why.items() if name == "HOME" or name in os.environ}
+    move = " ".join(["export", *(f'{name}="$(mktemp -d)"' for name in why)])
+    return "; ".join(f"{name}={places[name]}: {text}" for name, text in why.items()), move if why else ""
 
 
 def widgets() -> tuple[bool, str]:

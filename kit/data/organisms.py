@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from kit.base.checks import is_number
 from kit.base.shipped import path
 from kit.models import templates
 from kit.models.load import load_model
@@ -354,5 +355,5 @@ def _share(found: Iterator[Answer], what: str, coefficient: Any) -> float | list
     if not rows:
         raise ValueError(f"no items to ask for {what!r}: give at least one, and at least one wording")
     shares = [sum(row) / len(row) for _, row in sorted(rows.items())]
-    one = coefficient is None or isinstance(coefficient, int | float)
+    one = coefficient is None or is_number(coefficient)
     return shares[0] if one else shares

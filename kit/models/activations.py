@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from kit.base.checks import is_whole
 from kit.base.shipped import neutral_texts
 from kit.models.bridge import check_layer, runtime
 from kit.models.hook_points import output_of
 from kit.models.positions import select
 from kit.models.sites import SITES
-from kit.models.tokens import text_tokens
+from kit.models.tokens import Text, text_rows
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -30,7 +31,7 @@ class Enough(Exception):
 
 def residuals(
     model: TransformerBridge,
-    texts: Sequence[str | Tensor],
+    texts: Sequence[Text] | Text,
     layers: Iterable[int],
     read: Read = "last",
     *,
@@ -40,7 +41,7 @@ def residuals(
     """Activations of texts at some layers, read at chosen tokens.
 
     Args:
-        texts: plain texts, or token tensors ``[n]`` or ``[1, n]`` (a chat, say).
+        texts: plain texts or tokens (of a chat, say), as :func:`kit.models.tokens.text_rows` takes.
         layers: block indices; their order is kept.
         read: ``"last"`` token, ``"mean"`` over all tokens but the first (the attention sink), or
             an int or slice of token positions in the kit's position language (negative numbers
@@ -54,16 +55,26 @@ def residuals(
     Raises:
         ValueError: no texts, a layer that the model lacks, or an unknown ``read`` or ``site``.
     """
+    return of_rows(model, text_rows(model, texts), layers, read, site=site, batch_size=batch_size)
+
+
+def of_rows(
+    model: TransformerBridge,
+    tokens: Sequence[Tensor],
+    layers: Iterable[int],
+    read: Read = "last",
+    *,
+    site: str = "resid",
+    batch_size: int = 16,
+) -> Tensor:
+    """As :func:`residuals`, for what :func:`kit.models.tokens.text_rows` made of the texts."""
     layers = list(layers)
     for layer in layers:
         check_layer(model, layer)
-    if isinstance(texts, str) or not len(texts):
-        raise ValueError(f"texts={texts!r}: give a list with at least one text")
-    if not (read in ("last", "mean") if isinstance(read, str) else isinstance(read, int | slice)):
+    if not (read in ("last", "mean") if isinstance(read, str) else is_whole(read) or isinstance(read, slice)):
         raise ValueError(f"read={read!r}: use {_READS}")
     if site not in SITES:
         raise ValueError(f"site={site!r}: use {', '.join(map(repr, SITES))}")
-    tokens = [text_tokens(model, t)[0] if isinstance(t, str) else t.reshape(-1).to(model.cfg.device) for t in texts]
     # texts of like length share a batch, so that little is computed on padding
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
     found: dict[int, Tensor] = {}

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from kit.base.checks import is_whole
+
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -90,7 +92,7 @@ class Runtime:
         try:
             return self.block(layer).get_submodule(self.parts[name])
         except (KeyError, AttributeError):
-            raise ValueError(f"layer={layer}: this architecture has no {_PARTS[name]} there") from None
+            raise ValueError(f"layer={layer}: it has no {_PARTS[name]}") from None
 
     def has_projection(self, site: str) -> bool:
         """Whether one matrix makes a site: ``"attn_out"`` from the heads' outputs, ``"mlp_out"``
@@ -100,7 +102,7 @@ class Runtime:
     def projection_path(self, site: str) -> str:
         """Where in a block that matrix is."""
         if not self.has_projection(site):
-            raise ValueError(f"this architecture has no {_PARTS[_MATRIX[site]]}")
+            raise ValueError(f"site={site!r}: this architecture has no {_PARTS[_MATRIX[site]]}")
         return self.parts[_MATRIX[site]]
 
     def projection(self, layer: int, site: str) -> nn.Module:
@@ -285,5 +287,5 @@ def _own_weights(module: nn.Module) -> Iterator[Tensor]:
 def check_layer(model: TransformerBridge, layer: int) -> None:
     """Raise a ValueError that gives the model's range unless ``layer`` is one of its blocks."""
     n = model.cfg.n_layers
-    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n:
+    if not is_whole(layer) or not 0 <= layer < n:
         raise ValueError(f"layer={layer!r}: this model has layers 0 to {n - 1}")

@@ -23,11 +23,8 @@ _watching: ContextVar[bool] = ContextVar("watching", default=False)
 _STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn"}
 
 
-def stored(source: str, **options: Any) -> nn.Module:
+def stored(source: str, dtype: torch.dtype, device_map: str | dict[str, Any] | None = None) -> nn.Module:
     """A causal language model of a folder or hub id; of a multimodal one the part that reads text.
-
-    Args:
-        options: what ``from_pretrained`` takes.
 
     Raises:
         OSError: it cannot be read.
@@ -46,6 +43,7 @@ def stored(source: str, **options: Any) -> nn.Module:
     text = config.get_text_config(decoder=True)
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     auto: Any = AutoModelForCausalLM if causal or text is config else AutoModelForImageTextToText
+    options: dict[str, Any] = {"dtype": dtype} | ({"device_map": device_map} if device_map else {})
     hf, told = from_hub_or_disk(auto.from_pretrained, source, output_loading_info=True, **options)
     _check_keys(source, told)
     return hf if text is config else _text_part(hf, text)

@@ -93,9 +93,8 @@ def load_model(
         title = os.fspath(name)
         where, kind = _where_and_kind(dtype, device, device_map, adapter, untrained)
         source = weights.locate(title, str(kind).removeprefix("torch."))
-        options: dict[str, Any] = {"dtype": kind} | ({"device_map": device_map} if device_map else {})
         with _no_bars():  # half a second of work; bars would be saved into notebooks
-            hf = given.stored(source, **options)
+            hf = given.stored(source, kind, device_map)
             words = _tokenizer(source if tokenizer is None else tokenizer, embedded=title == weights.EMBEDDED)
         weights.check_placement(hf, device_map)
         if title != weights.EMBEDDED:  # whose hash was compared
@@ -216,7 +215,7 @@ def _auto_device() -> str:
 
 def _as_dtype(dtype: str | torch.dtype, name: str = "dtype") -> torch.dtype:
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not (isinstance(kind, torch.dtype) and kind.is_floating_point):
+    if kind not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         auto = "'auto', " if name == "dtype" else ""
         raise ValueError(f"{name}={dtype!r}: use {auto}'float32', 'bfloat16' or 'float16'")
     return kind

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kit.models.bridge import norm_gain, runtime, unwrapped
 from kit.models.hook_points import output_of
-from kit.models.paths import difference, most, sample_tokens
+from kit.models.paths import architecture, difference, most, sample_tokens
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -198,7 +198,7 @@ _CAPS = ("final_logit_softcapping", "logits_soft_cap")
 
 
 def _no_lens(model: TransformerBridge, why: str) -> str:
-    return f"model={model.cfg.model_name!r}: no logit lens reads this architecture: {why}"
+    return f"{architecture(model)}: no logit lens reads this architecture: {why}"
 
 
 def _of_config(measured: float, config: Any) -> float:

@@ -24,7 +24,14 @@ from kit.base.scratch import as_umask, locked, scratch
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_REFUSED = ("use_dora", "modules_to_save", "alpha_pattern", "trainable_token_indices")
+# options of PEFT that change nothing of W + scale * B A; every other one must be empty
+_PLAIN = frozenset(
+    "auto_mapping base_model_name_or_path bias eva_config exclude_modules fan_in_fan_out inference_mode "
+    "init_lora_weights layers_pattern layers_to_transform lora_alpha lora_dropout megatron_core parent_library "
+    "peft_type peft_version qalora_group_size r rank_pattern revision runtime_config target_modules task_type "
+    "use_rslora".split()
+)
+_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")  # others take a part out of W
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,9 @@ def read(path: str | Path) -> Adapter:
     Raises:
         OSError: one of its two files is missing or cannot be read.
         ValueError: it holds something other than plain LoRA factors: another kind of adapter, an
-            option that changes what it computes and that the kit does not know, a factor without
-            its partner, factors that do not fit together, or a number that is not finite.
+            option that changes the base, what is computed or when, or that the kit does not know, a
+            factor without its partner, factors that do not fit together, or a number that is not
+            finite.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -67,9 +75,15 @@ def read(path: str | Path) -> Adapter:
         raise ValueError(f"adapter={str(path)!r}: {CONFIG} holds no JSON object")
     if config.get("peft_type") != "LORA":
         raise ValueError(f"adapter={str(path)!r}: peft_type={config.get('peft_type')!r}, not LORA")
-    for option in _REFUSED:
-        if config.get(option):
-            raise ValueError(f"adapter={str(path)!r}: {option}={config[option]!r}: not supported")
+    for option, value in config.items():
+        if value and option not in _PLAIN:
+            raise ValueError(f"adapter={str(path)!r}: {option}={value!r:.80}: not supported")
+    start = config.get("init_lora_weights")
+    if start not in _STARTS:
+        raise ValueError(
+            f"adapter={str(path)!r}: init_lora_weights={start!r:.40}: it belongs to a base that was changed when its "
+            "training began; save it as plain LoRA (path_initial_model_for_weight_conversion in PEFT)"
+        )
     if config.get("bias", "none") != "none":
         raise ValueError(f"adapter={str(path)!r}: bias={config['bias']!r}; only 'none' is plain")
     factors = _pairs(str(path), tensors)

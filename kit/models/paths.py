@@ -81,7 +81,7 @@ def check_paths(model: TransformerBridge) -> None:
     if state.shares_weights and (gap := state.kept("paths", lambda: apart(model))) > most(model):
         how = f"logits differ by {gap:.0%} of their spread" if gap < float("inf") else "it fails on a few tokens"
         raise ValueError(
-            f"model={model.cfg.model_name!r} ({architecture(model)}): TransformerLens's bridge does not compute what "
+            f"{architecture(model)}: TransformerLens's bridge does not compute what "
             f"transformers computes here ({how}), so kit.steer and hooks on the bridge would steer another model; "
             "kit.generate runs transformers' own modules and is right"
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kit.base.checks import is_whole
+
 Positions = str | int | slice | Tensor
 _NAMED = ("all", "prompt", "last_prompt", "generated")
 
@@ -16,9 +18,10 @@ def check_positions(positions: Positions) -> None:
     elif isinstance(positions, str):
         good = positions in _NAMED
     elif isinstance(positions, slice):
-        good = positions.step is None or positions.step > 0
+        ends = (positions.start, positions.stop, positions.step)
+        good = all(n is None or is_whole(n) for n in ends) and (positions.step is None or positions.step > 0)
     else:
-        good = isinstance(positions, int) and not isinstance(positions, bool)
+        good = is_whole(positions)
     if not good:
         raise ValueError(
             f"positions={positions!r}: use {', '.join(map(repr, _NAMED))}, an int, a slice with a "
@@ -72,7 +75,7 @@ def select(positions: Positions, index: Tensor, prompt: int | Tensor) -> Tensor:
     def absolute(n: int) -> int | Tensor:
         return n if n >= 0 else prompt + n
 
-    if isinstance(positions, int):
+    if is_whole(positions):
         return real & (index == absolute(positions))
     first = absolute(positions.start or 0)
     if isinstance(first, Tensor):

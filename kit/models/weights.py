@@ -23,6 +23,7 @@ from typing import Any
 
 from kit.base.files import read_json
 from kit.base.scratch import scratch
+from kit.base.writable import why_not
 from kit.models import folder as folders
 
 EMBEDDED = "smollm2-135m-instruct"
@@ -52,7 +53,7 @@ def _say(message: str) -> None:
 def cached(dtype: str = "bfloat16") -> Path | None:
     """The folder of the embedded model in a dtype, or None while it has not been converted."""
     folder = cache_dir() / EMBEDDED / dtype
-    return folder if (folder / "kit.json").is_file() else None
+    return folder if os.path.isfile(folder / "kit.json") else None  # also where one may not look
 
 
 def fetch(dtype: str = "bfloat16", *, say: Callable[[str], None] = _say) -> Path:
@@ -95,9 +96,11 @@ def fetch(dtype: str = "bfloat16", *, say: Callable[[str], None] = _say) -> Path
             if not cached(dtype):
                 say(f"widening the weights to {dtype} (once, a few seconds)")
                 _publish(home / dtype, lambda tmp: _recast(home / "bfloat16", tmp, dtype))
-    except PermissionError as error:
+    except OSError as error:
+        if not (why := why_not(home) or (isinstance(error, PermissionError) and error.strerror)):
+            raise
         raise OSError(
-            f"cannot write the model cache {home}: {error.strerror}; set the environment "
+            f"cannot write the model cache {home}: {why}; set the environment "
             "variable KIT_CACHE to a folder that you can write"
         ) from error
     return home / dtype

@@ -14,6 +14,7 @@ from kit.models.activations import Enough
 from kit.models.bridge import runtime
 from kit.models.hook_points import replaced
 from kit.models.sites import Site
+from kit.models.tokens import prompt_tokens
 from kit.sae.latents import Latents
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def ablated_text(
     """
     dictionary.check(model)
     dictionary.check_latent(latent)
-    tokens = tokens.reshape(-1).to(model.cfg.device).long()
+    tokens = prompt_tokens(model, tokens, any_end=True)[0]
     n = len(tokens)
     if n < 3:
         raise ValueError(f"tokens has {n} tokens: give 3 or more, so that one can be removed")

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kit.base.checks import is_whole
 from kit.base.directions import random_units, unit
 from kit.base.progress import track
 from kit.models.bridge import runtime
 from kit.models.logit_lens import said_by
 from kit.models.sites import Site
+from kit.models.tokens import packed
 from kit.sae.dictionary import Dictionary
 from kit.sae.latents import Latents
 from kit.sae.quality import next_log_p
@@ -190,7 +192,7 @@ def importance(dictionary: Latents, model: TransformerBridge, tokens: Tensor, la
     """
     dictionary.check(model)
     dictionary.check_latent(*latents)
-    tokens = tokens.to(model.cfg.device)
+    tokens = packed(model, tokens, name="tokens").to(model.cfg.device)
 
     def loss(site: Site, change: Callable[[Tensor], Tensor]) -> float:
         return -float(next_log_p(model, tokens, site, change).gather(-1, tokens[:, 1:, None]).mean())
@@ -233,7 +235,7 @@ def sparse_probe(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], k: i
     from sklearn.linear_model import LogisticRegression
 
     (x, y), (x_test, y_test) = train, test
-    if k is not None and (not isinstance(k, int) or not 1 <= k <= x.shape[1]):
+    if k is not None and (not is_whole(k) or not 1 <= k <= x.shape[1]):
         raise ValueError(f"k={k!r}: give 1 to {x.shape[1]}, or None for all features")
     on = y.bool()
     if bool(on.all()) or not bool(on.any()):

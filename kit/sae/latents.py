@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kit.base.checks import is_whole
 from kit.base.directions import unit
 from kit.models.activations import capture, side_by_side
 from kit.models.bridge import fingerprint, matrix
 from kit.models.sites import Site
-from kit.models.tokens import pack, text_tokens
+from kit.models.tokens import one_text, packed
 from kit.steering.vectors import SteeringVector
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Latents(ABC):
             ValueError: another model than theirs.
         """
         self.check(model)
-        tokens = text_tokens(model, text) if isinstance(text, str) else text.reshape(1, -1)
+        tokens = one_text(model, text)[None]
         return self.encode(self.activations(model, tokens)[0])
 
     def vector(self, latent: int, scale: float = 1.0, name: str | None = None) -> SteeringVector:
@@ -107,7 +108,7 @@ class Latents(ABC):
     def check_latent(self, *latents: int) -> None:
         """Raise a ValueError that gives the range unless each is one of them."""
         for latent in latents:
-            if isinstance(latent, bool) or not isinstance(latent, int) or not 0 <= latent < len(self):
+            if not is_whole(latent) or not 0 <= latent < len(self):
                 raise ValueError(f"latent={latent!r}: {self.name!r} has 0 to {len(self) - 1}")
 
     def check(self, model: TransformerBridge) -> None:
@@ -187,7 +188,7 @@ class Directions(Latents):
         self.names, self.fingerprint = [v.name for v in vectors], fingerprint(model)
         self.rows = unit(torch.stack([v.direction.float() for v in vectors]))
         self.check(model)
-        tokens = texts if isinstance(texts, Tensor) else pack(model, texts)
+        tokens = packed(model, texts)
         parts = [
             capture(model, part, [self.site.place])[self.site.place][:, 1:].flatten(0, 1).float().cpu()
             for part in tokens.split(16)

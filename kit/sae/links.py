@@ -24,7 +24,7 @@ from kit.models.activations import capture
 from kit.models.bridge import runtime
 from kit.models.hook_points import replaced
 from kit.models.sites import Site
-from kit.models.tokens import counted, pack
+from kit.models.tokens import counted, packed
 from kit.sae.frozen_attention import Between
 from kit.sae.latents import Latents
 from kit.sae.tables import table
@@ -149,7 +149,7 @@ def links(
             :meth:`Latents.check`.
     """
     _check(source, target, model, method, at, maxima, steps)
-    tokens = texts if isinstance(texts, Tensor) else pack(model, texts, context)
+    tokens = packed(model, texts, context)
     between = Between(model, source.site.layer, target.site)
     score = torch.zeros(len(source), len(target))
     fired, total, n = torch.zeros(len(source)), torch.zeros(len(target)), 0

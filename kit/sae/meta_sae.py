@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kit.base.checks import check_counts
+from kit.base.checks import check_counts, is_whole
 from kit.base.directions import unit
 from kit.models.sites import Site
 from kit.sae.dictionary import Dictionary
@@ -141,7 +141,7 @@ def train(
         ValueError: names the argument, its value, and what would be right.
     """
     size = max(1, len(latents) // 4) if size is None else size
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= len(latents):
+    if not is_whole(size) or not 1 <= size <= len(latents):
         raise ValueError(f"size={size!r}: give 1 to {len(latents)} meta-latents")
     source: Any = Rows(latents, weight=weight, batch=batch, seed=seed)
     run = Training(source, widths=(size / source.rows.shape[1],), k=k, steps=steps, lr=lr, seed=seed)
@@ -184,7 +184,7 @@ def pursue(rows: Latents | Tensor, atoms: Latents | Tensor, k: int = 4) -> Codes
     x, a = (unit(r.rows if isinstance(r, Latents) else r.float()) for r in (rows, atoms))
     if x.shape[-1] != a.shape[-1]:
         raise ValueError(f"rows have width {x.shape[-1]} and atoms {a.shape[-1]}: give one width")
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= min(len(a), a.shape[1]):
+    if not is_whole(k) or not 1 <= k <= min(len(a), a.shape[1]):
         raise ValueError(f"k={k!r}: give 1 to {min(len(a), a.shape[1])}")
     chosen, weight, left = torch.zeros(len(x), 0, dtype=torch.long), torch.zeros(len(x), 0), x
     for _ in range(k):

@@ -11,7 +11,7 @@ from torch import Tensor
 from kit.models.bridge import runtime
 from kit.models.hook_points import replaced
 from kit.models.sites import Site
-from kit.models.tokens import text_tokens
+from kit.models.tokens import one_text
 from kit.sae.latents import Latents
 from kit.sae.store import FeatureStore
 from kit.sae.tables import strongest, table
@@ -93,7 +93,7 @@ def read_prompt(
         ValueError: answers that start with the same token, or as :meth:`Latents.check`.
     """
     latents = store.dictionary
-    tokens = text_tokens(model, text) if isinstance(text, str) else text.reshape(1, -1)
+    tokens = one_text(model, text)[None]
     values = store.read(model, tokens)
     quantile = torch.zeros_like(values)
     for i in values.amax(0).nonzero()[:, 0].tolist():

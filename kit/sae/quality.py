@@ -14,7 +14,7 @@ from kit.base.progress import track
 from kit.models.bridge import runtime
 from kit.models.hook_points import replaced
 from kit.models.sites import Site
-from kit.models.tokens import counted, pack
+from kit.models.tokens import counted, packed
 from kit.sae.dictionary import Dictionary
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def evaluate(
             f"{dictionary.name!r} reads {dictionary.site} and writes elsewhere: only an "
             "SAE, which reads what it writes, can stand in for it"
         )
-    tokens = (texts if isinstance(texts, Tensor) else pack(model, texts, context))[:rows]
+    tokens = packed(model, texts, context)[:rows]
     state, seen = runtime(model), list[Tensor]()
     measured, everything = Tally(len(dictionary)), Tally(len(dictionary))
     ce, divergence, n = torch.zeros(3, dtype=torch.float64), 0.0, 0

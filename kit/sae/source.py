@@ -17,7 +17,7 @@ from kit.base.files import header_at_most, junk, whole
 from kit.models.activations import capture
 from kit.models.bridge import fingerprint
 from kit.models.sites import Site
-from kit.models.tokens import pack
+from kit.models.tokens import packed
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -79,7 +79,7 @@ class Source:
             raise ValueError("sites is empty: give at least one Site")
         for site in sites:
             site.module(model)
-        tokens = texts if isinstance(texts, Tensor) else pack(model, texts, context)
+        tokens = packed(model, texts, context)
         if not sink > 1:
             raise ValueError(f"sink={sink!r}: give a number above 1; inf keeps every token")
         rows = min(rows, len(tokens))

@@ -16,7 +16,7 @@ from torch import Tensor
 from kit.base.files import opened, whole
 from kit.base.progress import track
 from kit.models.bridge import fingerprint
-from kit.models.tokens import counted, pack, text_tokens
+from kit.models.tokens import counted, one_text, packed
 from kit.sae.latents import Latents
 from kit.sae.tables import strongest, table
 
@@ -95,7 +95,7 @@ class FeatureStore:
             ValueError: as :meth:`Latents.check` and :func:`kit.sae.pack`.
         """
         dictionary.check(model)
-        tokens = (texts if isinstance(texts, Tensor) else pack(model, texts, context)).cpu()
+        tokens = packed(model, texts, context).cpu()
         width, done = tokens.shape[1], 0
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         with suppress(KeyboardInterrupt):
@@ -335,7 +335,7 @@ class FeatureStore:
         """
         latents = self.dictionary
         latents.check(model)
-        tokens = text_tokens(model, text) if isinstance(text, str) else text.reshape(1, -1)
+        tokens = one_text(model, text)[None]
         x = latents.activations(model, tokens.to(model.cfg.device))
         found = latents.encode(x)
         return (found * counted(x)[..., None] if tokens.shape[1] > 1 else found)[0].cpu()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from kit.base.checks import check_counts, check_positive
+from kit.base.checks import check_counts, check_positive, is_whole
 from kit.base.directions import random_units, repel, unit
 from kit.base.progress import track
 from kit.models.bridge import fingerprint
@@ -234,5 +234,5 @@ class CPE(Ranked):
         Args:
             factors: an index, or several.
         """
-        chosen = [factors] if isinstance(factors, int) else factors
+        chosen = [factors] if is_whole(factors) else factors
         return export(path, self.band.model, [self.factors[i] for i in chosen], coefficients, base=base)

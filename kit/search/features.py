@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from kit.base.checks import is_whole
 from kit.base.directions import duplicates, random_units
 from kit.models.bridge import fingerprint
 from kit.search.layer_slice import Differential, LayerSlice, slice_behind
@@ -179,7 +180,7 @@ class Features(Ranked):
         """
         piece, every = slice_behind(self.piece), range(len(self))
         chosen = every if features is None else features
-        if isinstance(chosen, int):
+        if is_whole(chosen):
             chosen = every[:chosen] if chosen > 0 else ()
         if not len(chosen) or any(i not in every for i in chosen):
             raise ValueError(f"features={features!r}: give how many, or indices from 0 to {len(self) - 1}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from kit import plots
+from kit.base.checks import is_whole
 from kit.base.directions import random_units
 from kit.base.progress import track
 from kit.models.activations import residual_scale
@@ -172,7 +173,7 @@ def jacobians(
     Raises:
         ValueError: layers or prompts that make no sense (a source at or above its target too).
     """
-    if not isinstance(to, int) and to not in ("next", "last"):
+    if not is_whole(to) and to not in ("next", "last"):
         raise ValueError(f"to={to!r}: use 'next', 'last' or a layer")
     if not len(layers):
         raise ValueError("layers is empty: give source layers")

@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from kit.base.checks import is_whole
 from kit.base.divergence import kl
 from kit.models.activations import capture, residual_scale
 from kit.models.bridge import check_layer, fingerprint, runtime
 from kit.models.hook_points import output_of
 from kit.models.positions import Positions, check_positions, select
-from kit.models.tokens import prompt_tokens
+from kit.models.tokens import Text, text_rows
 from kit.search.maps import Map
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Prompts = str | Tensor | Sequence[str | Tensor]
+Prompts = Text | Sequence[Text]
 Objective = Callable[[Tensor, Tensor], Tensor]
 _TOKENS = 320  # a pass: enough for matrices at full speed, little enough to stay in the caches
 
@@ -81,7 +82,7 @@ class LayerSlice(Map):
         self.model, self.source, self.target = model, source, target
         self._state = runtime(model)
         self.lock = self._state.lock
-        rows = _rows(model, prompts)
+        rows = text_rows(model, prompts, "prompts", prompts=True)
         self.lengths = torch.tensor([len(r) for r in rows], device=rows[0].device)
         self.tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         index = torch.arange(self.tokens.shape[1], device=self.tokens.device)
@@ -111,7 +112,7 @@ class LayerSlice(Map):
 
     def _check_window(self, read: Positions, chosen: Tensor) -> None:
         first = read.start if isinstance(read, slice) else read
-        needs = -first if isinstance(first, int) and first < 0 else 1
+        needs = -first if is_whole(first) and first < 0 else 1
         for i, (n, row) in enumerate(zip(self.lengths.tolist(), chosen, strict=True)):
             if n < needs or not bool(row.any()):
                 raise ValueError(
@@ -272,26 +273,6 @@ def steered_logits(
 
     with state.lock, state.block(layer).register_forward_hook(fork):
         return state.decoder(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits.float()
-
-
-def _rows(model: TransformerBridge, prompts: Prompts) -> list[Tensor]:
-    if isinstance(prompts, str):
-        prompts = [prompts]
-    batch = isinstance(prompts, Tensor) and prompts.dim() == 2
-    if isinstance(prompts, Tensor) and not batch:
-        prompts = [prompts]
-    if not len(prompts):
-        raise ValueError(f"prompts={prompts!r}: give at least one prompt")
-    rows = [prompt_tokens(model, p)[0] for p in prompts]
-    pad = getattr(model.tokenizer, "pad_token_id", None)
-    for end in (0, -1):
-        padded = [bool(row[end] == pad) for row in rows]
-        if batch and any(padded) and not all(padded):
-            raise ValueError(
-                f"prompts: row {padded.index(True)} seems to be padded, which the model would read "
-                "as text; give a list of prompts, each as long as it is"
-            )
-    return rows
 
 
 class Differential(Map):

@@ -24,7 +24,7 @@ from kit.base.shipped import neutral_texts
 from kit.models.activations import residual_scale
 from kit.models.bridge import check_layer, fingerprint
 from kit.models.positions import Positions, select
-from kit.models.tokens import prompt_tokens, text_tokens
+from kit.models.tokens import Text, text_rows, text_tokens
 from kit.search.layer_slice import steered_logits
 from kit.search.radius import dose
 from kit.steering.vectors import SteeringVector
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def fit(
     model: TransformerBridge,
-    prompts: str | Tensor | Sequence[str | Tensor],
+    prompts: Text | Sequence[Text],
     targets: str | Sequence[str | None] | None,
     layer: int,
     *,
@@ -79,17 +79,15 @@ def fit(
             neither targets nor anything to avoid.
     """
     check_layer(model, layer)
-    prompts = [prompts] if isinstance(prompts, str | Tensor) else list(prompts)
-    if not prompts:
-        raise ValueError("prompts=[]: give at least one")
+    rows = text_rows(model, prompts, "prompts", prompts=True)
     if penalty not in ("norm", "kl", None):
         raise ValueError(f"penalty={penalty!r}: use 'norm', 'kl' or None")
     check_counts(steps=steps)
     check_positive(radius=0.5 if radius is None else radius, weight=weight, rate=rate)
     examples = [
-        _Example(model, prompt_tokens(model, p), text, sign, positions)
+        _Example(model, row[None], text, sign, positions)
         for sign, texts in ((1, targets), (-1, avoid))
-        for p, text in zip(prompts, _spread(texts, len(prompts), sign), strict=True)
+        for row, text in zip(rows, _spread(texts, len(rows), sign), strict=True)
         if text is not None
     ]
     if not examples:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kit.base.checks import check_counts
+from kit.base.checks import check_counts, is_whole
 from kit.base.directions import random_units, unit
 from kit.base.divergence import kl
 from kit.base.kernels import plain_kernels
@@ -180,7 +180,7 @@ def _rank_one(a: Tensor, b: Tensor) -> Any:
 
 
 def _layers(model: TransformerBridge, source_layers: Sequence[int], target_layer: int) -> tuple[int, ...]:
-    layers = [source_layers] if isinstance(source_layers, int) else list(source_layers)
+    layers = [source_layers] if is_whole(source_layers) else list(source_layers)
     for layer in (*layers, target_layer):
         check_layer(model, layer)
     if not layers or len(set(layers)) < len(layers):

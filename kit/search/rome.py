@@ -24,7 +24,7 @@ from kit.models.activations import Place, capture
 from kit.models.bridge import check_layer, fingerprint, runtime
 from kit.models.hook_points import at_decoder
 from kit.models.logit_lens import direct_attribution
-from kit.models.tokens import counted, pack, text_tokens
+from kit.models.tokens import counted, packed, text_tokens
 from kit.search.radius import dose
 from kit.steering.context import steer
 from kit.steering.intervention import Intervention
@@ -120,7 +120,7 @@ def second_moment(model: TransformerBridge, layer: int, texts: Sequence[str] | T
         ValueError: as :func:`kit.models.tokens.pack`, or a layer that the model lacks.
     """
     check_layer(model, layer)
-    tokens = texts if isinstance(texts, Tensor) else pack(model, texts, context)
+    tokens = packed(model, texts, context)
     total, n = torch.zeros(()), 0
     for rows in track(list(tokens.split(8)), "batches of text"):
         kept = capture(model, rows, [(layer, "neurons"), (layer, "resid")])

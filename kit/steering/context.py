@@ -26,6 +26,8 @@ def as_rows(coefficient: float | Sequence[float] | Tensor) -> Tensor:
         ValueError: not a number or a flat sequence of numbers, or NaN.
     """
     try:
+        if torch.as_tensor(coefficient).is_complex():
+            raise ValueError("complex numbers")
         rows = torch.as_tensor(coefficient, dtype=torch.float32).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"coefficient={coefficient!r}: give a number, or one for each row") from error

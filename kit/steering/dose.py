@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from kit.base.checks import is_number
+
 Kind = Literal["kl", "radius", "largest activation"]
+_OF_A_SIGN = ("auroc", "effect", "effect_of_random")
+_OF_A_LAYER = (
+    *(*_OF_A_SIGN, "folds", "coefficient", "calibration", "radius", "loss", "probabilities"),
+    *("alpha", "change", "interrupted", "steps", "gallery"),
+)
 
 
 @dataclass(frozen=True)
@@ -40,15 +47,15 @@ class Dose:
         counts as not said."""
         metadata: Any = getattr(thing, "metadata", None) or {}
         coefficient, told = metadata.get("coefficient"), metadata.get("calibration")
-        known = cls(float(coefficient)) if _number(coefficient) else cls()
-        if not isinstance(told, dict) or not _number(told.get("low")) or not _number(told.get("high")):
+        known = cls(float(coefficient)) if is_number(coefficient) else cls()
+        if not isinstance(told, dict) or not is_number(told.get("low")) or not is_number(told.get("high")):
             return known
         low, high = float(told["low"]), float(told["high"])
         if not low < high:
             return known
         kind: Any = told.get("kind", "kl")
         target: Any = told.get("ratio", 0.5) if kind == "radius" else told.get("target_kl")
-        return cls(known.coefficient, low, high, kind, float(target) if _number(target) else None)
+        return cls(known.coefficient, low, high, kind, float(target) if is_number(target) else None)
 
     def metadata(self) -> dict[str, Any]:
         """The entries of a vector's ``metadata`` that say this."""
@@ -65,5 +72,21 @@ class Dose:
         return found
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def scaled(metadata: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """The metadata of a vector times a factor: its coefficients are divided by it, and with a
+    negative one goes what tells of one sign only."""
+    found = {name: told for name, told in metadata.items() if factor > 0 or name not in _OF_A_SIGN}
+    found.pop("gallery", None)
+    coefficient, told = found.get("coefficient"), found.get("calibration")
+    if is_number(coefficient):
+        found["coefficient"] = coefficient / factor
+    if isinstance(told, dict) and is_number(told.get("low")) and is_number(told.get("high")):
+        low, high = sorted((told["low"] / factor, told["high"] / factor))
+        same = {name: told[name] for name in ("target_kl", "kind", "ratio") if name in told}
+        found["calibration"] = {"low": low, "high": high, **same}
+    return found
+
+
+def moved(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of a vector at another layer than its own: without what was measured there."""
+    return {name: told for name, told in metadata.items() if name not in _OF_A_LAYER}

@@ -10,6 +10,7 @@ itself, see :mod:`kit.steering.gguf`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from kit.base.checks import is_number
 from kit.base.scratch import as_umask, scratch
 from kit.models.bridge import fingerprint, runtime
 from kit.steering.generation import session_of
@@ -72,7 +74,7 @@ def export_bias(
     if isinstance(kind, str):
         kind = getattr(torch, kind, None)
     if kind not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"dtype={dtype!r}: use 'float32', 'bfloat16' or 'float16'")
+        raise ValueError(f"dtype={dtype or kind!r}: use 'float32', 'bfloat16' or 'float16'")
     with torch.device("meta"):
         served = AutoModelForCausalLM.from_config(config, dtype=kind)
     tensors = _tensors(runtime(model).decoder, served, kind)
@@ -101,7 +103,7 @@ def _steps(model: TransformerBridge, coefficients: Mapping[Intervention, float])
     if not coefficients:
         raise ValueError("coefficients={}: give at least one vector and its coefficient")
     for v, c in coefficients.items():
-        if isinstance(c, bool) or not isinstance(c, int | float) or not abs(c) < float("inf"):
+        if not is_number(c):
             raise ValueError(f"coefficient={c!r} of {v.name!r}: give one finite number")
     session_of(model, list(coefficients), [tuple(coefficients.values())], "all", "add")
     steps: dict[int, Tensor] = {}
@@ -209,6 +211,28 @@ def _write(folder: Path, served: nn.Module, model: TransformerBridge, card: str)
     served.save_pretrained(folder)  # type: ignore[operator]
     runtime(model).tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
+    _for_both_majors(folder)
+
+
+def _for_both_majors(folder: Path) -> None:
+    """Say in the words of transformers 4 too what 5 writes in its own, which 4 overlooks or, of the
+    tokenizer's class, does not know: the rotary base would be its default, without a word."""
+    for name in ("config.json", "tokenizer_config.json"):
+        file = folder / name
+        told = json.loads(file.read_text(encoding="utf-8"))
+        rope = told.get("rope_parameters")
+        if rope:
+            neox = told["model_type"] == "gpt_neox"
+            told["rotary_emb_base" if neox else "rope_theta"] = rope["rope_theta"]
+            if neox:
+                told["rotary_pct"] = rope.get("partial_rotary_factor", 1.0)
+            if rope.get("rope_type", "default") != "default":
+                told["rope_scaling"] = rope
+        if told.get("tokenizer_class") == "TokenizersBackend":
+            told["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if isinstance(told.get("extra_special_tokens"), list):
+            told["additional_special_tokens"] = told.pop("extra_special_tokens")
+        file.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _whole(folder: Path, write: Callable[[Path], None]) -> None:

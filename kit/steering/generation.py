@@ -10,20 +10,19 @@ steered block and position, then it forks into all of them.
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from kit.base.checks import check_counts
+from kit.base.checks import check_counts, is_number, plain
 from kit.models.bridge import runtime
 from kit.models.hook_points import hooks_left
 from kit.models.positions import Positions
-from kit.models.tokens import prompt_tokens
+from kit.models.tokens import Text, prompt_tokens
 from kit.steering.decoder import Decoder
 from kit.steering.intervention import Intervention, Op, Rung, Session, Table
 from kit.steering.results import Receipt, Row, TokenMeasure, label
@@ -71,7 +70,7 @@ class Generation:
 
 def generate(
     model: TransformerBridge,
-    prompt: str | Tensor,
+    prompt: Text,
     vectors: Intervention | Sequence[Intervention] = (),
     coefficients: Coefficients | float | None = None,
     *,
@@ -125,7 +124,7 @@ def collect(run: Stream) -> Generation:
 
 def stream(
     model: TransformerBridge,
-    prompt: str | Tensor,
+    prompt: Text,
     vectors: Intervention | Sequence[Intervention] = (),
     coefficients: Coefficients | float | None = None,
     *,
@@ -228,7 +227,7 @@ def stream(
 
 def logits(
     model: TransformerBridge,
-    tokens: Tensor,
+    tokens: Text,
     vectors: Intervention | Sequence[Intervention] = (),
     coefficients: Coefficients | float | None = None,
     *,
@@ -248,7 +247,7 @@ def logits(
     Returns:
         float tensor ``[rows, n or keep, d_vocab]``.
     """
-    tokens = prompt_tokens(model, tokens)
+    tokens = prompt_tokens(model, tokens, any_end=True)
     vectors = list(vectors) if isinstance(vectors, Sequence) else [vectors]
     table = rows_of(vectors, coefficients)
     positions = _with_shadows(positions, len(table), 0)
@@ -264,31 +263,26 @@ def rows_of(vectors: Sequence[Intervention], coefficients: Coefficients | float 
     """
     if coefficients is None:
         coefficients = [1.0] if vectors else [None]
-    coefficients = _plain(coefficients)
-    if isinstance(coefficients, int | float):
+    coefficients = plain(coefficients)
+    if not isinstance(coefficients, Iterable):
         coefficients = [coefficients]
     table: list[Rung] = []
-    for row in map(_plain, coefficients):
+    for row in map(plain, coefficients):
         if row is None:
             table.append(None)
             continue
-        numbers = [row] * len(vectors) if isinstance(row, int | float) else list(map(_plain, row))
+        numbers = list(map(plain, row)) if isinstance(row, Iterable) else [row] * len(vectors)
         if not vectors or len(numbers) != len(vectors):
             raise ValueError(
                 f"coefficients has a row {row!r} for {len(vectors)} vectors: a row is None, a "
                 "number, or one number for each vector"
             )
-        if not all(n is None or isinstance(n, int | float) and math.isfinite(n) for n in numbers):
-            raise ValueError(f"coefficients has a row {row!r}: numbers must be finite")
+        if not all(n is None or is_number(n) for n in numbers):
+            raise ValueError(f"coefficients has a row {row!r}: give finite numbers")
         table.append(tuple(None if n is None else float(n) for n in numbers))
     if not table:
         raise ValueError("coefficients=[]: give at least one row")
     return table
-
-
-def _plain(value: Any) -> Any:
-    """Python numbers for those of torch and numpy (``torch.linspace(-1, 1, 5)``, say)."""
-    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _with_shadows(positions: Positions, rows: int, shadows: int) -> Positions:

@@ -242,8 +242,10 @@ class Session:
 
 
 def _sizes(h: Tensor) -> Tensor:
-    """Norms ``[rows, pos]`` of activations, float32: a float16 norm may be infinite or 0."""
-    return torch.linalg.vector_norm(h.detach(), dim=-1, dtype=torch.float32).clamp(min=1e-9)
+    """Norms ``[rows, pos]`` of activations, no coarser than float32: a float16 norm may be infinite
+    or 0."""
+    kind = torch.promote_types(h.dtype, torch.float32)
+    return torch.linalg.vector_norm(h.detach(), dim=-1, dtype=kind).clamp(min=1e-9)
 
 
 def _check_op(op: Op) -> None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from kit.base.checks import is_number, is_whole, plain
 from kit.base.directions import unit
-from kit.base.files import opened, parse, parse_object, shapes_at_most, whole
+from kit.base.files import as_json, opened, parse, parse_object, shapes_at_most, whole
 from kit.models.bridge import fingerprint, runtime, unwrapped
 from kit.steering.intervention import Part
 
@@ -64,10 +65,10 @@ class Factor:
         if self.site not in _CONVENTIONS:
             raise ValueError(f"site={self.site!r}: use {', '.join(map(repr, _CONVENTIONS))}")
         layers = list(self.layers)
-        plain = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in layers)
+        plain = all(is_whole(n) and n >= 0 for n in layers)
         if not layers or not plain or layers != sorted(set(layers)):
             raise ValueError(f"layers={layers}: give rising block indices from 0 on")
-        if isinstance(self.radius, bool) or not 0 < self.radius < float("inf"):
+        if not is_number(self.radius) or not self.radius > 0:
             raise ValueError(f"radius={self.radius!r}: it must be positive and finite")
         for name in ("reads", "writes"):
             rows = torch.as_tensor(getattr(self, name)).detach().to("cpu", torch.float32)
@@ -81,7 +82,7 @@ class Factor:
             size = rows.norm(dim=-1, keepdim=True)
             keep = (size - 1).abs() < 1e-6  # so copies and files keep every bit
             object.__setattr__(self, name, torch.where(keep, rows, unit(rows)).contiguous())
-        object.__setattr__(self, "layers", tuple(layers))
+        object.__setattr__(self, "layers", tuple(map(int, layers)))
 
     def parts(self, model: TransformerBridge) -> list[Part]:
         """One :class:`kit.steering.intervention.Part` a layer, on what the matrix gives."""
@@ -121,7 +122,7 @@ class Factor:
             "fingerprint": self.fingerprint or "",
             "convention": _CONVENTIONS[self.site],
             "site": self.site,
-            "metadata": json.dumps(dict(self.metadata)),
+            "metadata": as_json(dict(self.metadata), "metadata"),
         }
         with whole(path) as part:
             save_file({"reads": self.reads, "writes": self.writes}, part, metadata=about)
@@ -177,6 +178,7 @@ def export(
     from kit.steering.generation import session_of
 
     factors = [factors] if isinstance(factors, Factor) else list(factors)
+    coefficients = plain(coefficients)
     if isinstance(coefficients, int | float):
         coefficients = [coefficients] * len(factors)
     if not factors or len(coefficients) != len(factors):

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from kit.base.files import MOST_NUMBERS, must_exist, opened, parse_object, shapes_at_most, unpacked_at_most, whole
+from kit.base.checks import is_number, is_whole, plain
+from kit.base.files import (
+    MOST_NUMBERS,
+    as_json,
+    must_exist,
+    opened,
+    parse_object,
+    shapes_at_most,
+    unpacked_at_most,
+    whole,
+)
 from kit.models.activations import residual_scale
 from kit.models.bridge import check_layer, fingerprint
 from kit.steering import gguf
+from kit.steering.dose import moved, scaled
 from kit.steering.intervention import Part
 
 if TYPE_CHECKING:
@@ -41,7 +51,8 @@ class SteeringVector:
         metadata: provenance and scores, anything JSON can hold.
 
     Vectors of one layer form a linear space: ``a + b``, ``a - b``, ``2 * a``, ``-a``, ``a / 2``;
-    steering with ``a + b`` at c equals steering with both at c.
+    steering with ``a + b`` at c equals steering with both at c. Coefficients in the metadata follow
+    a factor; what was measured of another vector than the new one is left behind.
 
     Raises:
         ValueError: the direction is not a finite non-zero vector, or another field makes no sense.
@@ -54,6 +65,7 @@ class SteeringVector:
     norm: float = 1.0
     fingerprint: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    __array_ufunc__: ClassVar[None] = None  # a number of numpy leaves arithmetic to the vector
 
     def __post_init__(self) -> None:
         d = torch.as_tensor(self.direction).detach().to("cpu", torch.float32)
@@ -63,16 +75,18 @@ class SteeringVector:
             raise ValueError(f"direction of {self.name!r} holds NaN or infinity")
         if not d.any():
             raise ValueError(f"direction of {self.name!r} is zero: it points nowhere")
-        if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 0:
+        if not is_whole(self.layer) or self.layer < 0:
             raise ValueError(f"layer={self.layer!r}: it must be a block index from 0 on")
-        if not 0 < self.norm < float("inf"):
+        norm = plain(self.norm)
+        if not is_number(norm) or not norm > 0:
             raise ValueError(f"norm={self.norm!r}: it must be positive and finite")
         if abs(float(d.norm()) - 1) < 1e-6:  # so copies and files keep every bit
             d = d.clone()
         else:  # by the largest first: the square of a very long or short one has no float32
             d = d / d.abs().max()
             d = d / d.norm()
-        object.__setattr__(self, "direction", d)
+        for name, value in (("direction", d), ("layer", int(self.layer)), ("norm", float(norm))):
+            object.__setattr__(self, name, value)
 
     def parts(self, model: TransformerBridge) -> list[Part]:
         """Where it acts and how long a step of coefficient 1 is; see :class:`Part`."""
@@ -103,25 +117,35 @@ class SteeringVector:
         return self + -other if isinstance(other, SteeringVector) else NotImplemented
 
     def __mul__(self, factor: float) -> SteeringVector:
+        factor = plain(factor)
         if not isinstance(factor, int | float) or isinstance(factor, bool):
             return NotImplemented
         if factor == 0 or not abs(factor) < float("inf"):
             raise ValueError(f"factor={factor!r}: a vector times that has no direction")
         sign = 1 if factor > 0 else -1
         shown = "-" if factor == -1 else f"{factor:g} "
-        return replace(self, direction=sign * self.direction, norm=abs(factor) * self.norm, name=f"{shown}{self.name}")
+        return replace(
+            self,
+            direction=sign * self.direction,
+            norm=abs(factor) * self.norm,
+            name=f"{shown}{self.name}",
+            metadata=scaled(self.metadata, factor),
+        )
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> SteeringVector:
-        return self * (1 / divisor)
+        divisor = plain(divisor)
+        return self * (1 / divisor) if isinstance(divisor, int | float) else NotImplemented
 
     def __neg__(self) -> SteeringVector:
         return self * -1
 
     def at(self, layer: int) -> SteeringVector:
-        """The same direction at another layer (its unit becomes that layer's)."""
-        return replace(self, layer=layer, name=f"{self.name} @{layer}")
+        """The same direction at another layer (its unit becomes that layer's), without what was
+        measured of it at its own."""
+        about = self.metadata if layer == self.layer else moved(self.metadata)
+        return replace(self, layer=layer, name=f"{self.name} @{layer}", metadata=about)
 
     def random(self, seed: int = 0) -> SteeringVector:
         """The control that every claim needs: a random direction of the same layer and norm."""
@@ -152,7 +176,7 @@ class SteeringVector:
             "fingerprint": self.fingerprint or "",
             "layer_convention": _CONVENTION,
             "unit": _UNIT,
-            "metadata": json.dumps(self.metadata),
+            "metadata": as_json(self.metadata, "metadata"),
         }
         with whole(path) as part:
             save_file({"direction": self.direction.contiguous()}, part, metadata=about)
@@ -186,14 +210,15 @@ class SteeringVector:
         """One layer of a llama.cpp or repeng control vector (see :mod:`kit.steering.gguf`).
 
         Raises:
-            ValueError: the file holds several layers and ``layer`` names none of them.
+            ValueError: the file holds several layers and ``layer`` names none of them, or the one
+            asked for does not fit the model; the others may be anything.
         """
-        found = {v.layer: v for v in load_gguf(path, model)}
-        if layer is None and len(found) == 1:
-            return next(iter(found.values()))
-        if layer not in found:
-            raise ValueError(f"layer={layer!r}: {path} holds layers {sorted(found)}")
-        return found[layer]
+        steps = gguf.read(path)
+        if layer is None and len(steps) == 1:
+            layer = next(iter(steps))
+        if layer is None or layer not in steps:
+            raise ValueError(f"layer={layer!r}: {path} holds layers {sorted(steps)}")
+        return _of_step(path, model, layer, steps[layer])
 
     @classmethod
     def from_pt(cls, path: str | Path, layer: int, name: str | None = None) -> SteeringVector:
@@ -244,12 +269,14 @@ def load_gguf(path: str | Path, model: TransformerBridge) -> list[SteeringVector
         FileNotFoundError: no such file; ValueError: not a GGUF control vector, or one that does not
             fit the model.
     """
-    found, mark, stem = [], fingerprint(model), Path(path).stem
-    for layer, step in gguf.read(path).items():
-        check_layer(model, layer)
-        if step.numel() != model.cfg.d_model:
-            raise ValueError(f"{path} has width {step.numel()}, this model has d_model={model.cfg.d_model}")
-        norm = float(step.norm()) / residual_scale(model, layer)
-        about = {"imported from": Path(path).name}
-        found.append(SteeringVector(step, layer, f"{stem} @{layer}", "imported", norm, mark, about))
-    return found
+    return [_of_step(path, model, layer, step) for layer, step in gguf.read(path).items()]
+
+
+def _of_step(path: str | Path, model: TransformerBridge, layer: int, step: Tensor) -> SteeringVector:
+    check_layer(model, layer)
+    if step.numel() != model.cfg.d_model:
+        raise ValueError(f"{path} has width {step.numel()}, this model has d_model={model.cfg.d_model}")
+    norm = float(step.norm()) / residual_scale(model, layer)
+    about = {"imported from": Path(path).name}
+    name = f"{Path(path).stem} @{layer}"
+    return SteeringVector(step, layer, name, "imported", norm, fingerprint(model), about)

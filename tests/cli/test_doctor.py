@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -21,6 +23,7 @@ import kit
 from course.__main__ import main
 from course.room import machines
 from kit import cli
+from kit.base import writable
 from kit.cli import doctor
 from kit.cli import lab as labcheck
 from kit.cli.pins import pins
@@ -123,6 +126,128 @@ def test_a_missing_package_fails_one_row(healthy: dict[str, str], monkeypatch: p
     waiting = [check for check in report.checks if "not tried" in check.detail]
     assert waiting or module == "packaging"
     assert all(check.ok is None and module in check.detail for check in waiting)
+
+
+@pytest.mark.parametrize(
+    "code, says, mends",
+    [
+        ("import no_such_thing", "ModuleNotFoundError: No module named 'no_such_thing'", "-c constraints.txt -e"),
+        (
+            "raise OSError('libx.so: cannot open')",
+            "OSError: libx.so: cannot open",
+            "--force-reinstall --no-deps gguf==",
+        ),
+        ("raise ImportError('half\\x1b[2J written')", "ImportError: half[2J written", "--force-reinstall"),
+        ("1 +", "SyntaxError", "--force-reinstall"),
+    ],
+)
+def test_an_installed_package_that_fails_at_import_is_not_ready(
+    healthy: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, says: str, mends: str
+) -> None:
+    (tmp_path / "gguf.py").write_text(f"print('hello')\n{code}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "gguf", raising=False)
+    report = doctor.run(quick=True)
+    assert failed(report) == ["gguf"] and not report.ok
+    assert f"; importing it fails: {says}" in row(report, "gguf").detail and mends in row(report, "gguf").fix
+
+
+def test_one_broken_import_is_one_fail_and_leaves_the_json_alone(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("print('hello')\nraise OSError('libtorch_cpu.so: undefined symbol')\n")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT), os.environ["PYTHONPATH"]])}
+    command = [sys.executable, "-m", "kit", "doctor", "--quick", "--json"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    rows = {r["name"]: r for r in json.loads(done.stdout)["checks"]}
+    assert done.returncode == 1
+    assert [name for name, r in rows.items() if r["word"] == "FAIL" and name != "model"] == ["torch"]
+    assert "libtorch_cpu.so: undefined symbol" in rows["torch"]["detail"]
+    assert rows["dtype"]["detail"] == "not tried: needs torch"
+    assert rows["sae-lens"]["word"] == "warn" and "mend what fails above first" in rows["sae-lens"]["detail"]
+
+
+FOLDERS = (
+    "HOME JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR JUPYTERLAB_WORKSPACES_DIR XDG_DATA_HOME KIT_CACHE"
+)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere other variables move these folders")
+@pytest.mark.parametrize("name", FOLDERS.split())
+@pytest.mark.parametrize("kind", ["a file", "below a file", errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_folder_that_cannot_be_written_is_not_ready(
+    healthy: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    kind: str | int,
+) -> None:
+    """Neither for the doctor nor for `kit lab`, which would crash or lose work."""
+    place, started = tmp_path / "place", []
+    if isinstance(kind, str):
+        place.touch()
+        says = f"{place} is a file; a folder is needed"
+    else:
+        place.mkdir()
+        says = f"{place} cannot be written: {os.strerror(kind).lower()}"
+        plain = tempfile.TemporaryFile
+
+        def refused(dir: Path) -> Any:  # as root may write whatever a mode says
+            if Path(dir).is_relative_to(place):
+                raise OSError(kind, os.strerror(kind))
+            return plain(dir=dir)
+
+        monkeypatch.setattr(writable.tempfile, "TemporaryFile", refused)
+    for other in (*FOLDERS.split(), "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(name, str(place / "deep" if kind == "below a file" else place))
+    monkeypatch.setattr(cli.os, "execv", lambda path, command: started.append(command))
+    monkeypatch.setattr(doctor, "_package", lambda name, broken: doctor.Check(name, True, ""))
+    report = doctor.run()
+    assert failed(report) == ["disk"] and not report.ok
+    assert says in row(report, "disk").detail and "Errno" not in row(report, "disk").detail
+    assert f'{name}="$(mktemp -d)"' in row(report, "disk").fix
+    assert cli.main(["lab", str(tmp_path)]) == 1 and started == []
+    err = capsys.readouterr().err
+    assert err.startswith("kit lab: ") and says in err and "Errno" not in err and err.count("\n") == 1
+    shown = subprocess.run(
+        ["sh", "-c", f'{row(report, "disk").fix} && echo "${name}"'], capture_output=True, text=True, check=True
+    )
+    monkeypatch.setenv(name, shown.stdout.strip())
+    assert failed(doctor.run()) == [], "what the arrow says mends it"
+    shutil.rmtree(shown.stdout.strip())
+
+
+@pytest.mark.parametrize("kind", ["a file", "below a file", errno.EROFS])
+def test_fetching_where_nothing_can_be_written_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str | int
+) -> None:
+    place = tmp_path / "place"
+    if kind == errno.EROFS:
+
+        def refused(*args: Any, **options: Any) -> Any:
+            raise OSError(kind, os.strerror(errno.EROFS))
+
+        monkeypatch.setattr(Path, "mkdir", refused)
+        monkeypatch.setattr(writable.tempfile, "TemporaryFile", refused)
+        says = f"{tmp_path} cannot be written: read-only file system"
+    else:
+        place.touch()
+        says = f"{place} is a file; a folder is needed"
+    monkeypatch.setenv("KIT_CACHE", str(place / "deep" if kind == "below a file" else place))
+    assert cli.main(["fetch"]) == 1
+    err = capsys.readouterr().err
+    assert "kit fetch: cannot write the model cache " in err and says in err and "Errno" not in err
+
+
+def test_a_shared_cache_that_has_the_model_need_not_be_written(
+    healthy: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labcheck, "why_not", lambda folder: "no" if "cache" in folder.name else "")
+    monkeypatch.setenv("KIT_CACHE", "/srv/cache")
+    assert "KIT_CACHE=/srv/cache: no" in labcheck.blocked()[0]
+    monkeypatch.setattr(weights, "cached", lambda dtype="": Path("/srv/cache"))
+    assert labcheck.blocked() == ("", "")
 
 
 def test_a_dtype_that_is_none(healthy: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,14 +13,17 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import websocket
 
 from course.room import cgroups, slips
+from course.room.behind_server import RESERVE, TASKS
 from tests import hub_client
 from tests.hub_client import PREFIX, ROOT, Guest, Hub
 
@@ -215,6 +218,53 @@ def test_a_greedy_cell_ends_alone(hub: Hub, ada: Guest, bob: Guest) -> None:
     assert MEMORY << 19 < int((folder / most).read_text()) <= MEMORY << 20
 
 
+FORKS = """
+import os, time
+for n in range(2000):
+    if os.fork() == 0:
+        time.sleep(600)
+        os._exit(0)
+"""
+
+
+def test_forks_without_end_end_a_kernel_and_not_its_server(hub: Hub, bob: Guest) -> None:
+    """Each of them is smaller than the server, which the system would end for its size."""
+    kernel, other = bob.kernel(), bob.kernel()
+    (server,) = [p.pid for p in processes("seat02") if "jupyterhub.singleuser" in p.cmdline()]
+    said = kernel.run(FORKS)
+    assert said == "died" or "Resource temporarily unavailable" in said
+    assert bob.kernel().run("print(6 * 7)") == "42\n" and other.socket.connected
+    assert server in [p.pid for p in processes("seat02")]
+
+
+def test_a_terminal_stands_behind_the_server_too(bob: Guest) -> None:
+    assert bob.ask("POST", "user/seat02/api/terminals").status_code == 200
+    (shell,) = soon(lambda: [p for p in processes("seat02") if p.name() == "bash"])
+    proc = Path(f"/proc/{shell.pid}")
+    assert (proc / "oom_score_adj").read_text() == "1000\n"
+    (most,) = [line for line in (proc / "limits").read_text().splitlines() if line.startswith("Max processes")]
+    assert most.split()[2:4] == [str(TASKS - RESERVE)] * 2
+
+
+def processes(seat: str) -> list[psutil.Process]:
+    """What runs as a seat's account."""
+    uid, found = pwd.getpwnam(PREFIX + seat).pw_uid, []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess):
+            if process.uids().real == uid and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def soon(look: Callable[[], Any]) -> Any:
+    """What comes of looking, as soon as it is something: within a minute."""
+    end = time.monotonic() + 60
+    while not (found := look()):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    return found
+
+
 # --- who leaves ---------------------------------------------------------------------------------
 
 
@@ -274,5 +324,80 @@ def test_seats_change_while_the_hub_runs(hub: Hub, monkeypatch: pytest.MonkeyPat
     assert hub.guest().login("zoe", password).status_code == 403
 
 
-def test_nothing_asked_for_another_machine(hub: Hub, ada: Guest) -> None:
+DETACHED = """
+import subprocess
+print(subprocess.Popen(["sleep", "1000"], start_new_session=True).pid)
+"""
+
+
+def ways_in(guest: Guest, others: list[str], kernel: hub_client.Kernel) -> list[str]:
+    """Which of the things that a slip opened still open something."""
+    name, open_ways = guest.name, []
+    for token in (guest.token, *others):
+        with_token = Guest(guest.url, name, token)
+        for method, path in (
+            ("GET", f"user/{name}/api/contents"),
+            ("POST", f"user/{name}/api/kernels"),
+            ("GET", f"hub/api/users/{name}"),
+            ("POST", f"hub/api/users/{name}/tokens"),
+            ("POST", f"hub/api/users/{name}/server"),
+        ):
+            if with_token.ask(method, path).status_code < 300:
+                open_ways.append(f"{method} {path} with a token")
+    for path in ("hub/home", "hub/spawn", "hub/token", f"user/{name}/lab", f"user/{name}/api/contents"):
+        answer = guest.get(path)
+        if answer.ok and "/hub/login" not in answer.url:
+            open_ways.append(f"{path} with cookies")
+    with suppress(OSError, websocket.WebSocketException):
+        kernel.socket.settimeout(1)
+        if kernel.run("print(1)") == "1\n":
+            open_ways.append("a kernel that was open")
+    return open_ways
+
+
+@pytest.mark.parametrize("do", ["renew", "remove", "close"])  # the last one is for everyone
+def test_what_a_slip_opened_ends_with_it(hub: Hub, do: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KIT_HUB_HOME", str(hub.home))
+    name = f"eve-{do}"
+    assert slips.main(["add", name]) == 0
+    eve, old = hub.seat(name), hub.passwords()[name]
+    eve.sit_down()
+    narrow = {"scopes": [f"access:servers!user={name}"]}
+    tokens = [eve.ask("POST", f"hub/api/users/{name}/tokens", json=body).json()["token"] for body in ({}, narrow)]
+    assert eve.get(f"user/{name}/lab").url == f"{hub.url}user/{name}/lab"  # with a cookie of the server's own
+    kernel = eve.kernel()
+    assert psutil.pid_exists(int(kernel.run(DETACHED)))
+    (server,) = [p for p in processes(name) if "jupyterhub.singleuser" in p.cmdline()]
+    tokens.append(server.environ()["JUPYTERHUB_API_TOKEN"])
+    assert len(ways_in(eve, tokens, kernel)) >= 10
+    instructor = hub.seat("instructor")
+
+    assert slips.main([do] if do == "close" else [do, name]) == 0
+    assert soon(lambda: not processes(name)) and ways_in(eve, tokens, kernel) == []
+    assert eve.login(name, old).status_code == 403
+    assert instructor.ask("GET", "hub/api/users").status_code == 200 and instructor.get("hub/admin").ok
+    if do == "remove":
+        assert instructor.ask("POST", f"hub/api/users/{name}/server").status_code == 403
+        assert slips.main(["add", name]) == 0
+    elif do == "close":
+        assert slips.main(["open"]) == 0
+    new = hub.seat(name)
+    assert new.server() == {} and ways_in(eve, tokens, kernel) == []
+    if do == "renew":  # the earlier slip opens nothing of the next one's server either
+        new.sit_down()
+        assert new.ask("GET", f"user/{name}/api/kernels").json() == []
+        assert ways_in(eve, tokens, kernel) == []
+        new.ask("DELETE", f"hub/api/users/{name}/server")
+
+
+def test_no_process_outlives_a_server_that_died(hub: Hub) -> None:
+    bob = hub.seat("seat02")
+    bob.sit_down()
+    assert bob.kernel().run(DETACHED)
+    (server,) = [p for p in processes("seat02") if "jupyterhub.singleuser" in p.cmdline()]
+    server.kill()
+    assert soon(lambda: not processes("seat02"))
+
+
+def test_nothing_asked_for_another_machine(hub: Hub) -> None:
     assert (hub.home / "refused").read_text() == ""

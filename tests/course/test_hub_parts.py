@@ -117,6 +117,33 @@ def test_seats_keep_their_passwords(tmp_path: Path) -> None:
     assert not (tmp_path / "slips.txt").exists()
 
 
+@pytest.mark.parametrize("name", ["seat01", "nobody", "", "seat01\x00", "a" * 300])
+def test_a_wrong_password_costs_the_same_whether_there_is_such_a_seat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Else names could be told by how long the answer takes."""
+    slips.prepare(tmp_path, 1)
+    work: list[Any] = []
+    scrypt, compare = slips.hashlib.scrypt, slips.hmac.compare_digest
+    monkeypatch.setattr(slips.hashlib, "scrypt", lambda text, **cost: work.append(cost) or scrypt(text, **cost))
+    monkeypatch.setattr(slips.hmac, "compare_digest", lambda *two: work.append([*map(len, two)]) or compare(*two))
+    assert not slips.load(tmp_path).right(name, "guess")
+    (cost, lengths) = work
+    assert (len(cost.pop("salt")), cost, lengths) == (16, {"n": 2**14, "r": 8, "p": 1}, [128, 128])
+
+
+def test_a_slips_mark_changes_with_the_password_and_with_the_door() -> None:
+    seats = slips.Seats()
+    first = seats.renew("ada"), seats.renew("bo"), seats.mark("ada")
+    assert first[2] == seats.mark("ada") != seats.mark("bo") and len(first[2]) == 64
+    seats.renew("ada")
+    assert seats.mark("ada") not in ("", first[2])
+    seats.open = False
+    assert seats.mark("ada") == seats.mark("nobody") == ""
+    seats.renew(slips.INSTRUCTOR)
+    assert seats.mark(slips.INSTRUCTOR)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"open": true, "seats": []}', '{"open": 1'])
 def test_a_damaged_seat_file_lets_nobody_in(tmp_path: Path, text: str) -> None:
     (tmp_path / "seats.json").write_text(text)
@@ -266,6 +293,7 @@ def test_under_systemd_a_seat_is_a_unit_with_its_limits(monkeypatch: pytest.Monk
         "CPUWeight": "100",
         "TasksMax": "512",
         "MemorySwapMax": "0",
+        "OOMPolicy": "continue",  # a kernel that is ended for its memory takes no server along
     }
     apart = {"PrivateTmp": "yes", "PrivateDevices": "yes", "NoNewPrivileges": "yes", "UMask": "0077"}
     assert {key: asked["properties"][key] for key in limits | apart} == limits | apart

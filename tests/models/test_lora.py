@@ -21,6 +21,30 @@ NAMES = {
 }
 
 
+# what PEFT 0.21 and older have beside plain LoRA: another base, other sums, or at other times
+CHANGING: dict[str, Any] = {
+    "alora_invocation_tokens": [5, 6],
+    "alpha_pattern": {"q": 4},
+    "arrow_config": {"top_k": 2},
+    "corda_config": {"corda_method": "ipm"},
+    "ensure_weight_tying": True,
+    "kasa_config": {"beta": 1e-4},
+    "layer_replication": [[0, 2], [1, 4]],
+    "loftq_config": {"loftq_bits": 4},
+    "lora_bias": True,
+    "lora_ga_config": {"direction": "ArB2r"},
+    "megatron_config": {"tensor_model_parallel_size": 2},
+    "monteclora_config": {"num_samples": 4},
+    "target_parameters": ["experts.down_proj"],
+    "trainable_token_indices": [4],
+    "use_bdlora": {"nblocks": 2},
+    "use_dora": True,
+    "use_qalora": True,
+    "velora_config": {"num_groups": 2},
+    "an_option_of_tomorrow": 3,
+}
+
+
 def make(folder: Path, *names: str, rank: int = 3, **options: Any) -> Path:
     rng = torch.Generator().manual_seed(0)
     pairs = {name: (torch.randn(rank, 48, generator=rng), torch.randn(48, rank, generator=rng)) for name in names}
@@ -115,6 +139,11 @@ def test_nothing_is_written_into_the_old_storage(tmp_path: Path) -> None:
         ({"use_dora": True}, "use_dora=True"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"bias": "all"}, "bias='all'"),
+        *(
+            ({"init_lora_weights": start}, f"init_lora_weights='{start}': it belongs to a base that was changed")
+            for start in ("pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "loftq", "lora_ga", "something new")
+        ),
+        *(({option: value}, f"{option}=.*: not supported") for option, value in CHANGING.items()),
     ],
 )
 def test_other_kinds_of_adapters_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -123,6 +152,18 @@ def test_other_kinds_of_adapters_are_refused(change: dict[str, Any], message: st
     (tmp_path / lora.CONFIG).write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message):
         lora.read(tmp_path)
+
+
+@pytest.mark.parametrize("start", [True, False, None, "gaussian", "eva", "orthogonal", "mica"])
+def test_starts_that_leave_the_base_alone_are_read(start: Any, tmp_path: Path) -> None:
+    """As PEFT writes it: every option stands in the file, those that are off as null or empty."""
+    make(tmp_path, "one")
+    off = {name: type(value)() if isinstance(value, dict | bool) else None for name, value in CHANGING.items()}
+    plain = {"r": 3, "megatron_core": "megatron.core", "qalora_group_size": 16, "peft_version": "0.21.2"}
+    plain |= {"rank_pattern": {"two": 8}, "layers_to_transform": [0], "lora_dropout": 0.1, "revision": "main"}
+    config = json.loads((tmp_path / lora.CONFIG).read_text()) | off | plain | {"init_lora_weights": start}
+    (tmp_path / lora.CONFIG).write_text(json.dumps(config))
+    assert list(lora.read(tmp_path).factors) == ["one"]
 
 
 def test_rank_stabilised_adapters_scale_by_the_root(tmp_path: Path) -> None:

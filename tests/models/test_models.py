@@ -262,12 +262,13 @@ def test_a_layer_that_is_none(llama: Any, layer: Any) -> None:
 
 def test_text_has_exactly_one_bos(model: Any) -> None:
     bos = model.tokenizer.bos_token_id
-    wants = int(bool(model.cfg.default_prepend_bos))
+    wants = AutoTokenizer.from_pretrained(model.cfg.kit_folder)("The kettle hummed").input_ids.count(bos)
     for text in ("The kettle hummed", "<bos>The kettle hummed"):
         ids = kit.text_tokens(model, text)
         assert ids.shape[0] == 1 and ids.dtype == torch.long
         assert ids[0].tolist().count(bos) == max(wants, text.count("<bos>"))
     assert model.tokenizer.decode(ids[0, 1:]) == "The kettle hummed"
+    assert {"gpt2": 0, "llama": 1}.get(model.original_model.config.model_type, wants) == wants
 
 
 def test_the_tokenizer_that_adds_a_bos_itself_adds_no_second(llama: Any) -> None:

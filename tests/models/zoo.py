@@ -389,6 +389,24 @@ models of an architecture may use options that its tiny one does not: run `kit.c
 
 **{passed} of {models} pass every check; {partly} more pass all but what they refuse by name; {refused} are
 refused by name when they are loaded.**
+
+## Your own
+
+```python
+model = kit.load_model("my/folder")                      # or a hub id
+model = kit.load_model(hf, tokenizer=words)              # a transformers model that is in memory
+model = kit.load_model(peft_model, tokenizer="my/base")  # its adapter merged, in a copy
+```
+
+- A model in memory stays as it is and shares its weights; compiled ones come without their wrapper, one in
+  training mode is run in eval mode, which is said. Of a multimodal model the part that reads text is loaded.
+- Weights that the file lacks, or that belong nowhere, are named; nothing is drawn at random. No package manager
+  starts while a model loads, whatever a library asks for.
+- TransformerLens computes attention anew, to show patterns. Where that gives another model, transformers' own
+  attention runs in the bridge, which is said; where the bridge is wrong for another reason, `kit.steer` refuses,
+  and `kit.generate`, which runs transformers' modules, goes on. `kit.check` has a row for it.
+
+## Every architecture
 """
 
 

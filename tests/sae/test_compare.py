@@ -9,7 +9,6 @@ import torch
 
 from kit.base.directions import random_units
 from kit.models.bridge import runtime
-from kit.models.logit_lens import _gain as logit_gain
 from kit.sae import Neighbours, Site, children, importance, mcs, mcs_table, pages, sparse_probe
 from tests import tiny
 from tests.sae.test_inspect import one_latent
@@ -121,7 +120,7 @@ def test_neighbours_here_elsewhere_and_in_what_they_say(llama: Any) -> None:
     assert found is there and index == 1 and cosine == pytest.approx(1, abs=1e-5)
     # by brute force: angles between the changes of all log-odds
     unembed = runtime(llama).decoder.get_output_embeddings().weight.detach().float()
-    gain = logit_gain(llama)
+    gain = runtime(llama).decoder.model.norm.weight.detach()
     said = (rows * gain) @ unembed.T
     said = torch.nn.functional.normalize(said - said.mean(-1, keepdim=True), dim=-1)
     cosines = said @ said[3]

@@ -11,7 +11,7 @@ import torch
 
 from kit.models import activations
 from kit.models.activations import capture
-from kit.models.tokens import counted
+from kit.models.tokens import counted, text_tokens
 from kit.sae import Dictionary, Site, Source, Training, evaluate, explained_variance, load, pack, train
 from tests import tiny
 
@@ -394,9 +394,9 @@ def test_half_precision_on_disk_and_not_in_memory(trained: Dictionary, tmp_path:
 def test_latents_of_a_text_and_a_latent_as_a_vector(model: Any, trained: Dictionary) -> None:
     text = TEXTS[0]
     latents = trained.read(model, text)
-    n = activations.text_tokens(model, text).shape[1]
+    n = text_tokens(model, text).shape[1]
     assert latents.shape == (n, 96) and bool((latents >= 0).all())
-    assert trained.read(model, activations.text_tokens(model, text)[0]).equal(latents)
+    assert trained.read(model, text_tokens(model, text)[0]).equal(latents)
     v = trained.vector(5)
     assert torch.allclose(v.direction, torch.nn.functional.normalize(trained.rows[5], dim=0))
     assert v.layer == 1 and v.metadata["row_norm"] == pytest.approx(float(trained.rows[5].norm()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -97,8 +98,8 @@ def test_auroc_is_held_out(llama: Any, method: str) -> None:
         ({"layer": 9}, "layer=9"),
         ({"layer": -1}, "layer=-1"),
         ({"read": "first"}, "read='first'"),
-        ({"positive": UP[:3]}, "positive holds too few"),
-        ({"negative": "a text"}, "negative holds too few"),
+        ({"positive": []}, r"positive=\[\]: give a list with at least one text"),
+        ({"negative": "a text"}, "negative='a text': give a list"),
         ({"method": "pca", "negative": DOWN[:9]}, "needs pairs"),
         ({"read": 40}, "read=40"),
     ],
@@ -107,6 +108,90 @@ def test_fit_names_what_is_wrong(llama: Any, change: dict[str, Any], named: str)
     good = {"positive": UP, "negative": DOWN, "layer": 1}
     with pytest.raises(ValueError, match=named):
         fit(llama, **(good | change))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_pair_is_enough(llama: Any, method: str) -> None:
+    """Activation Addition: the difference of two texts' activations."""
+    up, down = (tiny.stream_after(llama, 2, kit.text_tokens(llama, side[0]))[0, -1] for side in (UP, DOWN))
+    vector = fit(llama, UP[:1], DOWN[:1], 2, method)
+    if method == "probe":  # standardised: no coordinate counts for more than another
+        assert vector.direction @ (up - down) > 0
+    else:
+        assert torch.allclose(vector.direction, (up - down) / (up - down).norm(), atol=1e-5)
+    assert vector.metadata["auroc"] == "not held out: 1 pair" and vector.metadata["folds"] == 0
+    assert vector.metadata["positive"] == vector.metadata["negative"] == 1
+    uneven = fit(llama, UP[:1], DOWN[:3], 2, "mean")
+    assert uneven.metadata["auroc"] == "not held out: 1 positive and 3 negative"
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_few_pairs_are_held_out_in_fewer_folds(llama: Any, n: int) -> None:
+    """By hand: each fold is left out in turn, the rest gives the direction that judges it."""
+    vector = fit(llama, UP[:n], DOWN[:n], 2)
+    up, down = (residuals(llama, side[:n], [2])[:, 0] for side in (UP, DOWN))
+    folds = min(4, n)
+    order, scores = torch.randperm(n, generator=torch.Generator().manual_seed(0)), []
+    for fold in range(folds):
+        held = order[fold::folds]
+        rest = torch.tensor([i for i in range(n) if i not in held.tolist()])
+        line = up[rest].mean(0) - down[rest].mean(0)
+        scores.append(auroc(up[held] @ line, down[held] @ line))
+    assert vector.metadata["folds"] == folds
+    assert vector.metadata["auroc"] == pytest.approx(sum(scores) / folds, abs=1e-4)
+
+
+def test_sides_of_unlike_size_are_judged_where_a_fold_has_both(llama: Any) -> None:
+    more = [f"a {a} clock stood in the {b}" for a in "abcdefgh" for b in "stuvwxyz"]
+    vector = fit(llama, UP[:2], more, 2)
+    assert 0 <= vector.metadata["auroc"] <= 1 and vector.metadata["folds"] == 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_same_texts_on_both_sides_are_no_contrast(dtype: str, tmp_path: Any) -> None:
+    model = kit.load_model(str(tiny.save(tmp_path, "llama")), dtype=dtype)
+    texts = [" and ".join([word] * (i + 1)) for i, word in enumerate(["boat", "clock", "bread", "rain"] * 5)]
+    turned = [*texts[7:], *texts[:7]]
+    up, down = residuals(model, texts, [2])[:, 0], residuals(model, turned, [2])[:, 0]
+    assert float((up.mean(0) - down.mean(0)).norm()) < 0.01 * float(up.norm(dim=-1).mean())
+    for method in METHODS:
+        with pytest.raises(ValueError, match="positive and negative are the same at layer 2.*rounding"):
+            fit(model, texts, turned, 2, method)
+    with pytest.raises(ValueError, match="positive and negative are the same at layer 1.*rounding"):
+        fit(model, UP, [f"{text} twice" for text in UP], 1, read=1)  # the words that differ come later
+    with pytest.raises(ValueError, match="the same in every head chosen"):
+        fit_heads(model, texts, turned, 1)
+    small = fit(model, UP, [text.replace("boat", "boats") for text in UP], 1)
+    assert 0 <= small.metadata["auroc"] <= 1
+
+
+def test_heads_need_two_pairs_to_rank_by(llama: Any) -> None:
+    with pytest.raises(ValueError, match="not held out: 1 pair: give two or more"):
+        fit_heads(llama, UP[:1], DOWN[:1], 2)
+    heads = fit_heads(llama, UP[:3], DOWN[:3], 2)
+    assert heads.metadata["folds"] == 3 and heads.metadata["positive"] == 3
+    assert set((heads.accuracy * 6).round().int().flatten().tolist()) <= set(range(7))
+
+
+def test_numpy_numbers_say_layers_and_positions(llama: Any) -> None:
+    n = np.int64(2)
+    right, found = fit(llama, UP, DOWN, 2, read=-2), fit(llama, UP, DOWN, n, read=np.int32(-2))
+    assert torch.equal(right.direction, found.direction) and type(found.layer) is int
+    windows = (slice(-2, None), slice(np.int64(-2), None))
+    one, two = (residuals(llama, UP, layers, w) for layers, w in zip(([1, 2], np.array([1, 2])), windows, strict=True))
+    assert torch.equal(one, two)
+    with kit.steer(llama, {right: 0.5}, np.int64(-1)) as receipt:
+        llama(tiny.prompt(llama))
+    assert receipt.entries[0].prompt_steered == [1]
+    rows = kit.generate(llama, tiny.prompt(llama), right, [0.5], max_new_tokens=np.int64(2)).rows
+    assert len(rows[0].tokens) == 2
+    for bad in (np.float64(2), np.bool_(True), 2.0, torch.tensor(2)):
+        with pytest.raises(ValueError, match="this model has layers 0 to 3"):
+            fit(llama, UP, DOWN, bad)
+        with pytest.raises(ValueError, match=r"positions=.*: use"):
+            kit.generate(llama, "a", right, [0.5], positions=bad, max_new_tokens=1)
+    with pytest.raises(ValueError, match=r"positions=slice\(1.5"):
+        kit.generate(llama, "a", right, [0.5], positions=slice(1.5, None), max_new_tokens=1)
 
 
 def test_heads_move_by_their_own_standard_deviation(model: Any) -> None:

@@ -371,7 +371,7 @@ def test_a_generation_in_another_thread_does_not_reach_the_slice(llama: Any) -> 
         ({"prompts": torch.zeros(2, 2, 5, dtype=torch.long)}, r"give tokens \[n\]"),
         ({"prompts": torch.zeros(0, dtype=torch.long)}, r"give tokens \[n\]"),
         ({"prompts": torch.zeros(5)}, r"give tokens \[n\]"),
-        ({"prompts": [3]}, "prompt is a int"),
+        ({"prompts": [3]}, r"prompts\[0\] is a int, 3: give a string"),
         ({"prompts": torch.tensor([[0, 5, 6, 7, 8], [0, 5, 6, 2, 2]])}, "row 1 seems to be padded"),
         ({"prompts": torch.tensor([[2, 0, 6, 7, 8], [0, 5, 6, 7, 2]])}, "row 0 seems to be padded"),
         ({"prompts": torch.tensor([0, 5])}, r"prompt 0 has 2 tokens, shorter than the read-out"),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -90,6 +93,72 @@ def test_models_without_the_switch_are_written_as_llama(kind: str, tmp_path: Pat
     assert told["architectures"] == ["LlamaForCausalLM"] and told["mlp_bias"] is True
     assert told["attention_bias"] is (kind != "mistral")
     assert told["tie_word_embeddings"] is (kind == "tied")
+
+
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+ROPES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # kind, what is set, what 4 reads
+    "gpt2": ("gpt2", {}, {}),
+    "llama": ("llama", {"rope_theta": 1e5, "rope_type": "default"}, {"rope_theta": 1e5}),
+    "llama 3": ("llama", {"rope_theta": 5e5, "rope_type": "llama3"} | LLAMA3, {"rope_theta": 5e5}),
+    "linear": ("llama", {"rope_theta": 2e4, "rope_type": "linear", "factor": 4.0}, {"rope_theta": 2e4}),
+    "neox": (
+        "neox",
+        {"rope_theta": 5e4, "rope_type": "default", "partial_rotary_factor": 0.5},
+        {"rotary_emb_base": 5e4, "rotary_pct": 0.5},
+    ),
+}
+BY_4 = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, __version__
+assert __version__.startswith("4."), __version__
+model, words = (kind.from_pretrained(sys.argv[1]) for kind in (AutoModelForCausalLM, AutoTokenizer))
+tokens, want, text, ids = torch.load(sys.argv[2])
+with torch.no_grad():
+    off = (model(tokens).logits - want).abs().max() / want.abs().max()
+assert off < 2e-5, f"logits are off by {off:.2g}"
+assert words(text).input_ids == ids
+"""
+
+
+@pytest.mark.parametrize("case", ROPES)
+def test_transformers_4_reads_the_same_model(case: str, tmp_path: Path) -> None:
+    """It reads no rope_parameters, and takes its own default for what it does not find.
+
+    KIT_TRANSFORMERS_4 names an interpreter that has it (4.57.6 was tried), to run it there too."""
+    kind, rope, wanted = ROPES[case]
+    more = {"rope_parameters": rope} if rope else {}
+    model = tiny.load(tmp_path / "base", kind, chat=True, **more)
+    v, tokens = tiny.vector(model, 1), tiny.prompt(model, 40)
+    want = steered(model, tokens, {v: 0.5})
+    folder = export_bias(tmp_path / "out", model, {v: 0.5})
+    assert torch.allclose(served(folder, tokens), want, atol=2e-5 * float(want.abs().max()))  # in 5
+    told = json.loads((folder / "config.json").read_text())
+    scaling = rope if rope.get("rope_type", "default") != "default" else None
+    assert {name: told.get(name) for name in wanted} == wanted and told.get("rope_scaling") == scaling
+    assert told.get("rope_parameters", {}) == rope
+    assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    if python := os.environ.get("KIT_TRANSFORMERS_4"):
+        ids = model.tokenizer("A small boat").input_ids
+        torch.save((tokens, want, "A small boat", ids), tmp_path / "want.pt")
+        alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        command = [python, "-c", BY_4, str(folder), str(tmp_path / "want.pt")]
+        subprocess.run(command, check=True, env=alone, timeout=300)
+
+
+def test_special_tokens_are_named_as_both_majors_do(tmp_path: Path) -> None:
+    base = tiny.save(tmp_path / "base", "llama")
+    words = AutoTokenizer.from_pretrained(base)
+    words.add_special_tokens({"additional_special_tokens": ["<bos>", "<pad>"]})
+    words.save_pretrained(base)
+    model = kit.load_model(str(base), dtype="float32")
+    told = json.loads(
+        (
+            export_bias(tmp_path / "out", model, {tiny.vector(model, 1): np.float32(0.5)}) / "tokenizer_config.json"
+        ).read_text()
+    )
+    assert told["additional_special_tokens"] == ["<bos>", "<pad>"]  # 4 wants a mapping under the other name
+    assert not isinstance(told.get("extra_special_tokens"), list)
+    assert set(AutoTokenizer.from_pretrained(tmp_path / "out").all_special_tokens) == {"<bos>", "<eos>", "<pad>"}
 
 
 def test_only_the_named_bias_is_not_zero(llama: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from safetensors.torch import save_file
 import kit
 from kit import SteeringVector
 from kit.steering import vectors as control_vectors
+from kit.steering.dose import Dose
 from tests import tiny
 
 numbers = st.floats(-100, 100, width=32).filter(lambda x: abs(x) > 1e-3)
@@ -154,6 +156,83 @@ def test_at_moves_it_and_keeps_the_rest() -> None:
     assert moved.fingerprint == "f" and moved.method == "mean" and moved.metadata == {"a": 1}
 
 
+NUMBERS = (np.float64(0.5), np.float32(0.5), np.array(0.5), torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("half", NUMBERS, ids=lambda n: type(n).__name__ + str(n.dtype))
+def test_numbers_of_numpy_and_torch_are_numbers(half: Any, tmp_path: Path) -> None:
+    v = SteeringVector(torch.arange(1.0, 9), 1, "v", norm=3.0)
+    w = SteeringVector(torch.ones(8), 1, "w")
+    for made in (v * half, v / (1 / half), SteeringVector(v.direction, np.int64(1), "v", norm=half)):
+        assert type(made.norm) is float and type(made.layer) is int
+        back = SteeringVector.load(made.save(tmp_path / "v.safetensors"))
+        assert back.norm == made.norm and torch.equal(length(back), length(made))
+    assert length(v * half).tolist() == pytest.approx((length(v) / 2).tolist())
+    if not isinstance(half, torch.Tensor):
+        assert torch.equal(length(half * v), length(v * half))  # the number stands first
+    for mean in (np.mean([v, w]), (v + w) / np.int64(2), (v + w) * np.int8(1) / 2):
+        assert torch.allclose(length(SteeringVector.load(mean.save(tmp_path / "m.safetensors"))), length((v + w) / 2))
+    for bad in (np.bool_(True), np.ones(2), 1j, np.complex64(1), "2"):
+        with pytest.raises(TypeError):
+            v * bad
+        with pytest.raises((TypeError, ValueError)):
+            SteeringVector(v.direction, 1, "v", norm=bad)
+
+
+def test_metadata_of_any_numbers_come_back(tmp_path: Path) -> None:
+    told = {"a": np.float32(0.5), "b": torch.tensor([1.0, 2.0]), "c": tmp_path, "d": [np.int64(3), {"e": np.arange(2)}]}
+    v = SteeringVector(torch.ones(4), 1, "v", metadata=told)
+    back = SteeringVector.load(v.save(tmp_path / "v.safetensors"))
+    assert back.metadata == {"a": 0.5, "b": [1.0, 2.0], "c": str(tmp_path), "d": [3, {"e": [0, 1]}]}
+    for key, value, said in (
+        ("x", {1, 2}, r"metadata\['x'\]=.*JSON holds no set"),
+        ("x", [1j], r"metadata\['x'\]=.*JSON holds no complex"),
+        ("x", torch.ones(5), "no complex"),
+        ((1, 2), 3, r"metadata\[\(1, 2\)\]=3"),
+        ("x", "a" * 2**22, "metadata is .* letters long"),
+    ):
+        value = value * 1j if said == "no complex" else value
+        with pytest.raises(ValueError, match=said):
+            dataclasses.replace(v, metadata={"fine": 1, key: value}).save(tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="'1' stands twice"):
+        dataclasses.replace(v, metadata={1: 2, "1": 3}).save(tmp_path / "w.safetensors")
+    assert [file.name for file in tmp_path.iterdir()] == ["v.safetensors"]
+
+
+CLAIMS = {
+    "auroc": 0.97,
+    "calibration": {"low": -0.2, "high": 0.33, "target_kl": 0.5, "curve": [(0.33, 0.5)]},
+    "coefficient": 0.4,
+    "effect": 5.3,
+    "effect_of_random": [0.1, -0.2],
+    "contrast": "happy-sad",
+}
+
+
+@pytest.mark.parametrize("factor", [0.5, 2, -0.23, -1, np.float64(-4)])
+def test_coefficients_follow_a_factor_and_claims_of_a_sign_go_with_it(factor: float) -> None:
+    v = SteeringVector(torch.ones(4), 1, "happy-sad", metadata=CLAIMS)
+    made = v * factor
+    was, now = Dose.of(v), Dose.of(made)
+    ends = (now.low, now.high) if factor > 0 else (now.high, now.low)
+    for before, after in ((was.coefficient, now.coefficient), (was.low, ends[0]), (was.high, ends[1])):
+        # what the new vector does there is what the old one did at its own coefficient
+        assert torch.allclose(after * length(made), before * length(v), atol=1e-6)
+    assert now.low < now.high and (now.target, now.kind) == (was.target, was.kind)
+    kept = {"auroc", "effect", "effect_of_random"} & set(made.metadata)
+    assert len(kept) == (3 if factor > 0 else 0)
+    assert made.metadata["contrast"] == "happy-sad" and v.metadata == CLAIMS
+    assert Dose.of(-(-v)) == was and "curve" not in made.metadata["calibration"]
+
+
+def test_sums_and_other_layers_claim_nothing() -> None:
+    v = SteeringVector(torch.ones(4), 1, "v", metadata=CLAIMS | {"radius": 3.0, "loss": 0.1, "probabilities": [0.9]})
+    assert v.at(2).metadata == {"contrast": "happy-sad"} and v.at(1).metadata == v.metadata
+    w = SteeringVector(torch.arange(4.0), 1, "w", metadata=CLAIMS)
+    for made in (v + w, v - w, 2 * v + w, v.random()):
+        assert not set(made.metadata) & set(CLAIMS)
+
+
 def test_the_random_control() -> None:
     v = SteeringVector(torch.arange(1.0, 49), 2, "v", norm=1.7, fingerprint="f")
     one, same, other = v.random(1), v.random(1), v.random(2)
@@ -284,6 +363,20 @@ def test_gguf_import_steers_as_the_original(llama: Any, tmp_path: Path) -> None:
     for layer in (None, 2):
         with pytest.raises(ValueError, match=r"\[1, 3\]"):
             SteeringVector.from_gguf(tmp_path / "c.gguf", llama, layer)
+
+
+def test_one_layer_of_a_gguf_file_is_read_though_others_are_bad(llama: Any, tmp_path: Path) -> None:
+    file = tmp_path / "r.gguf"
+    step, bad = torch.randn(48), torch.ones(48)
+    bad[3] = math.nan
+    write_gguf(file, {"direction.1": bad, "direction.2": step, "direction.3": torch.zeros(48), "direction.31": step})
+    found = SteeringVector.from_gguf(file, llama, 2)
+    assert torch.allclose(length(found) * kit.residual_scale(llama, 2), step, atol=1e-5)
+    for layer, said in ((1, "holds NaN"), (3, "is zero"), (31, "layers 0 to 3"), (0, r"holds layers \[1, 2, 3, 31\]")):
+        with pytest.raises(ValueError, match=said):
+            SteeringVector.from_gguf(file, llama, layer)
+    with pytest.raises(ValueError, match="'r @1' holds NaN"):
+        control_vectors.load_gguf(file, llama)
 
 
 def write_gguf(path: Path, tensors: dict[str, torch.Tensor], kind: str = "controlvector") -> None:

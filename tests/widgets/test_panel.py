@@ -17,6 +17,7 @@ import ipywidgets
 import torch
 
 import kit
+from kit.steering.dose import Dose
 from kit.steering.rank_one import Factor
 from kit.widgets import BlindRating, SteeringPanel, TokenMask
 from kit.widgets.panel import arms
@@ -125,6 +126,57 @@ def test_control_arms(make: Any, chat: Any) -> None:
     assert texts(panel)[1:4] == alone, "a control arm differs from the same run alone"
     words = f"{panel.controls.instruction.value}\n\nThe kettle"
     assert rows[4].text == kit.generate(chat, words, max_new_tokens=5).texts[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "asked"),
+    [
+        ([("happy-sad", 0.3)], "Answer in a happy way."),
+        ([("happy-sad", -0.3)], "Answer in a sad way."),
+        ([("-happy-sad", 0.3)], "Answer in a sad way."),
+        ([("-0.23 happy-sad", -0.3)], "Answer in a happy way."),
+        ([("0.5 happy-sad @14", -0.3)], "Answer in a sad way."),
+        ([("happy-sad (2)", -0.3), ("formal-casual", 0.1)], "Answer in a sad and formal way."),
+        ([("happy-sad", 0.0)], "Be glad."),
+        ([("melbo 3", 0.3)], "Be glad."),
+        ([("melbo 3", -0.3)], None),
+        ([("happy-sad", 0.3), ("melbo 3", -0.3)], None),
+        ([], "Be glad."),
+    ],
+)
+def test_what_is_asked_in_words_is_where_the_coefficients_point(setting: Any, asked: str | None) -> None:
+    assert arms.in_words([(vector(name), c) for name, c in setting], "Be glad.") == asked
+
+
+def test_words_follow_the_slider_until_others_are_written(make: Any) -> None:
+    panel = make(vector("happy-sad"), coefficients=[-0.3])
+    panel.controls.words.value = True
+    assert panel.controller.wait(WAIT)
+    assert panel._plan.arms[-1].instruction == panel.controls.instruction.value == "Answer in a sad way."
+    panel.set("happy-sad", 0.3)
+    assert panel.controller.wait(WAIT)
+    assert panel._plan.arms[-1].instruction == "Answer in a happy way."
+    panel.controls.instruction.value = "Be glad."
+    panel.set("happy-sad", -0.3)
+    assert panel.controller.wait(WAIT)
+    assert panel._plan.arms[-1].instruction == "Be glad."
+    nameless = make(vector("happy"), coefficients=[-0.3])
+    nameless.controls.words.value = True
+    assert nameless.controller.wait(WAIT)
+    assert [arm.title for arm in nameless._plan.arms] == ["Unsteered", "Steered"]
+
+
+def test_a_saved_vector_keeps_its_sign_and_its_own_range(tmp_path: Path) -> None:
+    told = {"calibration": {"low": -0.2, "high": 0.33, "target_kl": 0.5}, "effect": 5.3, "auroc": 0.97}
+    v = replace(vector("happy-sad"), metadata=told)
+    for made, name in ((arms.combination([(v, -0.23)]), "-0.23-happy-sad"), (-v, "-happy-sad"), (v, "happy-sad")):
+        assert save(made, tmp_path).name == f"{name}.safetensors"
+    back = kit.SteeringVector.load(tmp_path / "-0.23-happy-sad.safetensors")
+    dose = Dose.of(back)
+    assert (dose.low, dose.high) == pytest.approx((-0.33 / 0.23, 0.2 / 0.23))
+    assert not {"effect", "auroc"} & set(back.metadata)
+    assert save(replace(v, name="-"), tmp_path).name == "-vector.safetensors"
+    assert save(replace(v, name="../x"), tmp_path).name == "x.safetensors"
 
 
 def test_ladders(make: Any) -> None:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kit.base.files import opened, parse, parse_object, shapes_at_most, whole
+from kit.base.files import as_json, opened, parse, parse_object, shapes_at_most, whole
 from kit.models.bridge import fingerprint
 from kit.models.sites import Site
 from kit.sae.latents import Latents
@@ -174,7 +174,7 @@ class Crosscoder:
             "name": self.name,
             "hook_name": self.site.hook_name,
             "fingerprints": json.dumps(self.fingerprints),
-            "metadata": json.dumps(self.metadata),
+            "metadata": as_json(self.metadata, "metadata"),
         }
         with whole(path) as part:
             save_file(parts, part, about)

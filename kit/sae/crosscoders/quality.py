@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kit.base.progress import track
 from kit.models.activations import side_by_side
-from kit.models.tokens import counted
+from kit.models.tokens import counted, packed
 from kit.sae.crosscoders.model import Crosscoder, Pair
 from kit.sae.quality import Tally
 
@@ -24,7 +24,7 @@ SHARED = (0.3, 0.7)  # relative norms of latents that both models have
 def _read(crosscoder: Crosscoder, models: Pair, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Batch by batch, latents ``[n, latents]`` and both models' activations ``[n, 2, d_model]`` of
     the tokens that are sinks in neither."""
-    for rows in track(list(tokens.split(8)), "batches of text"):
+    for rows in track(list(packed(models[0], tokens, name="tokens").split(8)), "batches of text"):
         both = side_by_side(models, rows, crosscoder.site.place).cpu()  # where the sums are
         halves = both.unflatten(-1, (2, -1)).float()  # [rows, n, 2, d_model]
         keep = counted(halves[..., 0, :]) & counted(halves[..., 1, :])

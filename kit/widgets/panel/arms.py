@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,19 @@ def side_by_side(
         arms.append(Arm("Words only", instruction=words, subtitle=f"“{words}” before the prompt"))
     vectors = (*(v for v, _ in setting), *controls)
     return Plan(vectors if setting else (), tuple(arms))
+
+
+def in_words(setting: Setting, otherwise: str) -> str | None:
+    """What to ask for in words in place of a setting: the ends to which its coefficients point, of
+    vectors named by both (``happy-sad``); else ``otherwise``, or None where one points away."""
+    ends = []
+    for v, c in setting:
+        named = re.fullmatch(r"(-?)[\d.]* ?([^\W\d_]+)-([^\W\d_]+)( @\d+| \(\d+\))*", v.name)
+        if named and c:
+            ends.append(named[2] if (c > 0) != bool(named[1]) else named[3])
+        elif c < 0:
+            return None
+    return f"Answer in a {' and '.join(ends)} way." if ends else otherwise
 
 
 def setting_ladder(setting: Setting, rungs: int) -> Plan:

@@ -13,6 +13,7 @@ from kit.widgets import frame
 
 _POSITIONS = ("all", "prompt", "last_prompt", "generated")
 _CUSTOM = "custom"
+WORDS = "Answer in a happy way."  # to begin with
 _ALL = ""  # not None, which a Dropdown takes for "nothing chosen"
 _WHOLE = ("whole setting × multiplier", _ALL)
 _COMBINED = ("the combination as set", _ALL)
@@ -72,11 +73,7 @@ class Controls:
         self.negated = _toggle("Negated", "the opposite coefficients")
         self.words = _toggle("Words only", "the unsteered model, asked in words")
         self.instruction = frame.line(
-            170,
-            150,
-            value="Answer in a happy way.",
-            tooltip="what words ask of the unsteered model",
-            continuous_update=False,
+            170, 150, value=WORDS, tooltip="what words ask of the unsteered model", continuous_update=False
         )
         self._ladder_bar = [self.ladder_of, self.rungs]
         self._control_bar = [self.random, self.negated, self.words, self.instruction]

@@ -26,7 +26,8 @@ def save(vector: Intervention, folder: str | Path = ".") -> Path:
     if not isinstance(vector, SteeringVector | Factor):
         raise TypeError(f"{vector.name!r} is a {type(vector).__name__}: only vectors and factors are saved")
     stem = re.sub(r"[^\w.+@-]+", "-", vector.name)[:80].encode()[:120].decode(errors="ignore")
-    stem = stem.strip("-.") or "vector"
+    sign = "-" if vector.name.startswith(("-", "−")) else ""
+    stem = sign + (stem.strip("-.") or "vector")
     with scratch(Path(folder) / f"{stem}.safetensors") as part:
         return keep_new(vector.save(part / "it"), Path(folder), stem, ".safetensors")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
 
+from kit.base.checks import plain
 from kit.base.html import message
 from kit.models.hook_points import hooks_left
 from kit.models.positions import Positions
@@ -20,7 +21,7 @@ from kit.widgets import frame
 from kit.widgets.frame import LiveView
 from kit.widgets.panel import arms, markup
 from kit.widgets.panel.controller import Frame, Request
-from kit.widgets.panel.controls import Controls
+from kit.widgets.panel.controls import WORDS, Controls
 from kit.widgets.panel.files import load, save
 from kit.widgets.panel.vector_row import VectorRow
 
@@ -67,13 +68,13 @@ class SteeringPanel(LiveView):
             ValueError: a vector of another model, or as many coefficients as there are no vectors.
         """
         vectors = list(vectors) if isinstance(vectors, Sequence) else [vectors]
-        coefficients = 0.0 if coefficients is None else coefficients
+        coefficients = 0.0 if coefficients is None else plain(coefficients)
         start = [coefficients] * len(vectors) if isinstance(coefficients, int | float) else list(coefficients)
         if len(start) != len(vectors):
             raise ValueError(f"{len(start)} coefficients for {len(vectors)} vectors")
         super().__init__(model)
         self.frame: Frame | None = None
-        self._plan = arms.Plan((), ())
+        self._plan, self._asked = arms.Plan((), ()), WORDS
         self._random: dict[Any, Intervention] = {}
         self.controls = c = Controls(prompt, chat and self._chats, positions, op, max_new_tokens, temperature, seed)
         c.chat.disabled = not self._chats
@@ -223,8 +224,19 @@ class SteeringPanel(LiveView):
             setting,
             controls=[self._control_of(v, i) for i, (v, _) in enumerate(setting)] if c.random.value else (),
             negated=c.negated.value,
-            instruction=c.instruction.value if c.words.value else None,
+            instruction=self._words(setting) if c.words.value else None,
         )
+
+    def _words(self, setting: arms.Setting) -> str | None:
+        """What to ask for in words: what was written, or else what the setting is named by."""
+        field = self.controls.instruction
+        if field.value != self._asked:
+            return field.value
+        words = arms.in_words(setting, WORDS)
+        if words is not None:
+            with self._silent():
+                field.value = self._asked = words
+        return words
 
     def _control_of(self, vector: Intervention, index: int) -> Intervention:
         if not hasattr(vector, "random"):
