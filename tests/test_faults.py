@@ -207,7 +207,7 @@ def files() -> list[Row]:
 @POSIX
 def test_broken_files_are_refused(files: list[Row]) -> None:
     kinds = [row for row in files if row.what.startswith("file: ")]
-    assert len(kinds) == 17
+    assert len(kinds) == 19
     lost_nothing(kinds)
 
 
