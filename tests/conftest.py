@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,3 +120,20 @@ def one_thread_for_tiny_models(request: pytest.FixtureRequest) -> Iterator[None]
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_hang() -> Iterator[None]:
+    """What waits for ever fails after a minute."""
+
+    def late(*_: Any) -> None:
+        raise AssertionError("it hangs")
+
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import kit
@@ -25,6 +26,7 @@ from kit.widgets.gallery import sets
 from kit.widgets.panel import files as panel_files
 from kit.widgets.panel.rating import Item, Ratings
 
+pytestmark = pytest.mark.usefixtures("no_hang")
 READERS: dict[str, Callable[[Path], Any]] = {
     "bytes": files.read_bytes,
     "text": files.read_text,
@@ -150,6 +152,12 @@ def test_a_vector_larger_than_any_is_not_read(tmp_path: Path) -> None:
     save_file({"direction": torch.ones(files.MOST_NUMBERS + 1, dtype=torch.float16)}, tmp_path / "big")
     with pytest.raises(ValueError, match=f"at most {files.MOST_NUMBERS} numbers"):
         files.shapes_at_most(tmp_path / "big", {"direction": 1})
+    small = kit.SteeringVector(torch.ones(4), 1, "v").save(tmp_path / "v.safetensors")
+    with safe_open(small, framework="pt") as file:
+        about = file.metadata()
+    save_file({"direction": torch.ones(files.MOST_NUMBERS + 1, dtype=torch.float16)}, small, about)
+    with pytest.raises(ValueError, match=f"at most {files.MOST_NUMBERS} numbers"):
+        kit.SteeringVector.load(small)
 
 
 def test_ratings_are_not_written_over_something_else(tmp_path: Path) -> None:

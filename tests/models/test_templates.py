@@ -11,6 +11,7 @@ import kit
 from kit.models import templates
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("no_hang")
 CHAT = [{"role": "user", "content": "Hello there, 20241231."}]
 GROWS = "{% set ns = namespace(s=START) %}{% for i in range(60) %}{% set ns.s = STEP %}{% endfor %}{{ ns.s }}"
 
