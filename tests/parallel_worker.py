@@ -19,6 +19,7 @@ from torch import Tensor
 
 import kit
 from kit.base import shards
+from kit.models.bridge import runtime
 from kit.sae import Site, Source
 from kit.search import dct, melbo, parallel
 from kit.search.layer_slice import LayerSlice
@@ -52,9 +53,9 @@ def table(model: Any, folder: Path | None) -> Any:
     )
 
 
-def slice_of(model: Any) -> LayerSlice:
+def slice_of(model: Any, seed: int = 0) -> LayerSlice:
     """Three prompts, two thetas a pass: five vectors are three passes."""
-    prompts = [tiny.prompt(model, n, seed=n)[0] for n in (40, 35, 33)]
+    prompts = [tiny.prompt(model, n, seed=n + seed)[0] for n in (40, 35, 33)]
     return LayerSlice(model, prompts, 0, 2)
 
 
@@ -102,6 +103,7 @@ def everything(folder: Path) -> None:
     found = restarts(model, folder / "restarts")
     save_file({"V": found.V, "alpha": found.alpha}, folder / f"restarts-{rank}.safetensors")
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what the launcher sends when a peer dies
+    apart(folder, rank, model)
     lost(folder, rank)
     (folder / "end").touch()
 
@@ -133,6 +135,28 @@ def _kill_at_the_third() -> Callable[[Path, Path], None]:
         whole(part, file)
 
     return replace
+
+
+def apart(folder: Path, rank: int, model: Any) -> None:
+    """Fits of which the second process has other prompts, and then other weights; what each said."""
+    for way in ("prompts", "data", "weights"):
+        weight = runtime(model).block(1).get_submodule("mlp.down_proj").weight
+        if rank and way == "weights":
+            with torch.no_grad():
+                weight.mul_(1.2)
+        elif rank and way == "data":
+            weight.data.mul_(1.2)  # which no version counts: the fingerprint stays
+        piece = slice_of(model, seed=rank if way == "prompts" else 0)
+        for fit in (
+            lambda piece=piece: dct.fit_map(piece, n_features=2, iterations=1, radius=3.0),
+            lambda piece=piece: melbo.fit_slice(piece, 2, radius=3.0, steps=1),
+        ):
+            try:
+                with parallel.group(timeout=30):
+                    fit()
+            except parallel.PeerLost as error:
+                with (folder / f"{way}-{rank}.txt").open("a") as said:
+                    said.write(f"{error}\n")
 
 
 def lost(folder: Path, rank: int) -> None:

@@ -334,6 +334,118 @@ def test_no_request_left_loopback(lab: Page) -> None:
     assert lab.asked <= {"127.0.0.1", ""}, lab.asked
 
 
+TINY = """
+import kit
+from pathlib import Path
+from tempfile import mkdtemp
+from IPython.display import HTML, display
+from ipywidgets import Tab
+from tests import tiny
+from kit.widgets import SteeringPanel
+model = tiny.load(Path(mkdtemp()), "llama", chat=True)
+vector = tiny.vector(model, 1)
+"""
+MADE = """
+panel = SteeringPanel(model, vector, "How are you?", max_new_tokens=4)
+panel.run()
+panel
+"""
+
+
+def test_a_view_says_what_is_kept_and_whether_its_kernel_answers(browser: Any, tmp_path: Path) -> None:
+    """Freeze in a cell's output, in a Tab, after the output was cleared; the cell again; a restart."""
+    import nbformat
+
+    cells = [TINY, MADE, "Tab([SteeringPanel(model, (), 'Hello')])", "panel"]
+    with _run(
+        browser, nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c.strip()) for c in cells]), tmp_path, 2600
+    ) as page:
+        p = page.page
+        shown = p.locator(PANEL)
+        assert shown.count() == 3
+        do = "name => { window.jupyterapp.commands.execute(name); 0 }"
+        saved = """() => JSON.stringify(window.jupyterapp.shell.currentWidget.content.model.sharedModel.cells
+            .map(c => c.toJSON().outputs).flat().map(o => o.data || {}).filter(d => !(%r in d)))"""
+        plain = saved % "application/vnd.jupyter.widget-view+json"
+
+        def cell(n: int, then: str) -> None:
+            p.evaluate("n => { window.jupyterapp.shell.currentWidget.content.activeCellIndex = n; 0 }", n)
+            p.evaluate(do, then)
+
+        def freeze(n: int) -> None:
+            shown.nth(n).get_by_role("button", name="Freeze", exact=True).click()
+
+        freeze(0)
+        _wait(lambda: "it stays in the notebook" in shown.nth(0).inner_text())
+        assert p.evaluate(plain).count("kit-frozen-") == 2, "in both cells that show it"
+        freeze(1)
+        _wait(lambda: "not kept" in shown.nth(1).inner_text())
+        assert p.evaluate(plain).count("kit-frozen-") == 2
+        cell(3, "notebook:clear-cell-output")
+        _wait(lambda: shown.count() == 2)
+        freeze(0)
+        _wait(lambda: "Freezing" not in shown.nth(0).inner_text() and p.evaluate(plain).count("kit-frozen-") == 1)
+        _wait(lambda: "it stays in the notebook" in shown.nth(0).inner_text())
+        cell(1, "notebook:run-cell")
+        _wait(lambda: shown.count() == 2 and "kit-frozen-" not in p.evaluate(plain))
+        _wait(lambda: "done" in shown.nth(0).inner_text())
+        gone = "() => [...document.querySelectorAll('.kit-panel')].map(e => getComputedStyle(e, '::before').content)"
+        assert p.evaluate(gone) == ["none", "none"]
+        p.evaluate("() => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart(); 0 }")
+        _wait(lambda: all("No kernel answers" in what for what in p.evaluate(gone)))
+        p.screenshot(path=str(tmp_path / "restarted.png"))
+        cell(0, "notebook:run-cell")
+        cell(1, "notebook:run-cell")
+        _wait(lambda: p.evaluate(gone)[0] == "none" and "done" in shown.nth(0).inner_text())
+        p.evaluate("() => { window.jupyterapp.shell.currentWidget.sessionContext.shutdown(); 0 }")
+        _wait(lambda: all("No kernel answers" in what for what in p.evaluate(gone)))
+        assert page.asked <= {"127.0.0.1", ""}, page.asked
+
+
+HOSTILE = """
+from tests.faults import markup, subjects
+found = markup.outputs(markup.everything(subjects.make(Path(mkdtemp()))))
+for name in dict.fromkeys(each.split(" ")[0] for each in found):
+    display(HTML("".join(html for each, html in found.items() if each.split(" ")[0] == name)))
+display(HTML('<p id="control">$x^2$ and \\(y^2\\)</p>'))
+panel = SteeringPanel(model, [tiny.vector(model, 1, i, **{}) for i in range(1)], "How are you?", max_new_tokens=4)
+"""
+NAMED = """
+from dataclasses import replace
+names = ["\u05e9\u05de\u05d7", "\u202eevil", "\u2069\u202eevil", "plain"]
+for name in names:
+    run = kit.generate(model, "Hello", replace(vector, name=name), [0.5], max_new_tokens=3)
+    view = SteeringPanel(model, replace(vector, name=name), "Hello", coefficients=[0.5], max_new_tokens=3)
+    view.run()
+    display(HTML(f'<div class="named">{view.frozen_html}</div>'), run)
+"""
+# for every figure of the text: where its letters stand, from left to right
+_FIGURES = """() => [...document.querySelectorAll('.named')].flatMap(box => {
+  const walk = document.createTreeWalker(box, NodeFilter.SHOW_TEXT), found = [];
+  for (let node; (node = walk.nextNode());) for (const hit of node.data.matchAll(/\\+0\\.50|layer 1|[|]cv[|]/g)) {
+    const at = [...hit[0]].map((_, i) => { const r = document.createRange();
+      r.setStart(node, hit.index + i); r.setEnd(node, hit.index + i + 1); return r.getBoundingClientRect().left; });
+    found.push([hit[0], at.every((x, i) => i === 0 || x > at[i - 1])]);
+  }
+  return found;
+})"""
+
+
+def test_a_page_typesets_none_of_our_texts_and_turns_no_figure_round(browser: Any, tmp_path: Path) -> None:
+    import nbformat
+
+    cells = [nbformat.v4.new_code_cell(c.strip()) for c in (TINY, HOSTILE, NAMED, "panel")]
+    with _run(browser, nbformat.v4.new_notebook(cells=cells), tmp_path, 1400) as page:
+        p = page.page
+        _wait(lambda: p.locator("#control mjx-container").count() == 2)
+        time.sleep(2)
+        assert p.locator("mjx-container").count() == 2, "some of the kit's text was typeset"
+        assert p.evaluate("() => window.kitx") is None
+        figures = p.evaluate(_FIGURES)
+        assert len(figures) >= 12 and all(straight for _, straight in figures), figures
+        assert page.asked - page.blocked <= {"127.0.0.1", ""}, page.asked
+
+
 GALLERY = """
 import kit, torch
 from kit.widgets import FeatureGallery, SteeringPanel

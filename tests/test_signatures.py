@@ -27,7 +27,7 @@ ALLOWED = {  # and why their arguments have no names that could be listed
     "kit.sae.frozen_attention.Between.read": "as many further sites as one likes",
     "kit.sae.latents.Latents.check_latent": "as many latents as one likes",
     "kit.sae.tables.table": "the names are those of the columns",
-    "kit.widgets.frame.Names": "traits of ipywidgets, handed on",
+    "kit.widgets.frame.Page": "traits of ipywidgets, handed on",
     "kit.widgets.frame.bar": "as many widgets as one likes",
     "kit.widgets.frame.head": "as many style sheets as one likes",
     "kit.widgets.frame.line": "traits of ipywidgets, handed on",

@@ -25,6 +25,7 @@ from course.exercises import record
 from course.exercises.events import TRIES, Progress
 from course.exercises.exercise import Exercise, source
 from course.exercises.specs import Wrong, describe, describe_error, is_stub
+from kit.base.html import PLAIN
 
 
 class UnknownExercise(KeyError):
@@ -56,7 +57,7 @@ class Card:
         code = f"<pre style='margin:.5em 0 0'>{html.escape(self.code)}</pre>" if self.code else ""
         note = f"<small>{html.escape(self.note)}</small>" if self.note else ""
         return (
-            "<div style='border-left:4px solid currentColor;padding:.3em .8em;margin:.3em 0'>"
+            f"<div class='{PLAIN}' style='border-left:4px solid currentColor;padding:.3em .8em;margin:.3em 0'>"
             f"<b>{html.escape(self.title)}</b><div style='white-space:pre-wrap;"
             f"font-family:monospace'>{html.escape(self.message)}</div>{code}{note}</div>"
         )

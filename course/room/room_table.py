@@ -12,8 +12,7 @@ from pathlib import Path
 import ipywidgets as w
 
 from course.room.table import STUCK, Row, Table, read_room
-from kit.base.html import INK, LINE, SANS, number
-from kit.widgets import frame
+from kit.base.html import INK, LINE, PLAIN, SANS, number
 from kit.widgets.frame import View
 
 _FONT = f"font:14px/1.5 {SANS}"
@@ -63,25 +62,22 @@ class RoomTable(View):
         self.freeze_button = w.Button(
             description="Freeze", layout=w.Layout(width="auto"), tooltip="keep this table as plain HTML in the notebook"
         )
-        self._html, self._time, self._area = (w.HTML() for _ in range(3))
-        self._message = frame.message()
+        self._html, self._time = w.HTML(), w.HTML()
         super().__init__()
         bar = w.Layout(grid_gap="8px", flex_flow="row wrap", align_items="center")
-        self.children = (
-            frame.frame("Where the room is"),
+        self._arrange(
+            "Where the room is",
             w.HBox([self.refresh_button, self.automatic, self.notebook, self.freeze_button], layout=bar),
             self._message,
             self._html,
             self._time,
-            self._area,
+            freeze=self.freeze_button,
+            classes=["kit-room"],
         )
-        for name in ("kit-panel", "kit-room"):
-            self.add_class(name)
         self._html.add_class("kit-grow")
         self.refresh_button.on_click(lambda _b: self._try(self.refresh))
         self.notebook.observe(lambda _c: self._try(self._draw), "value")
         self.automatic.observe(lambda _c: self._follow(), "value")
-        self.freeze_button.on_click(lambda _b: self._try(self._freeze))
         self._draw()
         _LIVE.add(self)
         self._follow()
@@ -104,15 +100,6 @@ class RoomTable(View):
     @property
     def frozen_html(self) -> str:
         return self._shown() + _when(self.table)
-
-    def close(self) -> None:
-        """End the thread, and take the table off the screen."""
-        if self in _LIVE:  # a constructor that raised is closed too
-            self._end()
-        super().close()
-
-    def _freeze(self) -> None:
-        self._message.value = self.freeze_here(self._area)
 
     def _end(self) -> None:
         with self._guard:
@@ -187,7 +174,7 @@ def html(table: Table, notebook: str | None = None) -> str:
     notes = f"<div>⚠ {escape('; '.join(table.notes))}</div>" if table.notes else ""
     empty = "" if rows else "<div>Nobody has started an exercise.</div>"
     return (
-        f'<div style="{_FONT}"><div role="region" aria-label="the table" tabindex="0" '
+        f'<div class="{PLAIN}" style="{_FONT}"><div role="region" aria-label="the table" tabindex="0" '
         f'style="overflow-x:auto"><table style="border-collapse:collapse;table-layout:auto;font:'
         f'inherit;margin:0"><caption style="text-align:left;padding:2px 7px 6px;'
         f'color:inherit"><b style="font-size:15px">The room</b>&ensp;{escape(table.headline)}'

@@ -99,8 +99,10 @@ def _told(value: Any) -> str:
         return digest(value)
     if not hasattr(value, "detach"):
         return repr(value)
+    import torch
+
     tensor: Tensor = value.detach().cpu().contiguous()
-    bits = hashlib.sha256(tensor.view(-1).numpy().tobytes()).hexdigest()
+    bits = hashlib.sha256(tensor.view(-1).view(torch.uint8).numpy().data).hexdigest()
     return f"{tensor.dtype} {list(tensor.shape)} {bits}"
 
 

@@ -25,7 +25,7 @@ from itertools import chain
 from pathlib import Path
 
 from kit import __version__
-from kit.base.html import CELL
+from kit.base.html import CELL, PLAIN
 from kit.base.progress import cores
 from kit.cli import lab
 from kit.cli.pins import interpreter, pins, pip_install, reinstall
@@ -94,7 +94,7 @@ class DoctorReport:
             fix = f"<br><code>{escape(check.fix)}</code>" if check.fix else ""
             cells = (word, escape(check.name), escape(check.detail) + fix)
             rows += "<tr>" + "".join(f'<td style="{CELL}">{cell}</td>' for cell in cells) + "</tr>"
-        return f"<table>{rows}</table><p>{escape(self.summary)}</p>"
+        return f'<div class="{PLAIN}"><table>{rows}</table><p>{escape(self.summary)}</p></div>'
 
 
 def run(

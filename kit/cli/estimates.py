@@ -23,8 +23,9 @@ from kit.cli import doctor
 from kit.cli.timing import Estimate, Line, line, memory
 from kit.models.positions import Positions
 from kit.models.sites import Kind, Site
-from kit.models.tokens import prompt_tokens
+from kit.models.tokens import counted, prompt_tokens
 from kit.sae.architectures import Architecture
+from kit.sae.entries import RUN
 from kit.sae.source import Source
 from kit.sae.training import Training
 from kit.search.dct import METHODS, Method
@@ -35,10 +36,11 @@ from kit.steering.sweep import Target, ladder
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+    from kit.sae.latents import Latents
     from kit.steering.vectors import SteeringVector
 
-__all__ = ["Estimate", "dct", "filling", "harvest", "melbo", "sae_training", "sweep"]
-_PASS = 16  # rows of tokens that a harvest runs at a time
+__all__ = ["Estimate", "dct", "filling", "harvest", "melbo", "sae_training", "store", "sweep"]
+_PASS = 16  # rows of tokens that a harvest and a store run at a time
 _RADII = 9  # that a calibration of the radius usually tries
 
 
@@ -107,6 +109,28 @@ def _some(source: Source, rows: int) -> tuple[dict[Site, Tensor], Tensor]:
 def _harvest_line(source: Source, budget: float) -> Line:
     """Seconds in rows of tokens."""
     return line(lambda n: _some(source, n), min(_PASS, len(source.tokens)), budget)
+
+
+def store(
+    dictionary: Latents, model: TransformerBridge, tokens: Tensor, path: str | Path | None = None, budget: float = 2.0
+) -> Estimate:
+    """Of :meth:`kit.sae.FeatureStore.build`, with tokens ``[rows, context]``.
+
+    Raises:
+        ValueError: as it does.
+    """
+    dictionary.check(model)
+    start, some, n = time.perf_counter(), tokens[:_PASS].to(model.cfg.device), tokens.numel()
+
+    def fired(rows: int) -> int:
+        x = dictionary.activations(model, some[:rows])
+        return int((dictionary.encode(x) * counted(x)[..., None]).count_nonzero())
+
+    each, entries = line(fired, len(some), budget), fired(len(some)) * len(tokens) // len(some)
+    peak = memory(lambda: fired(len(some))) + 60 * min(entries, RUN) + 4 * n  # a run as it is sorted
+    disk = 16 * entries * (entries > RUN) + (8 * entries + 4 * n) * (path is not None)  # of several: scratch files
+    seconds, what = each.seconds(len(tokens), _PASS), f"store of {dictionary.name}"
+    return _estimate(what, n, seconds, [each], model, start, peak, disk, Path(path or ".").parent)
 
 
 def sae_training(

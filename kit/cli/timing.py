@@ -11,7 +11,7 @@ from html import escape
 from statistics import median
 
 from kit.base.checks import check_counts
-from kit.base.html import INK, SANS, WRAP
+from kit.base.html import INK, PLAIN, SANS, WRAP
 
 _HOUR = 3600.0
 _NIGHT = 10 * _HOUR
@@ -178,7 +178,7 @@ class Estimate:
 
     def _repr_html_(self) -> str:
         mark = "" if self.fits else f"border-left:4px solid rgba({INK},1);padding-left:8px;"
-        return f'<div style="font:13px/1.5 {SANS};{mark}{WRAP}">{escape(str(self))}</div>'
+        return f'<div class="{PLAIN}" style="font:13px/1.5 {SANS};{mark}{WRAP}">{escape(str(self))}</div>'
 
 
 def duration(seconds: float) -> str:

@@ -31,7 +31,13 @@ def stored(source: str, dtype: torch.dtype, device_map: str | dict[str, Any] | N
         ValueError: weights are missing (transformers would draw them at random), some belong to no
             part of it, or it is no language model.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
 
     folder = Path(source)
     if (folder / "adapter_config.json").is_file():  # transformers would go after its base on the hub
@@ -42,9 +48,13 @@ def stored(source: str, dtype: torch.dtype, device_map: str | dict[str, Any] | N
     config = from_hub_or_disk(AutoConfig.from_pretrained, source)
     text = config.get_text_config(decoder=True)
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    auto: Any = AutoModelForCausalLM if causal or text is config else AutoModelForImageTextToText
+    if config.is_encoder_decoder or not (causal or type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
+        raise ValueError(f"name={source!r} is a {type(config).__name__}: the kit steers causal language models")
+    auto: Any = AutoModelForCausalLM if causal else AutoModelForImageTextToText
     options: dict[str, Any] = {"dtype": dtype} | ({"device_map": device_map} if device_map else {})
     hf, told = from_hub_or_disk(auto.from_pretrained, source, output_loading_info=True, **options)
+    if text is not config and type(hf.config) is type(text):  # it left the other parts aside, as Llama 4's does
+        told = {**told, "unexpected_keys": ()}
     _check_keys(source, told)
     return hf if text is config else _text_part(hf, text)
 
@@ -71,6 +81,8 @@ def _text_part(hf: nn.Module, text: Any) -> nn.Module:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     whole: Any = hf
+    if type(whole.config) is type(text):
+        return hf
     inner = whole.get_decoder()
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), None)
     head = whole.get_output_embeddings()

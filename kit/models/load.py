@@ -17,7 +17,7 @@ from kit.models.activations import residual_scale
 from kit.models.bridge import register
 from kit.models.fast_linear import same_weights
 from kit.models.folder import check_finite
-from kit.models.paths import sample_logits, settle
+from kit.models.paths import reference_logits, settle
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -109,7 +109,7 @@ def load_model(
     if device_map is None:
         hf = hf.to(where)
     # the embedded model is compared when it is first steered; of others nothing is known
-    reference = None if title == weights.EMBEDDED else sample_logits(hf, hf.config.vocab_size)
+    reference = None if title == weights.EMBEDDED else reference_logits(hf)
     # dispatched modules carry forwards bound to the original, which a copy would keep calling
     decoder = None if device_map else same_weights(hf)
     boot_device = None if device_map else where

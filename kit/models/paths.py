@@ -31,10 +31,27 @@ def sample_tokens(vocabulary: int) -> Tensor:
 
 
 @torch.no_grad()
-def sample_logits(module: nn.Module, vocabulary: int) -> Tensor:
-    """Their logits ``[pos, vocabulary]``, float32, on the CPU."""
+def sample_logits(module: nn.Module, vocabulary: int, n: int = _TOKENS) -> Tensor:
+    """Logits ``[n, vocabulary]`` of the first n of them, float32, on the CPU."""
     where = next(module.parameters()).device
-    return module(input_ids=sample_tokens(vocabulary).to(where)).logits[0].float().cpu()
+    return module(input_ids=sample_tokens(vocabulary)[:, :n].to(where)).logits[0].float().cpu()
+
+
+def reference_logits(hf: Any) -> Tensor:
+    """The sample logits of a model that is not wrapped yet.
+
+    Raises:
+        ValueError: it is no causal language model: it has an encoder, or reads ahead.
+    """
+    vocabulary = hf.config.get_text_config().vocab_size
+    kind = "is an encoder with a decoder" if hf.config.is_encoder_decoder else ""
+    if not kind:
+        whole, part = sample_logits(hf, vocabulary), sample_logits(hf, vocabulary, _TOKENS // 2)
+        limit = _MOST.get(hf.dtype, _MOST_HALF)
+        kind = "reads ahead of each token" if difference(whole[: len(part)], part) > limit else ""
+    if kind:
+        raise ValueError(f"{type(hf).__name__} {kind}: the kit steers causal language models")
+    return whole
 
 
 def difference(a: Tensor, b: Tensor) -> float:

@@ -39,6 +39,7 @@ SITES = {  # TransformerBridge's hook points
 # the matrices that make the two outputs, by the same names: rank-one changes act at what they give
 MATRICES = {"attn_out": "blocks.{}.attn.o", "mlp_out": "blocks.{}.mlp.out"}
 Kind = Literal["resid", "mlp_in", "neurons", "mlp_out"]  # that a dictionary reads
+_MODULE = r"(?:(?:model|transformer|gpt_neox|backbone|decoder|language_model|text_model)\.)+(?:layers|h|blocks)\.(\d+)"
 # both vocabularies of TransformerLens: HookedTransformer's and TransformerBridge's
 _NAMES = {
     r"blocks\.(\d+)\.(?:hook_resid_post|hook_out)": ("resid", 0),
@@ -46,6 +47,9 @@ _NAMES = {
     r"blocks\.(\d+)\.(?:hook_mlp_out|mlp\.hook_out)": ("mlp_out", 0),
     r"blocks\.(\d+)\.mlp\.hook_in": ("mlp_in", 0),
     r"blocks\.(\d+)\.mlp\.(?:hook_post|out\.hook_in)": ("neurons", 0),
+    # what comes out of a module of transformers, by its path
+    _MODULE: ("resid", 0),
+    rf"{_MODULE}\.(?:mlp|ffn|feed_forward|block_sparse_moe)": ("mlp_out", 0),
 }
 _OWN = {"resid": "hook_resid_post", "mlp_in": "mlp.hook_in", "neurons": "mlp.hook_post", "mlp_out": "hook_mlp_out"}
 
@@ -63,7 +67,8 @@ class Site:
 
     @classmethod
     def of(cls, hook_name: str) -> Site:
-        """The site of a hook name, in either vocabulary of TransformerLens.
+        """The site of a hook name, in either vocabulary of TransformerLens or as transformers names
+        the module.
 
         Raises:
             ValueError: another hook, or the stream before the first block.
@@ -74,7 +79,8 @@ class Site:
         raise ValueError(
             f"hook_name={hook_name!r}: the kit reads blocks.N.hook_resid_post (or hook_out), "
             "blocks.N.hook_resid_pre with N from 1 on, blocks.N.hook_mlp_out (or mlp.hook_out), "
-            "blocks.N.mlp.hook_in and blocks.N.mlp.hook_post"
+            "blocks.N.mlp.hook_in and blocks.N.mlp.hook_post; of transformers' names those of a block "
+            "of the decoder, model.layers.N, and of its MLP, model.layers.N.mlp"
         )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from kit.base.files import header, junk, must_exist, read_json
 from kit.base.scratch import as_umask, locked, scratch
+from kit.models.bridge import runtime
 from kit.models.sites import Site
 from kit.models.weights import offline, reaching
 from kit.sae.latents import Latents
+from kit.sae.plain import centred, plain, read
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 @dataclass(eq=False, repr=False)
 class Dictionary(Latents):
     """A trained SAE, or transcoder, that knows its site; see :class:`kit.sae.Latents`.
+
+    What it makes of an activation is ``sum(latent * row) + bias``. sae-lens's options that write
+    this in another way are folded into ``sae``, in place; a ValueError names what is not so.
 
     Attributes:
         sae: sae-lens's model, in the form that inference uses (a BatchTopK SAE is a JumpReLU SAE
@@ -41,6 +47,9 @@ class Dictionary(Latents):
     name: str
     fingerprint: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        plain(self.sae, self.site)
 
     def __len__(self) -> int:
         return int(self.sae.cfg.d_sae)
@@ -68,8 +77,31 @@ class Dictionary(Latents):
             return (pre * sae.r_mag.exp() + sae.b_mag).to(x.device)
         return (pre + sae.b_enc).to(x.device)
 
+    def weights(self) -> dict[str, Any]:
+        cfg: Any = self.sae.cfg
+        options = cfg.architecture(), bool(cfg.apply_b_dec_to_input), getattr(cfg, "k", None)
+        return {**self.sae.state_dict(), "options": options}
+
+    def target(self, x: Tensor) -> Tensor:
+        """What :meth:`decode` is to give back of activations ``[..., width]``: themselves, less
+        their mean where it was trained on a model whose writing weights are centred."""
+        return x - x.mean(-1, keepdim=True) if centred(self.sae, self.site) else x
+
     def check(self, model: TransformerBridge) -> None:
         super().check(model)
+        told, state = self.sae.cfg.metadata, runtime(model)
+        if centred(self.sae, self.site) and model.cfg.normalization_type not in ("LN", "LNPre"):
+            raise ValueError(
+                f"dictionary {self.name!r} was trained with center_writing_weights, which only a model "
+                f"with LayerNorms does not notice; this one's norm is {model.cfg.normalization_type}"
+            )
+        path = str(told.kit_module or "").partition(f".{self.site.layer}.")[2]
+        here = dict(state.block(self.site.layer).named_modules()).get(path)
+        if path and here is not state.port(*self.site.place)[0]:
+            raise ValueError(
+                f"dictionary {self.name!r} reads what comes out of {told.kit_module!r}; in this model that is not "
+                f"what {self.site} reads"
+            )
         width = int(self.sae.cfg.d_in)
         if width != model.cfg.d_model:
             raise ValueError(
@@ -110,8 +142,8 @@ class Dictionary(Latents):
         return folder
 
 
-def check_folder(folder: Path) -> None:
-    """Look at a folder in sae-lens's format before anything is built from it.
+def check_folder(folder: Path) -> dict[str, Any]:
+    """Look at a folder in sae-lens's format before anything is built from it; returns its config.
 
     Raises:
         OSError: a file is missing; ValueError: the config is no JSON object of sensible numbers, or
@@ -134,58 +166,56 @@ def check_folder(folder: Path) -> None:
     wide = 4 * sum(math.prod(each) for each, _ in found.values())
     if wide > psutil.virtual_memory().total:
         raise ValueError(f"{folder} takes {wide / 2**30:.1f} GB, more memory than this machine has")
+    return told
 
 
 def load(source: str | Path, sae_id: str | None = None, model: TransformerBridge | None = None) -> Dictionary:
     """A dictionary from a folder, or from any release that sae-lens knows.
 
     Args:
-        source: a folder in sae-lens's format, or the name of a release (then ``sae_id`` too; it is
-            fetched from the hub once).
+        source: a folder in sae-lens's format (a checkpoint of its trainer is read as what it would
+            save for inference), or the name of a release (then ``sae_id`` too; it is fetched from
+            the hub once).
         model: what it is for; a mismatch is refused at once.
 
     Raises:
         FileNotFoundError: a path without a dictionary in it.
         OSError: a release that is not on this machine, and that the hub does not give.
-        ValueError: a damaged folder, one that does not fit into memory, a hook or normalisation
-            that the kit does not know, or as :meth:`Dictionary.check`.
+        ValueError: a damaged folder, one that does not fit into memory, a hook that the kit does
+            not know, as :class:`Dictionary`, or as :meth:`Dictionary.check`.
     """
-    from sae_lens import SAE
-
-    if sae_id is None:
-        folder = Path(source)
-        if not (folder / "cfg.json").is_file():
-            raise FileNotFoundError(
-                f"{str(source)!r} holds no cfg.json: give a folder that an SAE "
-                "was saved to, or a release and its sae_id"
-            )
-        check_folder(folder)
-        with junk(str(folder)):
-            sae = SAE.load_from_disk(folder, dtype="float32")
-    else:
-        sae = _released(str(source), sae_id)
+    with warnings.catch_warnings():  # of how to load the model, which the kit looks after
+        warnings.filterwarnings("ignore", r"\s*This SAE has non-empty model_from_pretrained_kwargs")
+        sae = _from_folder(Path(source)) if sae_id is None else _released(str(source), sae_id)
     told = sae.cfg.metadata
-    if sae.cfg.normalize_activations not in ("none", "layer_norm"):
+    if told.hook_name is None:
         raise ValueError(
-            f"normalize_activations={sae.cfg.normalize_activations!r}: this file keeps a scale "
-            "outside of its weights; fold it (fold_activation_norm_scaling_factor) and save again"
+            f"{str(source)!r}: its metadata have no hook_name, so that nothing says where it reads; "
+            "a checkpoint of kit.sae.train is for its folder="
         )
-    if sae.cfg.reshape_activations != "none" or told.get("hook_head_index") is not None:
-        raise ValueError(
-            f"hook_name={told.get('hook_name')!r}: it reads attention heads, which the kit's dictionaries do not"
-        )
+    site = Site.of(str(told.hook_name))
+    if not str(told.hook_name).startswith("blocks."):
+        told.kit_module = str(told.hook_name)
     name = told.get("kit_name") or sae_id or Path(source).name
     more, mark = told.get("kit") or {}, told.get("kit_fingerprint")
     if not isinstance(more, dict):
         raise ValueError(f"{str(source)!r}: metadata kit={more!r:.80}: expected an object")
     if not all(bool(part.isfinite().all()) for part in sae.state_dict().values()):
         raise ValueError(f"{str(source)!r} holds NaN or infinity")
-    found = Dictionary(
-        sae.eval(), Site.of(str(told.get("hook_name"))), str(name), None if mark is None else str(mark), dict(more)
-    )
+    made = Dictionary(sae.eval(), site, str(name), None if mark is None else str(mark), dict(more))
     if model is not None:
-        found.check(model)
-    return found
+        made.check(model)
+    return made
+
+
+def _from_folder(folder: Path) -> SAE[Any]:
+    if not (folder / "cfg.json").is_file():
+        raise FileNotFoundError(
+            f"{str(folder)!r} holds no cfg.json: give a folder that an SAE was saved to, or a release and its sae_id"
+        )
+    found = check_folder(folder)
+    with junk(str(folder)):
+        return read(folder, found)
 
 
 def _released(release: str, sae_id: str) -> SAE[Any]:

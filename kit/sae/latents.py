@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from kit.base import shards
 from kit.base.checks import is_whole
 from kit.base.directions import unit
 from kit.models.activations import capture, side_by_side
@@ -60,6 +61,16 @@ class Latents(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {len(self)} latents, {self.site})"
+
+    def weights(self) -> dict[str, Any]:
+        """All that they read and write with: numbers, tensors and other latents that they keep."""
+        kept = {name: x for name, x in vars(self).items() if isinstance(x, Tensor | float | int | Latents)}
+        return {n: x.weights() if isinstance(x, Latents) else x for n, x in kept.items()} | {"rows": self.rows}
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits of :meth:`weights` and the site, by which a file knows whose it is."""
+        return shards.digest({**self.weights(), "site": self.site})
 
     def readers(self, model: TransformerBridge) -> Sequence[TransformerBridge]:
         """The models whose activations, side by side, :meth:`encode` takes: the one given, but for
@@ -117,8 +128,8 @@ class Latents(ABC):
         Raises:
             ValueError: names what does not fit: layer, width or fingerprint.
         """
+        width, mark = self.rows.shape[1], fingerprint(model)  # refuses what is no bridge
         self.site.module(model)
-        width, mark = self.rows.shape[1], fingerprint(model)
         if width != model.cfg.d_model:
             raise ValueError(
                 f"{self.name!r} writes {width} dimensions at layer {self.site.layer}; "

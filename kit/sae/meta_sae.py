@@ -17,10 +17,11 @@ from torch import Tensor
 
 from kit.base.checks import check_counts, is_whole
 from kit.base.directions import unit
+from kit.base.shards import digest
 from kit.models.sites import Site
 from kit.sae.dictionary import Dictionary
 from kit.sae.latents import Latents
-from kit.sae.source import Batch
+from kit.sae.source import Batch, refuse_others
 from kit.sae.tables import strongest
 from kit.sae.training import Training
 
@@ -66,17 +67,16 @@ class Rows:
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that is resumed needs to go on with the next row."""
-        return {"served": self.served, "seed": self.seed, "size": self.batch}
+        rows = digest({"rows": self.rows, "weight": self.weight})
+        return {"served": self.served, "seed": self.seed, "size": self.batch, "rows": rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where another one of the same rows stood.
 
         Raises:
-            ValueError: another seed or batch size.
+            ValueError: other rows or weights, another seed or batch size.
         """
-        for name, mine in (("seed", self.seed), ("size", self.batch)):
-            if state[name] != mine:
-                raise ValueError(f"{name}={mine}: the source to go on from had {state[name]}")
+        refuse_others(self.state_dict(), state, but=("served",))
         self._rng = torch.Generator().manual_seed(self.seed)
         for _ in range(state["served"] // self.batch):  # draws are cheap, and this is exact
             torch.multinomial(self.weight, self.batch, replacement=True, generator=self._rng)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from kit.base.html import INK, LINE, SAFE, SANS, WRAP, number
+from kit.base.html import INK, LINE, PLAIN, SAFE, SANS, WRAP, inline, number
 from kit.models.logit_lens import Lens, logit_lens
 from kit.sae.ablation import Ablation
 from kit.sae.compare import Neighbours
@@ -40,7 +40,7 @@ def words(model: TransformerBridge) -> Words:
 
 def spelled(piece: str) -> str:
     """A token's text, escaped, its line breaks and the like spelled out."""
-    return escape(repr(piece)[1:-1])
+    return inline(repr(piece)[1:-1])
 
 
 def code(texts: Words, token: int) -> str:
@@ -148,10 +148,11 @@ def ablation(found: Ablation, texts: Words) -> str:
     )
     agree = found.agreement
     return (
-        line(f"lost when the word is taken out (activation {number(found.value)})", cost)
+        f'<div class="{PLAIN}">'
+        + line(f"lost when the word is taken out (activation {number(found.value)})", cost)
         + line("gradient x activation", slope)
         + note("" if isnan(agree) else f"correlation of the two {agree:+.2f}")
-        + pairs
+        + f"{pairs}</div>"
     )
 
 
@@ -178,7 +179,7 @@ def page(
     where, value = store.entries(latent)
     head = (
         '<div style="display:flex;gap:12px;align-items:baseline;flex-wrap:wrap">'
-        f'<b style="font-size:15px">{escape(dictionary.name)} #{latent}</b>'
+        f'<b style="font-size:15px">{inline(dictionary.name)} #{latent}</b>'
         f"<span>fires on {len(where) / store.n_tokens:.3%} of {store.n_tokens:,} tokens</span></div>"
     )
     if not len(where):
@@ -217,7 +218,7 @@ def neighbours(near: Neighbours, latent: int) -> str:
     def some(pairs: Sequence[tuple[int, float]]) -> str:
         return ", ".join(f"#{i} ({cosine:+.2f})" for i, cosine in pairs) or "none"
 
-    others = "".join(f"; {escape(each.name)} #{i} ({cosine:+.2f})" for each, i, cosine in near.elsewhere(latent))
+    others = "".join(f"; {inline(each.name)} #{i} ({cosine:+.2f})" for each, i, cosine in near.elsewhere(latent))
     return (
         f"<div><b>nearest rows</b> {some(near.same(latent))}{others}</div>"
         f"<div><b>says nearly the same</b> {some(near.saying(latent))}</div>"
@@ -247,11 +248,13 @@ def prompt(found: Reading, texts: Words, by: By = "activation", n: int = 5) -> s
         )
     told = ""
     if found.answers is not None:
-        a, b = (escape(repr(t)) for t in texts(found.answers))
+        a, b = (inline(repr(t)) for t in texts(found.answers))
         told = f"<div>logit({a}) - logit({b}) = {found.difference:+.2f}</div>"
     return box(f'{told}<table style="border-collapse:collapse;margin:0">{"".join(lines)}</table>')
 
 
 def box(inner: str) -> str:
     """HTML in the frame that pages and their sections share."""
-    return f'<div style="{FONT};border:1px solid {LINE};border-radius:8px;padding:12px 14px">{inner}</div>'
+    return (
+        f'<div class="{PLAIN}" style="{FONT};border:1px solid {LINE};border-radius:8px;padding:12px 14px">{inner}</div>'
+    )

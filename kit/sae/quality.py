@@ -98,6 +98,7 @@ def evaluate(
             for instead in (made, torch.zeros_like(x)):
                 put = torch.where(on[..., None], instead, x).to(x)
                 found.append(next_log_p(model, batch, dictionary.site, lambda _x, put=put: put))  # type: ignore[misc]
+        x = dictionary.target(x)
         measured.add(x[on], made[on], latents[on])
         everything.add(x.flatten(0, 1), made.flatten(0, 1), latents.flatten(0, 1))
         home = found[0].device

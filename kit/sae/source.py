@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,9 +109,13 @@ class Source:
         return str(self.model.cfg.device)
 
     @property
+    def _models(self) -> Sequence[TransformerBridge]:
+        return [self.model]
+
+    @property
     def fingerprint(self) -> str:
-        """Of the model that activations are from."""
-        return fingerprint(self.model)
+        """Of the model that activations are from; of both, where it reads two."""
+        return " ".join(map(fingerprint, self._models))
 
     def scales(self) -> dict[Site, tuple[Tensor, float]]:
         """For each site the mean activation ``[width]``, and what brings the mean norm to
@@ -212,6 +216,8 @@ class Source:
             "sink": str(self.sink),
             "rows": str(self.rows),
             "seed": str(self.seed),
+            "context": str(self.tokens.shape[1]),
+            "dtype": " ".join(str(model.cfg.dtype) for model in self._models),
         }
 
     def _cached(self, chunk: int) -> tuple[Batch, Tensor]:
@@ -251,23 +257,34 @@ class Source:
             "chunk": self.chunk,
             "batch": self.at,
             "served": self.served,
-            "seed": self.seed,
-            "rows": self.rows,
+            **self._mark,
             "size": self.batch,
+            "chunks": self.chunks,
+            "sites": list(map(str, self.sites)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where another source of the same texts and settings stood.
 
         Raises:
-            ValueError: other settings, which would make other batches.
+            ValueError: another model or its dtype, other texts or settings, which would make other
+                batches.
         """
-        mine = self.state_dict()
-        for name in ("chunk", "batch", "served"):
+        stands = ("chunk", "batch", "served")
+        for name in stands:
             if not isinstance(state[name], int) or state[name] < 0:
                 raise ValueError(f"{name}={state[name]!r:.40}: the source to go on from is damaged")
-        for name in ("seed", "rows", "size"):
-            if state[name] != mine[name]:
-                raise ValueError(f"{name}={mine[name]}: the source to go on from had {state[name]}")
+        refuse_others(Source.state_dict(self), state, but=stands)
         self.chunk, self.at, self.served = state["chunk"], state["batch"], state["served"]
         self._harvested = None
+
+
+def refuse_others(mine: Mapping[str, Any], state: Mapping[str, Any], but: Sequence[str] = ()) -> None:
+    """Raise a ValueError that names what a source to go on from had otherwise.
+
+    Args:
+        but: what may differ: where it stands.
+    """
+    for name, value in mine.items():
+        if name not in but and state.get(name) != value:
+            raise ValueError(f"{name}={value}: the source to go on from had {state.get(name)!s:.80}")

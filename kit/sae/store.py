@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kit.base.files import opened, whole
-from kit.base.progress import track
+from kit.base.progress import to_the_end, track
 from kit.models.bridge import fingerprint
 from kit.models.tokens import counted, one_text, packed
+from kit.sae.entries import Entries
 from kit.sae.latents import Latents
 from kit.sae.tables import strongest, table
 
@@ -24,9 +25,20 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
-_FORMAT = "steering-kit-store/1"
+_FORMAT = "steering-kit-store/2"
 _NAMES = ("tokens", "start", "where", "value")
 _LOOK = 2**22  # entries that are looked at together
+
+
+def _told(dictionary: Latents, model: TransformerBridge) -> dict[str, str]:
+    """What a file says of whose it is."""
+    return {
+        "format": _FORMAT,
+        "dictionary": dictionary.name,
+        "latents": str(len(dictionary)),
+        "weights": dictionary.digest,
+        "fingerprint": fingerprint(model),
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +67,7 @@ class FeatureStore:
 
     From it come top and uniform examples, histograms, densities and co-firing, each read when it
     is asked for. It takes 8 bytes for each latent that fires on a token (about 50 MB for 200,000
-    tokens at L0 = 32).
+    tokens at L0 = 32), and while it is built, beyond two million, twice as much in scratch files.
 
     Attributes:
         dictionary: whose latents they are: an SAE's, or any :class:`kit.sae.Latents`.
@@ -86,47 +98,45 @@ class FeatureStore:
 
         Args:
             texts: or tokens ``[rows, context]``, as :func:`kit.sae.pack` makes them.
-            path: a file to write it to; then it is read from there, mapped, not held in memory.
+            path: a file to write it to; then it is read from there, mapped, not held in memory, and
+                scratch files lie beside it.
 
         Returns:
             The store. A keyboard interrupt ends it early and keeps the rows that were run.
 
         Raises:
-            ValueError: as :meth:`Latents.check` and :func:`kit.sae.pack`.
+            ValueError: as :meth:`Latents.check` and :func:`kit.sae.pack`; 2^31 tokens or more.
         """
         dictionary.check(model)
         tokens = packed(model, texts, context).cpu()
+        if tokens.numel() >= 2**31:
+            raise ValueError(f"texts hold {tokens.numel():,} tokens: a store takes fewer than 2^31; build several")
         width, done = tokens.shape[1], 0
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        entries = Entries(len(dictionary), None if path is None else Path(path).parent)
         with suppress(KeyboardInterrupt):
             for rows in track(list(tokens.split(16)), "batches of text"):
                 x = dictionary.activations(model, rows.to(model.cfg.device))
                 # [rows, context, latents] -> [tokens, latents]
                 flat = (dictionary.encode(x) * counted(x)[..., None]).cpu().flatten(0, 1)
                 at, which = flat.nonzero(as_tuple=True)
-                parts.append((which.int(), (at + done * width).int(), flat[at, which]))
-                done += len(rows)
+                with to_the_end():
+                    entries.add(which, at + done * width, flat[at, which])
+                    done += len(rows)
         if not done:
             raise KeyboardInterrupt("stopped before the first batch was whole")
-        which, where, value = (torch.cat(part) for part in zip(*parts, strict=True))
-        order = which.argsort(stable=True)
-        count = torch.bincount(which.long(), minlength=len(dictionary))
-        start = torch.cat([count.new_zeros(1), count.cumsum(0)])
-        store = cls(dictionary, tokens[:done].int(), start, where[order], value[order])
+        start = torch.cat([torch.zeros(1, dtype=torch.long), entries.count.cumsum(0)])
+        store = cls(dictionary, tokens[:done].int(), start, *entries.merged())
         return store if path is None else cls.open(store.save(path, model), dictionary, model)
 
     def save(self, path: str | Path, model: TransformerBridge) -> Path:
         """Write it to a file; see :meth:`open`."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        told = {
-            "format": _FORMAT,
-            "dictionary": self.dictionary.name,
-            "latents": str(len(self.dictionary)),
-            "fingerprint": fingerprint(model),
-        }
         with whole(path) as part:
-            save_file({name: getattr(self, name).contiguous() for name in _NAMES}, part, told)
+            tensors = {name: getattr(self, name).contiguous() for name in _NAMES}
+            save_file(tensors, part, _told(self.dictionary, model))
         return path
 
     @classmethod
@@ -138,13 +148,10 @@ class FeatureStore:
                 model.
         """
         with opened(path, _FORMAT, "feature store") as (file, told):
-            for name, mine in (
-                ("dictionary", dictionary.name),
-                ("latents", str(len(dictionary))),
-                ("fingerprint", fingerprint(model)),
-            ):
+            for name, mine in _told(dictionary, model).items():
                 if told[name] != mine:
-                    raise ValueError(f"{str(path)!r} belongs to {name} {told[name]!r}, not {mine!r}")
+                    more = ": it was trained anew, or changed; build the store again" if name == "weights" else ""
+                    raise ValueError(f"{str(path)!r} belongs to {name} {told[name]!r}, not {mine!r}{more}")
             found = cls(dictionary, *(file.get_tensor(name) for name in _NAMES))
             found.check_parts(model.cfg.d_vocab)
             return found

@@ -26,6 +26,7 @@ from kit.base.scratch import as_umask, locked, scratch
 from kit.models.sites import Kind, Site
 from kit.sae.architectures import ARCHITECTURES, COEFFICIENTS, Architecture, classes, options
 from kit.sae.dictionary import Dictionary
+from kit.sae.plain import inference
 from kit.sae.source import Source
 
 if TYPE_CHECKING:
@@ -289,19 +290,11 @@ class Training:
         """
         if name not in self.trainers:
             raise ValueError(f"name={name!r}: use {', '.join(map(repr, self.trainers))}")
-        from sae_lens import SAE
-
         trainer, site = self.trainers[name], self.sites[name]
         trained = copy.deepcopy(trainer.sae).to("cpu")
-        trained.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
         trained.cfg.metadata.hook_name = site.hook_name
-        weights = trained.state_dict()
-        trained.process_state_dict_for_saving_inference(weights)
-        # on the meta device no weights are drawn, which these replace
-        sae: Any = SAE.from_dict(trained.cfg.get_inference_sae_cfg_dict() | {"device": "meta"})
-        sae.load_state_dict(weights, assign=True)
-        sae.cfg.device = "cpu"
-        return Dictionary(sae.eval(), site, name, self.source.fingerprint, self.told())
+        sae = inference(trained, trainer.activation_scaler.scaling_factor)
+        return Dictionary(sae, site, name, self.source.fingerprint, self.told())
 
     def told(self) -> dict[str, Any]:
         """What a dictionary's file says of its training."""

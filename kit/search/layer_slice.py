@@ -160,7 +160,7 @@ class LayerSlice(Map):
     def settings(self) -> dict[str, Any]:
         """What makes this slice the slice that it is, for :func:`kit.base.shards.digest`."""
         return {
-            "model": fingerprint(self.model),
+            "model": (fingerprint(self.model), str(self.before.dtype)),
             "layers": (self.source, self.target),
             "tokens": self.tokens,
             "lengths": self.lengths,

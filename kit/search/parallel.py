@@ -23,11 +23,13 @@ from torch import Tensor
 from kit.base.checks import check_positive
 from kit.base.directions import unit
 from kit.base.progress import processes
+from kit.base.shards import digest
 from kit.search.layer_slice import Differential, LayerSlice, Objective
 from kit.search.maps import Map
 
 Split = Literal["rows", "prompts"]
 Call = Callable[[Any, Tensor, Tensor | None], Sequence[Tensor]]
+_FAR = 0.02  # of its norm: more than one stream differs by on unlike machines, in bfloat16 too
 _TEAMS: list[Team] = []  # the one that this process is in
 
 
@@ -83,7 +85,7 @@ class Team:
         if any((its_step, its_n) != (what, n) for its_step, its_n, _ in told):
             raise PeerLost(
                 f"process {self.rank} of {self.size} is at {what!r} with {n} rows and another one "
-                "elsewhere: give all of them the same script, arguments and data, and stop all or none"
+                "elsewhere: give all of them the same script, weights, arguments and data, and stop all or none"
             )
         return [parts for _, _, parts in told]
 
@@ -174,11 +176,24 @@ def shared(piece: Map) -> Map:
     """A map whose passes are shared among the processes of the group; the map itself outside one.
 
     Raises:
-        ValueError: prompts that cannot be shared.
+        ValueError: prompts that cannot be shared. PeerLost: a process whose model or prompts are
+            others.
     """
     if not _TEAMS or _TEAMS[0].size == 1:
         return piece
-    return (_Rows if _TEAMS[0].split == "rows" else _Prompts)(piece, _TEAMS[0])
+    found = (_Rows if _TEAMS[0].split == "rows" else _Prompts)(piece, _TEAMS[0])
+    if isinstance(piece, LayerSlice | Differential):
+        slices = [piece] if isinstance(piece, LayerSlice) else [piece.loud, piece.quiet]
+        # a fingerprint is of a sample of the weights, and kept: what they compute is compared too
+        some = [part.mean(part.after.float()) for part in slices]
+        told = _TEAMS[0].gather(some, 0, f"a model and prompts with the digest {digest(piece.settings())}")
+        if any(
+            float((a - b).norm()) > _FAR * float(b.norm())
+            for parts in told
+            for a, b in zip(parts, told[0], strict=True)
+        ):
+            raise PeerLost(f"process {found.team.rank} has other weights than another: load one model in all of them")
+    return found
 
 
 def alone(piece: Map) -> Map:

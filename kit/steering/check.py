@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING
 
 import torch
 
 from kit.base.divergence import kl
-from kit.base.html import CELL, SANS, SOFT
+from kit.base.html import CELL, PLAIN, SANS, SOFT, inline
 from kit.models.bridge import runtime
 from kit.models.hook_points import hooks_left
 from kit.models.paths import apart, most
@@ -53,12 +52,12 @@ class CheckResult:
     def _repr_html_(self) -> str:
         rows = "".join(
             f'<tr><td style="{CELL}"><b>{"ok" if row.ok else "FAIL"}</b></td>'
-            f'<td style="{CELL}">{escape(row.what)}</td>'
-            f'<td style="{CELL};color:{SOFT}">{escape(row.detail)}</td></tr>'
+            f'<td style="{CELL}">{inline(row.what)}</td>'
+            f'<td style="{CELL};color:{SOFT}">{inline(row.detail)}</td></tr>'
             for row in self.rows
         )
         style = f"border-collapse:collapse;table-layout:auto;font-family:{SANS}"
-        return f'<table style="{style}">{rows}</table>'
+        return f'<table class="{PLAIN}" style="{style}">{rows}</table>'
 
 
 def check(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from kit.base.checks import check_counts, is_number, plain
+from kit.base.html import visible
 from kit.models.bridge import runtime
 from kit.models.hook_points import hooks_left
 from kit.models.positions import Positions
@@ -60,7 +61,7 @@ class Generation:
         return [row.text for row in self.rows]
 
     def __str__(self) -> str:
-        return "\n\n".join(f"[{label(row.coefficients)}] {row.text}" for row in self.rows)
+        return "\n\n".join(f"[{label(row.coefficients)}] {visible(row.text)}" for row in self.rows)
 
     def _repr_html_(self) -> str:
         from kit.steering import render

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from kit.base.html import CELL, INK, LINE, MONO, SAFE, SANS, SOFT, WRAP, number
+from kit.base.html import CELL, INK, LINE, MONO, PLAIN, SAFE, SANS, SOFT, WRAP, inline, isolated, number
 from kit.steering.results import Row, label
 
 if TYPE_CHECKING:
@@ -142,11 +142,11 @@ def column(
     text = tokens(row, tooltips) or f'<span style="color:{SOFT}">{escape(waiting)}</span>'
     meter = dose_meter(row) if row.tokens else f"{_blank_bar()}<div style='height:16px'></div>"
     return (
-        f'<div style="border:1px solid {LINE};border-radius:6px;padding:8px 12px 9px;'
+        f'<div class="{PLAIN}" style="border:1px solid {LINE};border-radius:6px;padding:8px 12px 9px;'
         f"height:100%;box-sizing:border-box;display:flex;flex-direction:column;line-height:1.5;"
         f'font-family:{SANS}">'
-        f'<div style="font-size:13px;{WRAP}"><b>{escape(title)}</b> '
-        f'<span style="color:{SOFT};font-variant-numeric:tabular-nums">{escape(subtitle)}</span>'
+        f'<div style="font-size:13px;{WRAP}"><b>{inline(title)}</b> '
+        f'<span style="color:{SOFT};font-variant-numeric:tabular-nums">{inline(subtitle)}</span>'
         f'</div><div role="status" aria-live="polite" aria-busy="{str(busy).lower()}" dir="auto" '
         f'class="kit-text" style="{WRAP};font-size:14px;min-height:{1.5 * min_lines:.1f}em;'
         f'flex:1;margin-top:4px">{text}</div>{meter}</div>'
@@ -155,12 +155,14 @@ def column(
 
 def receipt(text: Receipt | str) -> str:
     """What a run really steered, line by line."""
-    return f'<div style="font:12px/1.5 {MONO};color:{SOFT};{WRAP}" role="note">{escape(str(text))}</div>'
+    return (
+        f'<div class="{PLAIN}" style="font:12px/1.5 {MONO};color:{SOFT};{WRAP}" role="note">{escape(str(text))}</div>'
+    )
 
 
 def badge(hooks: Sequence[str]) -> str:
     """``clean``, or the names of the hooks that stand on the model."""
-    what = "✓ clean" if not hooks else f"⚠ hooked: {', '.join(hooks)}"
+    what = "✓ clean" if not hooks else f"⚠ hooked: {', '.join(map(isolated, hooks))}"
     ink = SAFE if not hooks else INK
     hint = "no hook is left on the model" if not hooks else "these hooks act on every run"
     return (
@@ -186,9 +188,9 @@ def ladder(rows: Sequence[Row], names: Sequence[str], about: Receipt) -> str:
             f'{escape(label(row.coefficients))}</td><td dir="auto" style="{CELL};{WRAP}">'
             f"{tokens(row)}</td>{cells}</tr>"
         )
-    names = " and ".join(names) or "no vector"
+    names = " and ".join(map(isolated, names)) or "no vector"
     return (
-        f'<div style="font:13px/1.5 {SANS}"><table style="border-collapse:collapse;font:inherit;'
+        f'<div class="{PLAIN}" style="font:13px/1.5 {SANS}"><table style="border-collapse:collapse;font:inherit;'
         f'table-layout:auto;width:100%;margin:0"><caption style="text-align:left;color:{SOFT};padding:0 10px">'
         f"{escape(names)}</caption><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
         f'</table><div style="padding:4px 10px">{receipt(about)}</div></div>'
@@ -210,11 +212,11 @@ def frozen(
         settings: name and value of whatever produced the texts.
         columns: title, subtitle and row of each text.
     """
-    shown = " · ".join(f"{escape(name)} <b>{escape(value)}</b>" for name, value in settings)
+    shown = " · ".join(f"{inline(name)} <b>{inline(value)}</b>" for name, value in settings)
     wide = "180px" if len(columns) > 3 else "260px"
     boxes = "".join(f"<div>{column(head, sub, row, min_lines=2)}</div>" for head, sub, row in columns)
     return (
-        f'<div style="font:13px/1.5 {SANS};border:1px solid {LINE};border-radius:8px;'
+        f'<div class="{PLAIN}" style="font:13px/1.5 {SANS};border:1px solid {LINE};border-radius:8px;'
         f'padding:12px 14px"><div style="display:flex;gap:10px;align-items:baseline;'
         f'flex-wrap:wrap"><b style="font-size:15px">{escape(title)}</b>{badge(hooks)}</div>'
         f'<div dir="auto" style="{WRAP};margin:6px 0 2px;font-size:14px">{escape(prompt)}</div>'
@@ -252,7 +254,7 @@ def token_mask(pieces: Sequence[str], read: Sequence[bool], steered: Sequence[bo
         cells.append(
             f'<span title="{where}: {what}" style="display:inline-block;margin:2px;padding:1px 5px;'
             f"border:1px {outline} {LINE};border-bottom:4px solid {edge};background:{fill};"
-            f'border-radius:4px;{WRAP}">{escape(shown)}</span>' + ("<br>" if "\n" in piece else "")
+            f'border-radius:4px;{WRAP}">{inline(shown)}</span>' + ("<br>" if "\n" in piece else "")
         )
     counts = f"{sum(read)} read, {sum(steered[:n])} of {n} prompt tokens steered"
     tail = steered[n:]
@@ -262,7 +264,7 @@ def token_mask(pieces: Sequence[str], read: Sequence[bool], steered: Sequence[bo
         else ", generated tokens " + ("steered" if all(tail) else ("partly steered" if any(tail) else "not steered"))
     )
     return (
-        f'<div style="font:13px/1.6 {MONO}"><div dir="ltr">{"".join(cells)}</div>'
+        f'<div class="{PLAIN}" style="font:13px/1.6 {MONO}"><div dir="ltr">{"".join(cells)}</div>'
         f'<div style="font:12px/1.8 {SANS};color:{SOFT}"><span style="border-bottom:4px solid '
         f'rgba({SAFE},1)">read</span> &ensp;<span style="background:rgba({INK},.3);padding:0 5px'
         f'">steered</span> &ensp;{escape(counts + later)}</div></div>'

@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from kit.base.html import isolated
+
 
 @dataclass
 class Entry:
@@ -57,7 +59,7 @@ class Receipt:
                 " to ".join(f"{s:.2f}" for s in sorted({round(min(sizes), 2), round(max(sizes), 2)})) if sizes else "0"
             )
             lines.append(
-                f"{e.name} · layer{'s' * (', ' in layers)} {layers} · {e.op} · "
+                f"{isolated(e.name)} · layer{'s' * (', ' in layers)} {layers} · {e.op} · "
                 f"{max(e.prompt_steered)}/{self.prompt_positions} prompt positions · "
                 f"{max(e.decode_steered)}/{self.decode_steps} decode steps · |cv|/|h| = {size}"
             )
@@ -66,7 +68,7 @@ class Receipt:
                 f"nothing steered · {self.prompt_positions} prompt positions · {self.decode_steps} decode steps"
             )
         if self.other_hooks:
-            lines.append(f"also hooked: {', '.join(self.other_hooks)}")
+            lines.append(f"also hooked: {', '.join(map(isolated, self.other_hooks))}")
         return "\n".join(lines)
 
 

@@ -144,7 +144,7 @@ def sweep(
         v = _vector_at(vector, layer)
         told = {
             "kind": "sweep 1",
-            "model": fingerprint(model),
+            "model": (fingerprint(model), str(model.cfg.dtype)),
             "layer": layer,
             "index": i,
             "prompt": prompt_tokens(model, prompts[i]),

@@ -1,23 +1,29 @@
-"""What views share: style sheet, names for screen readers, inputs, a line for errors, freezing.
+"""What views share: style sheet, names for screen readers, inputs, a line for errors, freezing, and
+an end: ipywidgets keeps every widget, and so the model behind its callbacks, until it is closed.
 
 Inputs keep their width, and their names are as wide as their words.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
 
 import anywidget
 import ipywidgets as w
 import traitlets
 
 from kit.base import html
-from kit.widgets.panel.controller import Controller, Frame, one_line
+from kit.models.bridge import runtime
+from kit.widgets.panel.controller import Controller, Frame, one_line, refuse_held
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -26,21 +32,27 @@ Kind = TypeVar("Kind", bound=w.Widget)
 NARROW = {"description_width": "initial"}
 
 
-class Names(anywidget.AnyWidget):
-    """Invisible part of a view: names the view as a region, and every control that has none after
-    its label, tooltip or placeholder, also those that come later."""
+class Page(anywidget.AnyWidget):
+    """Invisible part of a view, its eyes: names the view as a region, and every control that has
+    none after its label, tooltip or placeholder, also those that come later; marks the view when
+    its kernel is gone; and looks whether what was frozen (of class ``frozen``) is there."""
 
-    _esm = Path(__file__).with_name("names.js")
-    label = traitlets.Unicode().tag(sync=True)
+    _esm = Path(__file__).with_name("page.js")
+    label, frozen = (traitlets.Unicode().tag(sync=True) for _ in range(2))
+    found = traitlets.Unicode().tag(sync=True)  # "yes <frozen>" or "no <frozen>"
 
 
+_NOT_KEPT = (
+    "Shown below, but not kept: no output of a cell shows this view by itself, and a notebook saves outputs only. "
+    "End a cell with the view's freeze() to keep it."
+)
 PANEL = f"<style>\n{Path(__file__).with_name('panel.css').read_text(encoding='utf-8')}</style>"
 
 
-def frame(name: str, more: str = "") -> w.Widget:
-    """The first child of every view: its style, and its name and its controls' names for screen
-    readers. ``more`` are further style sheets."""
-    return w.HBox([w.HTML(PANEL + more), Names(label=name)], layout=w.Layout(height="0"))
+def frame(page: Page, more: str = "") -> w.Widget:
+    """The first child of every view: its style, and what looks at the page. ``more`` are further
+    style sheets."""
+    return w.HBox([w.HTML(PANEL + more), page], layout=w.Layout(height="0"))
 
 
 def message() -> w.HTML:
@@ -50,8 +62,19 @@ def message() -> w.HTML:
     return line
 
 
-def small(kind: type[Kind], label: str, width: str, **options: Any) -> Kind:
-    """An input of a fixed width with its name beside it; ``options`` as for its kind."""
+def small(kind: type[Kind], label: str, width: str, name: str = "", **options: Any) -> Kind:
+    """An input of a fixed width with its name beside it; ``options`` as for its kind.
+
+    Raises:
+        ValueError: a value outside ``min`` to ``max``, which the widget would move there silently;
+            it is called ``name``, or as the label.
+    """
+    if {"value", "min", "max"} <= {*options}:
+        value, low, high = options["value"], options["min"], options["max"]
+        whole = issubclass(kind, w.BoundedIntText)
+        if isinstance(value, bool) or not isinstance(value, Integral if whole else Real) or not low <= value <= high:
+            what = "whole number" if whole else "number"
+            raise ValueError(f"{name or label}={value!r}: give a {what} from {low} to {high}")
     return kind(description=label, style=NARROW, layout=w.Layout(width=width, flex="0 0 auto"), **options)
 
 
@@ -114,19 +137,62 @@ def head(title: str, model: str, *parts: w.HTML) -> w.HBox:
     return row(name, *parts[:-1], w.HBox(layout=w.Layout(flex="1")), parts[-1], gap="2px 12px")
 
 
+def cell() -> tuple[str, Any] | None:
+    """The cell that runs now (its id, or its text) and which run this is; None outside of cells."""
+    from IPython import get_ipython
+
+    shell: Any = get_ipython()
+    if shell is None:
+        return None
+    if hasattr(shell, "get_parent"):  # a kernel's
+        asked = shell.get_parent() or {}
+        if asked.get("header", {}).get("msg_type") != "execute_request":
+            return None  # a callback
+        return asked["metadata"].get("cellId") or asked["content"]["code"], asked["header"]["msg_id"]
+    told = shell.history_manager.input_hist_raw
+    return told[-1], len(told)
+
+
+def dispose(widget: w.Widget) -> None:
+    """Close a widget and all that it is made of."""
+    if not isinstance(widget, View):  # that does so itself
+        for value in list(widget._trait_values.values()):
+            for part in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(part, w.Widget):
+                    dispose(part)
+    widget.close()
+
+
+_MADE: dict[str, tuple[Any, weakref.WeakSet[View]]] = {}  # by cell: its last run, and what that made
+
+
 class View(w.VBox):
     """A view that can be frozen, and whose clicks say what went wrong: in the log nobody looks.
+
+    A cell that runs again closes the views that it made before.
 
     Subclasses have ``frozen_html``, and ``has_run`` where there is nothing to show at first; they
     call :meth:`_arrange`.
     """
 
     _quiet = False  # while the view itself sets its controls
+    _shut = False
 
     def __init__(self) -> None:
         super().__init__()
-        self._message, self._area = message(), w.HTML()
-        self._outputs: list[Any] = []  # display handles of the cells that show this view
+        self._own = {*vars(self), "_own", "_shut"}  # what is left when it is closed
+        self._message, self._area, self._eyes = message(), w.HTML(), Page()
+        self._eyes.observe(lambda change: self._frozen(change["new"]), "found")
+        self._outputs: dict[Any, Any] = {}  # by cell: a handle of what stands below this view there
+        if here := cell():
+            run, before = _MADE.get(here[0], (None, ()))
+            if run != here[1]:
+                _MADE[here[0]] = here[1], weakref.WeakSet()
+                for view in list(before):
+                    view.close()
+                if before:
+                    gc.collect()  # a model is full of circles, which are found late and cost memory
+            _MADE[here[0]][1].add(self)
 
     def _arrange(
         self, name: str, *rows: w.Widget, freeze: w.Button | None = None, classes: Sequence[str] = (), sheet: str = ""
@@ -135,8 +201,9 @@ class View(w.VBox):
         if freeze is not None:
             freeze.on_click(lambda _button: self._try(self._freeze))
             rows = (*rows, self._area)
-        self.children = (frame(name, sheet), *rows)
-        for each in ("kit-panel", *classes):
+        self._eyes.label = name
+        self.children = (frame(self._eyes, sheet), *rows)
+        for each in ("kit-panel", *html.PLAIN.split(), *classes):
             self.add_class(each)
 
     @property
@@ -156,19 +223,34 @@ class View(w.VBox):
         return HTML(self.frozen_html)
 
     def freeze_here(self, area: w.HTML) -> str:
-        """Put the state into the cell's output, or, where there is none, into ``area``.
+        """Put the state into the outputs of the cells that show this view, or, where there are
+        none, into ``area``, which no notebook keeps.
 
         Returns:
-            What to tell the user, as HTML.
+            What to tell the user, as HTML. The page tells more: an output may have been cleared.
         """
         if self._outputs and not os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):
-            self._outputs[-1].update(self.freeze())
-            return html.message("Frozen below; it stays in the notebook when you save it.")
+            frozen = self.freeze()
+            self._eyes.frozen = f"kit-frozen-{uuid4().hex[:12]}"
+            frozen.data = f'<div class="{self._eyes.frozen}">{frozen.data}</div>'
+            for output in self._outputs.values():
+                output.update(frozen)
+            area.value = ""
+            return html.message("Freezing into the output of the cell that shows this view ...")
         area.value = self.frozen_html
-        return ""
+        return html.message(_NOT_KEPT, error=True)
 
     def _freeze(self) -> None:
         self._message.value = self.freeze_here(self._area)
+
+    def _frozen(self, found: str) -> None:
+        """What the page says about the last freezing."""
+        if found == f"yes {self._eyes.frozen}":
+            self._say("Frozen below; it stays in the notebook when you save it.")
+        elif found == f"no {self._eyes.frozen}":
+            self._say("")  # no part of the state
+            self._area.value = self.frozen_html
+            self._say(_NOT_KEPT, error=True)
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         bundle = super()._repr_mimebundle_(**options) or {}
@@ -179,9 +261,37 @@ class View(w.VBox):
     def _ipython_display_(self) -> None:
         from IPython.display import HTML, display
 
+        if self._shut:
+            display(HTML(html.message("This view is closed: run the cell that made it, and this one, again.")))
+            return
         display(self._repr_mimebundle_(), raw=True)
         # an output of the cell that can be filled later: unlike a widget it is saved
-        self._outputs.append(display(HTML(""), display_id=True))
+        self._outputs[(cell() or [None])[0]] = display(HTML(""), display_id=True)
+
+    def close(self) -> None:
+        """Take the view off the screen, and let go of all that it is made of and shows."""
+        if "_own" in vars(self) and not self._shut:
+            self._end()
+            parts = [*self.children, self.layout]
+            for value in vars(self).values():  # those that are not on the screen now; other views are not ours
+                several = value if isinstance(value, list) else [value]
+                parts += [part for part in several if isinstance(part, w.Widget) and not isinstance(part, View)]
+            for part in parts:
+                dispose(part)
+            self.children, self._shut = (), True
+            for name in {*vars(self)} - self._own:
+                del self.__dict__[name]
+        super().close()
+
+    def _end(self) -> None:
+        """Stop what runs; called once, also where a subclass's constructor raised."""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if self._shut:
+                raise AttributeError(f"this {type(self).__name__} is closed, so it has no {name!r}: make a new one")
+            return object.__getattribute__(self, name)  # with the error that it has by itself
 
     def _try(self, job: Callable[[], Any], failed: str = "") -> None:
         """Do what a click asks for; ``failed`` goes before an error."""
@@ -217,6 +327,7 @@ class LiveView(View):
     _called = "view"  # in its errors
 
     def __init__(self, model: TransformerBridge) -> None:
+        runtime(model)  # refuses what is no bridge
         super().__init__()
         self._lm = model
         self._name = str(model.cfg.model_name or "model")
@@ -226,14 +337,18 @@ class LiveView(View):
         self._id = 0  # of the request whose frames are drawn
         self._status, self._receipt = w.HTML(), w.HTML()
         self.controller = Controller(model, self._show)
+        self._own.add("controller")  # which says that it is closed
 
     def run(self, wait: bool = True, timeout: float | None = None) -> None:
         """Generate with the present settings; with ``wait`` return when the texts are there.
 
         Raises:
-            RuntimeError: the run failed; the text says why. What it had is kept.
+            RuntimeError: the run failed; the text says why. What it had is kept. Or it was to be
+                waited for within :func:`kit.steer`, which holds the model until its block ends.
             TimeoutError: it is not done in ``timeout`` seconds (it goes on).
         """
+        if wait:
+            refuse_held(self._lm)
         self._post()
         if not wait:
             return
@@ -251,12 +366,10 @@ class LiveView(View):
         """End the run within one token, and keep what there is."""
         self.controller.stop()
 
-    def close(self) -> None:
-        """Stop, end the worker thread, and take the view off the screen."""
-        if "controller" in vars(self):  # a constructor that raised is closed too
+    def _end(self) -> None:
+        if "controller" in vars(self):
             self.stop()
             self.controller.close()
-        super().close()
 
     def _post(self) -> None:
         raise NotImplementedError

@@ -12,7 +12,7 @@ import sys
 import torch
 
 import kit
-from tests.benchmarks import between, dictionaries, growth, ratios, unlabelled
+from tests.benchmarks import between, dictionaries, growth, ratios, reruns, unlabelled
 
 
 def main() -> int:
@@ -39,6 +39,7 @@ def main() -> int:
     )
     rows += dictionaries.table(model, pairs=3 if args.quick else 7)
     rows += between.table(model, pairs=3 if args.quick else 7)
+    rows += reruns.table()
     wide = max(len(row.what) for row in rows) + 2
     print(f"{'what':<{wide}}{'must':>10}{'aim':>10}{'median':>10}   spread")
     for row in rows:

@@ -11,7 +11,7 @@ import pytest
 
 from kit.cli import estimates, timing
 from kit.cli.timing import Estimate, Line, duration, line
-from kit.sae import Site, Source
+from kit.sae import FeatureStore, Neurons, Site, Source
 from kit.search import dct, melbo
 from kit.search.layer_slice import LayerSlice
 from kit.steering.sweep import sweep
@@ -219,6 +219,22 @@ def test_a_harvest_grows_with_its_tokens(llama: Any, tmp_path: Path, monkeypatch
     source.fill()
     written = sum(file.stat().st_size for file in tmp_path.iterdir())
     assert told.disk_bytes == pytest.approx(written, rel=0.02)
+
+
+def test_a_store_takes_what_fires(llama: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    latents, tokens = Neurons(llama, 1), tiny.prompt(llama, 32).expand(40, -1)
+    monkeypatch.setattr(estimates, "line", lambda _job, _most, _budget: Line(2.0, 1.0))
+    monkeypatch.setattr(estimates, "memory", lambda _job: 1000)
+    told = {path: estimates.store(latents, llama, tokens, path) for path in (None, tmp_path / "store")}
+    found = FeatureStore.build(latents, llama, tokens, path=tmp_path / "store")
+    n = len(found.where)
+    assert n > 1000 and {each.seconds for each in told.values()} == {3 * 2 + 40}
+    assert told[None].memory_bytes == 1000 + 60 * n + 4 * tokens.numel()
+    assert told[tmp_path / "store"].disk_bytes == pytest.approx((tmp_path / "store").stat().st_size, abs=2000)
+    assert not told[None].disk_bytes
+    monkeypatch.setattr(estimates, "RUN", 100)  # then runs go to the disk
+    many = estimates.store(latents, llama, tokens)
+    assert many.disk_bytes == 16 * n and many.memory_bytes == 1000 + 60 * 100 + 4 * tokens.numel()
 
 
 def test_a_training_is_its_steps_and_its_harvest(llama: Any, monkeypatch: Any) -> None:

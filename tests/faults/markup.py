@@ -1,7 +1,9 @@
 """Hostile text in everything that becomes HTML: widgets, frozen pages, pages of latents, tables.
 
 The model's tokenizer is made to say hostile strings, and every name, prompt, label and score is one.
-What comes out is parsed: only the kit's own elements and attributes may be in it.
+What comes out is parsed: only the kit's own elements and attributes may be in it, and whatever a
+notebook shows of it must stand where MathJax looks for no formula (``tests/test_browser.py`` looks at
+the page after it did).
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from typing import Any
 import torch
 
 import kit
+from course.exercises import Card
 from course.room.room_table import RoomTable
 from kit.base.html import message
+from kit.cli.doctor import Check, DoctorReport
 from kit.cli.timing import Estimate
 from kit.sae import FeatureStore, Site, ablated_text, pages, sections
 from kit.sae.links import links
@@ -64,10 +68,12 @@ HOSTILE = (
     f"<math><mtext><{MARK}>",
     f"\n\n<{MARK}>\n```",
     f"\\(\\href{{javascript:{MARK}}}{{x}}\\)",
+    f"$5 {MARK} for adults, $3 for children",
+    f"$$\\href{{javascript:{MARK}}}{{x}}$$ \\[{MARK}\\] \\begin{{align}}{MARK}\\end{{align}} \\ref{{{MARK}}}",
 )
 TAGS = set(
     "a b br caption code details div i path rect line circle polyline g span summary svg "
-    "style table tbody td text th thead title tr p small".split()
+    "style table tbody td text th thead title tr p small pre".split()
 )
 ATTRIBUTES = set(
     "aria-busy aria-label aria-hidden class cx cy d dir draggable fill fill-opacity font-size "
@@ -123,6 +129,45 @@ def foreign(html: str) -> list[str]:
     reader.feed(html)
     reader.close()
     return reader.found
+
+
+# parts of outputs, never shown without what stands around them; and what a widget itself shows
+_PARTS = ("badge", "shaded", "legend")
+
+
+class _Typeset(HTMLParser):
+    """Notes foreign text that MathJax reads: MathJax 3 and 4, and 2."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.inside: list[bool] = []
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("br", "path", "rect", "circle", "line"):
+            classes = set((dict(attrs).get("class") or "").split())
+            self.inside.append({"mathjax_ignore", "tex2jax_ignore"} <= classes or (self.inside or [False])[-1])
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("br", "path", "rect", "circle", "line"):
+            self.inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        if MARK in data and not (self.inside or [False])[-1]:
+            self.found.append(f"MathJax reads {data[:40]!r}")
+
+
+def typeset(html: str) -> list[str]:
+    """Foreign text in HTML that a page may take for mathematics."""
+    reader = _Typeset()
+    reader.feed(html)
+    reader.close()
+    return reader.found
+
+
+def outputs(found: dict[str, str]) -> dict[str, str]:
+    """Of :func:`everything` what stands in a notebook by itself."""
+    return {name: html for name, html in found.items() if name.split(" ")[0] not in _PARTS and " live " not in name}
 
 
 @contextmanager
@@ -206,6 +251,8 @@ def shown(name: str, view: Any) -> Iterator[tuple[str, str]]:
             yield f"{name} {what}", getattr(view, what)
     bundle = view._repr_mimebundle_()
     yield f"{name} bundle", str(bundle.get("text/html", ""))
+    if hasattr(view, "_dom_classes"):  # some pages typeset widgets too
+        yield f"{name} root", f'<div class="{" ".join(view._dom_classes)}">{MARK}</div>'
     queue, n = [view], 0
     while queue:
         each = queue.pop()
@@ -326,6 +373,8 @@ def _plain(subjects: Subjects) -> Iterator[tuple[str, str]]:
             ),
             "shaded": lambda text=text: pages.shaded([text, text], [1.0, -1.0], 1.0),
             "legend": lambda text=text: charts.legend([text], text),
+            "doctor": lambda text=text: DoctorReport((Check(text, False, text, text),), 0.1)._repr_html_(),
+            "card": lambda text=text: Card(text, text, text, text)._repr_html_(),
         }
         for name, make in told.items():
             yield f"{name} {n}", make()
@@ -334,8 +383,11 @@ def _plain(subjects: Subjects) -> Iterator[tuple[str, str]]:
 def run(subjects: Subjects) -> list[Row]:
     """Counts the pieces of HTML; a loss is an element or attribute that came from the text."""
     rows: dict[str, Row] = {}
-    for name, html in everything(subjects).items():
+    found = everything(subjects)
+    shown = outputs(found)
+    for name, html in found.items():
         row = rows.setdefault(name.split(" ")[0], Row(f"hostile text: {name.split(' ')[0]}"))
         row.inputs += 1
         row.losses += [f"{name}: {what}" for what in dict.fromkeys(foreign(html))]
+        row.losses += [f"{name}: {what}" for what in dict.fromkeys(typeset(shown.get(name, "")))]
     return list(rows.values())

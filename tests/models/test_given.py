@@ -309,3 +309,33 @@ def test_a_wrong_attention_is_replaced_and_said(tmp_path: Path, capsys: pytest.C
     seen = []
     model.run_with_hooks(tiny.prompt(model), fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: seen.append(z.shape))])
     assert seen  # its projections are hooked as before
+
+
+# --- what is no causal language model -----------------------------------------------------------
+
+
+def refused(folder: Path, config: Any, auto: Any, match: str) -> None:
+    torch.manual_seed(0)
+    auto.from_config(config).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    with pytest.raises(ValueError, match=match):
+        kit.load_model(str(folder), dtype="float32")
+
+
+def test_a_model_that_reads_ahead_or_has_an_encoder_is_refused(tmp_path: Path) -> None:
+    from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM, BertConfig, T5Config
+
+    sizes = {"vocab_size": 300, "num_layers": 2, "num_heads": 4, "d_model": 48, "d_ff": 96, "d_kv": 12}
+    t5 = T5Config(**sizes, decoder_start_token_id=0)
+    refused(tmp_path / "t5", t5, AutoModelForSeq2SeqLM, "T5Config: the kit steers causal")
+    bert = BertConfig(
+        vocab_size=300, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
+        initializer_range=0.2,
+    )  # fmt: skip
+    refused(tmp_path / "bert", bert, AutoModelForMaskedLM, "BertLMHeadModel reads ahead")
+
+
+def test_a_classifier_lacks_its_unembedding(folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    refused(tmp_path / "other", plain(folder).config, AutoModelForSequenceClassification, r"missing .*lm_head\.weight")

@@ -216,6 +216,10 @@ def test_a_stopped_training_goes_on_to_the_same_curve(pair: Any, tmp_path: Path)
     assert norm[:5].tolist() == [0, 0, 1, 1, 1] and bool(((norm > 0) & (norm < 1))[5:].all())
     with pytest.raises(ValueError, match="was made with"):
         CrosscoderTraining(source(pair, rows=8, batch=32), widths=[1], k=4, steps=24).restore(tmp_path)
+    wrong = {"fingerprint": source(pair[::-1], rows=8, batch=32), "sink": source(pair, rows=8, batch=32, sink=3.0)}
+    for name, stream in wrong.items():
+        with pytest.raises(ValueError, match=rf"{name}=.*: the source to go on from had "):
+            CrosscoderTraining(stream, **settings).restore(tmp_path)
 
 
 @pytest.fixture(scope="module")

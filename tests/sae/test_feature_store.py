@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,19 @@ import pytest
 import torch
 
 from kit.models.activations import capture
-from kit.sae import Dictionary, FeatureStore, Site, Source, Training, pack, read_prompt
+from kit.sae import (
+    Dictionary,
+    Directions,
+    FeatureStore,
+    Neurons,
+    Site,
+    Source,
+    Training,
+    entries,
+    load,
+    pack,
+    read_prompt,
+)
 from tests import tiny
 
 TEXTS = [sentence for _ in range(12) for sentence in tiny.SENTENCES]
@@ -283,3 +297,99 @@ def test_entries_that_no_build_makes_are_refused(
     FeatureStore(dictionary, **parts).save(tmp_path / "s", model)
     with pytest.raises(ValueError, match=f"is damaged: .*{said}"):
         FeatureStore.open(tmp_path / "s", dictionary, model)
+
+
+# --- whose it is ----------------------------------------------------------------------------------
+
+
+def test_a_dictionary_of_the_same_name_and_other_weights_is_refused(
+    model: Any, dictionary: Dictionary, tokens: torch.Tensor, store: FeatureStore, tmp_path: Path
+) -> None:
+    path = store.save(tmp_path / "store", model)
+    again = load(dictionary.save(tmp_path / "sae"))
+    assert again.digest == dictionary.digest and len(FeatureStore.open(path, again, model)) == len(store)
+    for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"):
+        other = load(tmp_path / "sae")
+        with torch.no_grad():
+            getattr(other.sae, name)[..., 3] += 0.5
+        with pytest.raises(ValueError, match=rf"belongs to weights '{again.digest}', not '{other.digest}'"):
+            FeatureStore.open(path, other, model)
+    other = load(tmp_path / "sae")
+    other.sae.cfg.apply_b_dec_to_input = not other.sae.cfg.apply_b_dec_to_input
+    with pytest.raises(ValueError, match="belongs to weights"):
+        FeatureStore.open(path, other, model)
+    moved = Dictionary(dictionary.sae, Site(2), dictionary.name, dictionary.fingerprint)
+    with pytest.raises(ValueError, match="belongs to weights"):
+        FeatureStore.open(path, moved, model)
+
+
+def test_other_latents_of_one_name_are_told_apart_too(model: Any, tokens: torch.Tensor, tmp_path: Path) -> None:
+    vectors = [tiny.vector(model, 1, seed=i) for i in range(3)]
+    kinds: list[list[Any]] = [
+        [Neurons(model, 1, threshold) for threshold in (0.1, 0.2)],
+        [Directions(vectors, model, tokens, density) for density in (0.1, 0.2)],
+        [Directions(some, model, tokens) for some in (vectors, vectors[::-1])],
+    ]
+    for one, other in kinds:
+        path = FeatureStore.build(one, model, tokens, path=tmp_path / "store").save(tmp_path / "copy", model)
+        assert len(FeatureStore.open(path, one, model)) == len(one) == len(other)
+        with pytest.raises(ValueError, match="belongs to weights"):
+            FeatureStore.open(path, other, model)
+
+
+# --- many entries ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", [1, 7, 40, 1000])
+@pytest.mark.parametrize("mapped", [True, False])
+def test_entries_that_are_merged_are_those_that_are_sorted_at_once(
+    run: int, mapped: bool, model: Any, dictionary: Any, tokens: Any, store: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    path, names = tmp_path / "store" if mapped else None, ("tokens", "start", "where", "value")
+    monkeypatch.setattr(entries, "RUN", run)
+    merged = FeatureStore.build(dictionary, model, tokens, path=path)
+    assert all(torch.equal(getattr(merged, name), getattr(store, name)) for name in names)
+    again = FeatureStore.open(merged.save(tmp_path / "again", model), dictionary, model)
+    assert all(torch.equal(getattr(again, name), getattr(store, name)) for name in names)
+    assert {file.name for file in tmp_path.iterdir()} <= {"store", "again"}, "the scratch file is gone"
+
+
+PEAK = """
+import sys, torch
+from pathlib import Path
+from kit.sae import FeatureStore, Site, entries, store
+from kit.sae.latents import Latents
+
+class Dense(Latents):
+    name, site, fingerprint, rows = "dense", Site(0), "x", torch.zeros(64, 4)
+    def check(self, model): pass
+    def activations(self, model, tokens): return torch.ones(*tokens.shape, 64)
+    def encode(self, x): return x
+    def before(self, x): return x
+
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+store.fingerprint = lambda model: "x"
+class model:
+    class cfg:
+        device, d_vocab = "cpu", 9
+path = None if sys.argv[1] == "memory" else Path(sys.argv[1])
+entries.RUN = 2**17
+few = FeatureStore.build(Dense(), model, torch.zeros(96, 128, dtype=torch.int32), path=path)
+before = peak()
+many = FeatureStore.build(Dense(), model, torch.zeros(1000, 128, dtype=torch.int32), path=path)
+assert len(many.where) == 1000 * 127 * 64
+print((peak() - before) / (len(many.where) - len(few.where)))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it reads /proc")
+@pytest.mark.parametrize("where", ["store", "memory"])
+def test_a_build_takes_the_memory_of_its_result(where: str, tmp_path: Path) -> None:
+    """Bytes of peak memory for each further entry, of which there are 8 million: those pages of mapped
+    files that were written or looked at."""
+    target = str(tmp_path / where) if where == "store" else where
+    said = subprocess.run([sys.executable, "-c", PEAK, target], capture_output=True, text=True, timeout=300, check=True)
+    assert float(said.stdout) < 24

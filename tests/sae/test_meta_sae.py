@@ -82,6 +82,12 @@ def test_a_source_of_rows_goes_on_where_it_stood(planted: Any) -> None:
     assert torch.equal(next(first)[Site(1)], next(other)[Site(1)])
     with pytest.raises(ValueError, match="size=8: the source to go on from had 16"):
         meta_sae.Rows(planted[0], batch=8).load_state_dict(state)
+    for latents, weight in (
+        (dictionary(random_units(300, 48, 5)), None),
+        (planted[0], torch.arange(1.0, 1.0 + len(planted[0]))),
+    ):
+        with pytest.raises(ValueError, match=r"rows=.*: the source to go on from had "):
+            meta_sae.Rows(latents, weight=weight, batch=16).load_state_dict(state)
 
 
 # --- the baseline --------------------------------------------------------------------------------

@@ -135,6 +135,61 @@ def test_it_goes_on_with_the_very_next_batch(model: Any) -> None:
         source(model, seed=1).load_state_dict(one.state_dict())
 
 
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Models of the same sizes as the fixture's: another seed, and the same in bfloat16."""
+    import kit
+
+    folder = tmp_path_factory.mktemp("others")
+    return {
+        "seed": tiny.load(folder / "seed", "llama", seed=1),
+        "dtype": kit.load_model(str(tiny.save(folder / "dtype", "llama")), dtype="bfloat16"),
+    }
+
+
+def elsewhere(model: Any, others: dict[str, Any]) -> list[tuple[str, Source]]:
+    """Sources that make other activations, and what of them is another one's."""
+    turned = pack(model, TEXTS, 20)[:, torch.randperm(20, generator=torch.Generator().manual_seed(0))]
+    tall = pack(model, TEXTS, 20)
+    tall = tall.reshape(-1, 40)  # the same tokens in rows of another length
+    return [
+        ("fingerprint", source(others["seed"])),
+        ("dtype", source(others["dtype"])),
+        ("tokens", Source(model, TEXTS[::-1], [RESID, MLP], batch=64, context=20, rows=16)),
+        ("tokens", Source(model, turned, [RESID, MLP], batch=64, rows=16)),
+        ("context", Source(model, tall, [RESID, MLP], batch=64, rows=16)),
+        ("tokens|context", source(model, context=24)),
+        ("sink", source(model, sink=3.0)),
+        ("rows", source(model, rows=8)),
+        ("seed", source(model, seed=1)),
+    ]
+
+
+def test_a_training_goes_on_with_its_own_model_and_texts_alone(model: Any, others: Any, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"widths": [1], "k": 4, "steps": 12}
+    Training(source(model), **settings).save(tmp_path)
+    wrong = [
+        *elsewhere(model, others),
+        ("chunks", source(model, chunks=1)),
+        ("size", source(model, batch=32)),
+        ("sites", source(model, sites=[RESID])),
+    ]
+    for name, stream in wrong:
+        with pytest.raises(ValueError, match=rf"^({name})=.*: the source to go on from had "):
+            Training(stream, **settings).restore(tmp_path)
+    Training(source(model), **settings).restore(tmp_path)
+
+
+def test_a_cache_is_of_one_model_dtype_and_text(model: Any, others: Any, tmp_path: Path) -> None:
+    source(model, cache=tmp_path).fill()
+    for name, stream in elsewhere(model, others):
+        stream.cache = tmp_path
+        for use in (lambda stream=stream: next(stream), lambda stream=stream: stream.fill()):
+            with pytest.raises(ValueError, match=rf"made with other [a-z, ]*({name})"):
+                use()
+    next(source(model, cache=tmp_path))
+
+
 def test_a_cache_holds_the_same_activations(model: Any, tmp_path: Path, monkeypatch: Any) -> None:
     plain, writing = source(model), source(model, cache=tmp_path)
     want = [next(plain)[RESID] for _ in range(8)]

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import kit
 from kit import sae
 from kit.base import progress, shards, texts
 from kit.cli import harvest
@@ -212,6 +213,14 @@ def test_a_lost_peer_is_an_error_and_no_hang(two: Path) -> None:
     assert "process 0 of 2 lost another one" in said["dead-0"]
 
 
+def test_processes_with_other_weights_or_prompts_compute_nothing_together(two: Path) -> None:
+    for way in ("prompts", "data", "weights"):
+        mine, theirs = ((two / f"{way}-{rank}.txt").read_text().splitlines() for rank in (0, 1))
+        for a, b in zip(mine, theirs, strict=True):  # of DCT and of MELBO
+            assert "has other weights than another" in a or "a model and prompts with the digest" in a and a != b
+        assert len(mine) == 2
+
+
 # --- one process ----------------------------------------------------------------------------------
 
 
@@ -263,7 +272,7 @@ def test_what_cannot_be_shared_is_refused(model: Any, tmp_path: Path, monkeypatc
         progress.processes()
 
 
-def test_a_shard_is_known_by_all_that_it_depends_on(model: Any, tmp_path: Path) -> None:
+def test_a_shard_is_known_by_all_that_it_depends_on(model: Any, folder: Path, tmp_path: Path) -> None:
     vector, prompts = tiny.vector(model, 1), [tiny.prompt(model)]
     given: dict[str, Any] = {"coefficients": [0.5], "targets": (" a", " b"), "max_new_tokens": 2}
     changes: list[dict[str, Any]] = [
@@ -279,7 +288,10 @@ def test_a_shard_is_known_by_all_that_it_depends_on(model: Any, tmp_path: Path) 
         worker.sweep(model, vector, prompts, **{**given, **change}, shards=tmp_path)
     worker.sweep(model, tiny.vector(model, 1, seed=1), prompts, **given, shards=tmp_path)
     worker.sweep(model, vector, [tiny.prompt(model, seed=1)], **given, shards=tmp_path)
-    assert len(list(tmp_path.iterdir())) == len(changes) + 2
+    half = kit.load_model(str(folder / "model"), dtype="bfloat16", device="cpu")  # its numbers are others
+    worker.sweep(half, vector, prompts, **given, shards=tmp_path)
+    assert len(list(tmp_path.iterdir())) == len(changes) + 3
+    assert shards.digest(worker.slice_of(half).settings()) != shards.digest(worker.slice_of(model).settings())
     rows = {"tokens": torch.arange(3), "mask": None}
     assert shards.digest(rows) == shards.digest(dict(reversed(rows.items())))
     assert shards.digest(rows) != shards.digest({**rows, "tokens": torch.arange(3).int()})

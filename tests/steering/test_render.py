@@ -8,8 +8,9 @@ import pytest
 
 from kit.base.html import message
 from kit.steering import render
+from kit.steering.check import CheckResult, CheckRow
 from kit.steering.generation import Generation
-from kit.steering.results import Receipt, Row, TokenMeasure
+from kit.steering.results import Entry, Receipt, Row, TokenMeasure
 
 NASTY = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a & b < c", "🙂 مرحبا"]
 
@@ -161,3 +162,45 @@ def test_a_token_mask_says_what_it_draws() -> None:
     assert titles == ["position 0: steered", "position 1: read and steered", "generated: untouched"]
     with pytest.raises(ValueError, match="one for each token"):
         render.token_mask(["a"], [True, False], [True])
+
+
+# --- names and texts that act ----------------------------------------------------------------------
+
+
+def test_nothing_that_is_printed_acts_on_a_terminal() -> None:
+    entry = Entry("\x1b]0;evil\x07\u202e", [1], "add", [1], [1], [[0.5]])
+    receipt = Receipt([entry], 3, 1, ["my\x1b[2Jhook"])
+    run = Generation([Row((0.5,), receipt, [1], ["a\x1b[31mred\r\nb\tc"])], ["v"], receipt)
+    assert str(run) == "[+0.50] a\\x1b[31mred\\r\nb\tc"
+    assert "\x1b" not in str(receipt) and "\u202e" not in str(receipt)
+    assert "\\x1b]0;evil\\x07\\u202e · layer 1" in str(receipt) and "my\\x1b[2Jhook" in str(receipt)
+
+
+def test_a_name_that_runs_the_other_way_turns_no_figure() -> None:
+    receipt = Receipt([Entry("שמח", [1], "add", [1], [1], [[0.5]])], 3, 1)
+    row = Row((0.5,), receipt, [1], ["a"])
+    pages = [
+        str(receipt),
+        render.column("שמח", "שמח", row),
+        render.ladder([row], ["שמח"], receipt),
+        render.frozen("title", "prompt", [("model", "שמח")], [("שמח", "", row)], receipt, ["שמח"]),
+        render.badge(["שמח"]),
+    ]
+    for page in pages:
+        assert page.count("שמח") == page.count("\u2068שמח\u2069") > 0, page
+
+
+def test_no_output_is_typeset_as_mathematics() -> None:
+    text = "$5 for adults, $3"
+    row = Row((0.5,), Receipt(), [1], [text])
+    for html in (
+        message(text),
+        render.receipt(text),
+        render.column(text, text, row),
+        render.ladder([row], [text], Receipt()),
+        render.frozen(text, text, [(text, text)], [(text, text, row)], text),
+        render.token_mask([text], [True], [True]),
+        CheckResult([CheckRow(text, True, text)])._repr_html_(),
+    ):
+        start = html[: html.index(">")]
+        assert "mathjax_ignore" in start and "tex2jax_ignore" in start, start

@@ -83,8 +83,10 @@ def streams(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> FakeStreams:
 
 
 @pytest.fixture
-def make(clock: Clock) -> Iterator[Callable[..., tuple[Controller, list[Frame]]]]:
+def make(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Controller, list[Frame]]]]:
     made = []
+    beside = SimpleNamespace(lock=threading.RLock())
+    monkeypatch.setattr(module, "runtime", lambda _model: beside)
 
     def build(on_frame: Callable[[Frame], None] | None = None, **options: Any) -> Any:
         frames: list[Frame] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -71,3 +72,9 @@ def test_latents_that_never_fire_have_a_page(made: LinkBrowser, llama: Any) -> N
 def test_stores_of_other_dictionaries(made: LinkBrowser, llama: Any) -> None:
     with pytest.raises(ValueError, match=r"sources is a store of 'd1': the links are of 'd0'"):
         LinkBrowser(made.links, made._stores["target"], made._stores["source"], llama)
+    store = made._stores["source"]
+    anew = copy.deepcopy(store)
+    assert LinkBrowser(made.links, anew, made._stores["target"], llama).links is made.links
+    anew.dictionary.sae.W_enc.data *= 2
+    with pytest.raises(ValueError, match=r"sources is a store of 'd0': the links are of 'd0' with other weights"):
+        LinkBrowser(made.links, anew, made._stores["target"], llama)

@@ -238,6 +238,9 @@ class PairedLatents(Latents):
             raise ValueError("models=None: make the latents with both models to read them")
         return self._models
 
+    def weights(self) -> dict[str, Any]:
+        return {**{name: getattr(self.crosscoder, name) for name in _NAMES}, "which": self.which}
+
     def readers(self, _model: TransformerBridge) -> Pair:
         """Both models; see :meth:`kit.sae.Latents.readers`."""
         return self.models

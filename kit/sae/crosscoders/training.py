@@ -66,8 +66,8 @@ class PairedSource(Source):
         )
 
     @property
-    def fingerprint(self) -> str:
-        return " ".join(map(fingerprint, self.models))
+    def _models(self) -> Pair:
+        return self.models
 
     def _run(self, tokens: Tensor) -> Batch:
         (site,) = self.sites

@@ -7,6 +7,7 @@ from typing import Any
 
 import ipywidgets as w
 
+from kit.base.html import isolated
 from kit.widgets import frame
 from kit.widgets.gallery.features import Feature
 
@@ -60,7 +61,7 @@ class FeatureCard(w.VBox):
             )
             self.name.value = feature.name
             self.star.value, self.hide.value = feature.starred, feature.hidden
-            self.star.tooltip = f"star {feature.name}"
+            self.star.tooltip = f"star {isolated(feature.name)}"
             self.star.description = "★" if feature.starred else "☆"
             self.hide.description = "Show" if feature.hidden else "Hide"
             self.add.tooltip = f"add to the panel at {feature.coefficient:+.3g}"

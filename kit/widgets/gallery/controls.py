@@ -37,7 +37,9 @@ class GalleryControls:
             layout=w.Layout(flex="1 1 260px", min_width="220px", max_width="480px"),
         )
         self.factor.add_class("kit-slider")
-        self.tokens = frame.small(w.BoundedIntText, "tokens", "106px", value=max_new_tokens, min=1, max=4096)
+        self.tokens = frame.small(
+            w.BoundedIntText, "tokens", "106px", "max_new_tokens", value=max_new_tokens, min=1, max=4096
+        )
         self.measure = frame.measure(measure)
         self.settings = frame.row(self.factor, self.tokens, self.measure)
 

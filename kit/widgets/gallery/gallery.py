@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
 
 from kit.base.checks import check_counts
-from kit.base.html import message
+from kit.base.html import inline, isolated, message
+from kit.models.bridge import runtime
 from kit.models.hook_points import hooks_left
 from kit.models.positions import Positions
 from kit.steering import render
@@ -89,8 +89,10 @@ class FeatureGallery(LiveView):
             ValueError: a vector of another model, or numbers that do not fit the vectors.
         """
         check_counts(batch=batch, page_size=page_size, max_new_tokens=max_new_tokens)
+        runtime(model)  # refuses what is no bridge
         found = features.features(vectors, scores, coefficient)
         features.check(found, model)
+        c = GalleryControls(prompt, max_new_tokens, measure, page_size)
         super().__init__(model)
         self._seed, self._positions, self._batch = seed, positions, batch
         self._chat = chat and self._chats
@@ -100,7 +102,7 @@ class FeatureGallery(LiveView):
         self._plain = Feature(None, 0, 0.0, name="Unsteered")  # type: ignore[arg-type]
         self._random = features.random_control(found, seed)
         self.panel = panel
-        self.controls = c = GalleryControls(prompt, max_new_tokens, measure, page_size)
+        self.controls = c
         self._pins = [w.HTML(), w.HTML()]
         self._cards: list[FeatureCard] = []
         self._shown: list[Feature] = []
@@ -112,7 +114,7 @@ class FeatureGallery(LiveView):
         self._receipt.value = render.receipt(_HINT)
         self._arrange(
             "Feature gallery",
-            frame.head("Feature gallery", escape(self._name), self._status),
+            frame.head("Feature gallery", inline(self._name), self._status),
             c.ask,
             c.settings,
             self._message,
@@ -135,8 +137,16 @@ class FeatureGallery(LiveView):
         c.factor.observe(lambda _change: self._post(), "value")
         for control in (c.keep, c.sort, c.page_size):
             control.observe(lambda _change: self._turn(0), "value")
+        self._field = drop_field(lambda rank: self._try(lambda: self.to_panel(rank), "not added: "))
         if panel is not None:
-            panel.show_below_vectors(drop_field(lambda rank: self._try(lambda: self.to_panel(rank), "not added: ")))
+            panel.show_below_vectors(self._field)
+
+    def _end(self) -> None:
+        super()._end()
+        if "_field" in vars(self):
+            if self.panel is not None:
+                self.panel.children = tuple(each for each in self.panel.children if each is not self._field)
+            frame.dispose(self._field)
 
     # what a notebook calls
 
@@ -199,7 +209,7 @@ class FeatureGallery(LiveView):
         if self.panel is None:
             raise ValueError("panel=None: make the gallery with panel=... to add vectors to it")
         name = self.panel.put(feature.named(), feature.coefficient)
-        self._say(f"{name} is on the panel at {feature.coefficient:+.3g}.")
+        self._say(f"{isolated(name)} is on the panel at {feature.coefficient:+.3g}.")
 
     def save(self, folder: str | Path | None = None) -> Path:
         """Write all features, marks and texts; see :func:`kit.widgets.gallery.sets.save`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from kit.base.html import LINE, SAFE, SANS, number
+from kit.base.html import LINE, PLAIN, SAFE, SANS, inline, isolated, number
 from kit.steering import render
 from kit.widgets.gallery.features import Feature, Result
 from kit.widgets.panel.arms import signed
@@ -48,12 +48,12 @@ def body(
         busy, tooltips, min_lines, waiting: as for :func:`kit.steering.render.column`.
     """
     r = feature.result or Result(prompt, None, "", None)  # nothing yet
-    facts = [f"{name} {value:.3g}" for name, value in list(feature.scores.items())[:_SCORES]]
+    facts = [f"{isolated(name)} {value:.3g}" for name, value in list(feature.scores.items())[:_SCORES]]
     if feature.vector is not None:
         made = feature.coefficient if r.coefficient is None else r.coefficient
         facts.insert(0, f"coefficient {signed(made)}")
     if not now:
-        facts.append("earlier run" if r.prompt == prompt else f"earlier run: “{r.prompt}”")
+        facts.append("earlier run" if r.prompt == prompt else f"earlier run: “{isolated(r.prompt)}”")
     if not r.complete and not busy:
         facts.append("stopped")
     text = escape(r.text) if r.row is None else render.tokens(r.row, tooltips)
@@ -66,7 +66,7 @@ def body(
         cost = f'<div style="{_SOFT};min-height:{height}px;margin-top:6px">{known}</div>'
     line = " · ".join(facts)
     return (
-        f'<div style="{_SOFT};overflow-wrap:anywhere">{escape(line)}</div>'
+        f'<div style="{_SOFT};overflow-wrap:anywhere">{inline(line)}</div>'
         f'<div dir="auto" class="kit-text" aria-busy="{str(busy).lower()}" style="white-space:'
         f"pre-wrap;overflow-wrap:anywhere;font-size:14px;line-height:1.45;margin-top:3px;"
         f'min-height:{1.45 * min_lines:.2f}em;opacity:{1 if now else 0.6}">{text}</div>{cost}'
@@ -129,7 +129,9 @@ def receipt(shown: Sequence[Feature]) -> str:
         return "nothing steered yet"
     ends = sorted({f"{s:.2f}" for s in (min(sizes), max(sizes))}) if sizes else ["0"]
     apart = (
-        f"but not by their own vector alone: {', '.join(mixed)}" if mixed else "each steered by its own vector alone"
+        f"but not by their own vector alone: {', '.join(map(isolated, mixed))}"
+        if mixed
+        else "each steered by its own vector alone"
     )
     parts = [
         f"{n} texts, {apart}",
@@ -140,7 +142,7 @@ def receipt(shown: Sequence[Feature]) -> str:
         f"|cv|/|h| = {' to '.join(ends)}",
     ]
     if others:
-        parts.append(f"also hooked: {', '.join(sorted(others))}")
+        parts.append(f"also hooked: {', '.join(map(isolated, sorted(others)))}")
     return " · ".join(parts)
 
 
@@ -163,11 +165,11 @@ def frozen(
         ("positions", str(request.positions)),
     ]
     note = f"{note} {render.meter_legend().split(' Hover')[0]}"
-    about = " · ".join(f"{escape(name)} <b>{escape(value)}</b>" for name, value in settings)
+    about = " · ".join(f"{inline(name)} <b>{inline(value)}</b>" for name, value in settings)
     boxes = "".join(_box(f, prompt) for f in pinned), "".join(_box(f, prompt) for f in shown)
     grid = "display:grid;gap:10px;grid-template-columns:repeat(auto-fill,minmax(260px,1fr))"
     return (
-        f'<div style="font:13px/1.5 {SANS};border:1px solid '
+        f'<div class="{PLAIN}" style="font:13px/1.5 {SANS};border:1px solid '
         f'{LINE};border-radius:8px;padding:12px 14px"><div style="display:flex;gap:10px;'
         f'align-items:baseline;flex-wrap:wrap"><b style="font-size:15px">Feature gallery</b>'
         f'{render.badge(hooks)}</div><div dir="auto" style="white-space:pre-wrap;overflow-wrap:'
@@ -185,7 +187,7 @@ def _box(feature: Feature, prompt: str) -> str:
     return (
         f'<div style="border:1px solid {LINE};border-radius:6px;padding:6px 10px 8px;'
         f'box-sizing:border-box;min-width:0"><div style="font-size:14px;overflow-wrap:anywhere">'
-        f"<b>{escape(rank + feature.name)}</b>{' ★' * feature.starred}"
+        f"<b>{rank}{inline(feature.name)}</b>{' ★' * feature.starred}"
         f"{' (hidden)' * feature.hidden}</div>"
         + body(
             feature, prompt, now=r is None or r.prompt == prompt, tooltips=False, min_lines=0, waiting="not generated"

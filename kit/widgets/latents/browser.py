@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
 import torch
 from torch import Tensor
 
-from kit.base.html import SANS
+from kit.base.html import PLAIN, SANS, inline, isolated
 from kit.models.activations import residual_scale
 from kit.models.tokens import text_tokens
 from kit.sae import pages
@@ -102,7 +101,7 @@ class FeatureBrowser(View):
         self._arrange(
             "Feature browser",
             frame.heading(
-                f"Features of {escape(store.dictionary.name)}", f"{len(store):,} latents, {store.n_tokens:,} tokens"
+                f"Features of {inline(store.dictionary.name)}", f"{len(store):,} latents, {store.n_tokens:,} tokens"
             ),
             w.HBox([self.text, self.read], layout=w.Layout(grid_gap="8px", align_items="center")),
             frame.row(self.sort, self.number, self.ablate, self.steer, self.freeze_button, gap="8px"),
@@ -208,7 +207,7 @@ class FeatureBrowser(View):
         else:  # one stream does not show it: its row is added, as long as it is at most
             coefficient *= top * vector.metadata["row_norm"] / residual_scale(self._lm, vector.layer)
         name = self.panel.put(vector, coefficient)
-        self._say(f"{name} is on the panel at {coefficient:+.2g}.")
+        self._say(f"{isolated(name)} is on the panel at {coefficient:+.2g}.")
         return name
 
     @property
@@ -224,4 +223,6 @@ class FeatureBrowser(View):
         self._extend(f'<b>#{self.latent} on your text</b><div style="white-space:pre-wrap">{shown}</div>')
 
     def _extend(self, html: str) -> None:
-        self._page.value = f'<div style="font:13px/1.55 {SANS};padding:10px 14px">{html}</div>' + self._card
+        self._page.value = (
+            f'<div class="{PLAIN}" style="font:13px/1.55 {SANS};padding:10px 14px">{html}</div>' + self._card
+        )

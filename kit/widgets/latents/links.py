@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING, Literal
 
 import ipywidgets as w
 
-from kit.base.html import INK, SAFE, SANS
+from kit.base.html import INK, PLAIN, SAFE, SANS, inline
 from kit.sae import pages
 from kit.sae.links import Links
 from kit.sae.store import FeatureStore
@@ -41,11 +40,15 @@ class LinkBrowser(View):
             n: how many links of a latent are shown.
 
         Raises:
-            ValueError: stores of other dictionaries, or links without one that is not zero.
+            ValueError: stores of other dictionaries or of another model, or no link but zeros.
         """
         for name, store, latents in (("sources", sources, links.source), ("targets", targets, links.target)):
-            if len(store) != len(latents) or store.dictionary.name != latents.name:
-                raise ValueError(f"{name} is a store of {store.dictionary.name!r}: the links are of {latents.name!r}")
+            if store.dictionary is not latents and store.dictionary.digest != latents.digest:
+                more = " with other weights" if store.dictionary.name == latents.name else ""
+                raise ValueError(
+                    f"{name} is a store of {store.dictionary.name!r}: the links are of {latents.name!r}{more}"
+                )
+            store.dictionary.check(model)
         first = links.top(1)
         if not len(first):
             raise ValueError("links has none that is not zero: read more text")
@@ -60,7 +63,7 @@ class LinkBrowser(View):
         self._arrange(
             "Links between dictionaries",
             frame.heading(
-                f"Links from {escape(links.source.name)} to {escape(links.target.name)}",
+                f"Links from {inline(links.source.name)} to {inline(links.target.name)}",
                 f"{links.method}, {links.tokens:,} tokens; blue raises, vermillion lowers",
             ),
             w.HBox([self.which, self.number], layout=w.Layout(grid_gap="10px", align_items="center")),
@@ -95,7 +98,7 @@ class LinkBrowser(View):
             if i < len(self.others):
                 button.description = self._label(other, self.others[i][0])
                 button.tooltip = f"{self.others[i][1]:+.1%} of the target's activation; open its page"
-        self._centre.value = f'<b style="padding:0 8px">{escape(self._label(side, latent))}</b>'
+        self._centre.value = f'<b style="padding:0 8px">{inline(self._label(side, latent))}</b>'
         self._edges.value = self._svg()
         ends = [w.VBox(self.buttons), self._edges, self._centre]
         self._graph.children = ends if side == "target" else ends[::-1]
@@ -105,12 +108,12 @@ class LinkBrowser(View):
     def frozen_html(self) -> str:
         column = "".join(
             f'<div style="height:{_STEP}px;line-height:{_STEP}px">'
-            f"{escape(self._label(_OTHER[self.side], i))} <span style='opacity:.7'>{share:+.1%}</span></div>"
+            f"{inline(self._label(_OTHER[self.side], i))} <span style='opacity:.7'>{share:+.1%}</span></div>"
             for i, share in self.others
         )
         ends = [f"<div>{column}</div>", f"<div>{self._svg()}</div>", f"<div>{self._centre.value}</div>"]
         row = "".join(ends if self.side == "target" else ends[::-1])
-        return f'<div style="display:flex;align-items:center;font:13px {SANS}">{row}</div>{self._page.value}'
+        return f'<div class="{PLAIN}" style="display:flex;align-items:center;font:13px {SANS}">{row}</div>{self._page.value}'
 
     def _turn(self, side: Side) -> None:
         """To the strongest link's other end, or, where there is none, to the first latent there."""

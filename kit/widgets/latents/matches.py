@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
 import ipywidgets as w
 import torch
 
+from kit.base.html import inline
 from kit.sae import pages
 from kit.sae.compare import mcs
 from kit.sae.store import FeatureStore
@@ -49,7 +49,7 @@ class MatchBrowser(View):
         self._arrange(
             "Matches between dictionaries",
             frame.heading(
-                f"{escape(a.dictionary.name)} and its matches in {escape(b.dictionary.name)}",
+                f"{inline(a.dictionary.name)} and its matches in {inline(b.dictionary.name)}",
                 f"mean of the maximal cosines {self.match.mean:.3f}",
             ),
             self.order,

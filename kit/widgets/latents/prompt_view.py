@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
 
+from kit.base.html import inline
 from kit.sae import pages
 from kit.sae.compare import Neighbours
 from kit.sae.prompt import RANKINGS, Reading, read_prompt
@@ -78,7 +78,7 @@ class PromptView(View):
         self.freeze_button = frame.freezer("this")
         self._arrange(
             "Latents on a text",
-            frame.heading("Latents on a text", escape(store.dictionary.name)),
+            frame.heading("Latents on a text", inline(store.dictionary.name)),
             w.HBox([self.text, self.read], layout=w.Layout(grid_gap="8px", align_items="center")),
             frame.row(self.by, w.HTML("answers"), self.first, self.second, self.freeze_button, gap="8px"),
             self._message,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from kit.base.html import isolated
 from kit.steering.intervention import Intervention, check_fits
 from kit.steering.rank_one import Factor
 from kit.steering.vectors import SteeringVector
@@ -52,7 +53,7 @@ def side_by_side(
         arms.append(Arm("Steered", subtitle="no vector is on"))
     if instruction and instruction.strip():
         words = instruction.strip()
-        arms.append(Arm("Words only", instruction=words, subtitle=f"“{words}” before the prompt"))
+        arms.append(Arm("Words only", instruction=words, subtitle=f"“{isolated(words)}” before the prompt"))
     vectors = (*(v for v, _ in setting), *controls)
     return Plan(vectors if setting else (), tuple(arms))
 
@@ -94,7 +95,7 @@ def vector_ladder(setting: Setting, chosen: Intervention, ends: tuple[float, flo
     arms = []
     for i in range(rungs):
         c = round(low + (high - low) * i / (rungs - 1), 3) + 0.0  # no "-0.00"
-        arms.append(Arm(f"{chosen.name} {signed(c)}", (c, *(c for _, c in others)), subtitle=note))
+        arms.append(Arm(f"{isolated(chosen.name)} {signed(c)}", (c, *(c for _, c in others)), subtitle=note))
     return Plan((chosen, *(v for v, _ in others)), tuple(arms))
 
 
@@ -115,7 +116,7 @@ def describe(setting: Setting) -> str:
     if not shown and len(setting) > 1:
         return f"all {signed(0)}"
     shown = shown or list(setting)
-    return ", ".join(f"{v.name} {signed(c)}" for v, c in shown)
+    return ", ".join(f"{isolated(v.name)} {signed(c)}" for v, c in shown)
 
 
 def signed(c: float) -> str:

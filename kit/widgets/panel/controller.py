@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from kit.models.bridge import runtime
 from kit.models.positions import Positions
 from kit.models.tokens import chat_tokens, text_tokens
 from kit.steering import generation
@@ -169,7 +170,12 @@ class Controller:
             self._changed.notify_all()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block until nothing runs or waits; False when the time is over first."""
+        """Block until nothing runs or waits; False when the time is over first.
+
+        Raises:
+            RuntimeError: on the worker itself, or as :func:`refuse_held`.
+        """
+        refuse_held(self.model)
         if threading.current_thread() is self._thread:
             raise RuntimeError("wait() on the worker thread would wait for itself: call it from another")
         with self._changed:
@@ -182,14 +188,18 @@ class Controller:
 
     def close(self, timeout: float = 5.0) -> None:
         """Stop for good, and wait until the worker has ended."""
+        if self._closed:
+            return
         with self._changed:
             self._closed, self._next = True, None
             self._jobs.clear()
             self._interrupt()
             self._changed.notify_all()
             thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        # one that waits for this thread's lock ends when the lock is given back
+        if thread is not None and thread is not threading.current_thread() and not holds(self.model):
             thread.join(timeout)
+        self.model, self._worded = None, None
 
     def _interrupt(self) -> None:
         if self._running is not None:
@@ -319,6 +329,25 @@ class Controller:
 def _wording(request: Request, arm: Arm) -> Any:
     """What a text asked for in words depends on: no slider."""
     return replace(request, arms=(arm,), vectors=(), positions="all", op="add", measure=False)
+
+
+def holds(model: TransformerBridge) -> bool:
+    """Whether this thread has the model for itself, within :func:`kit.steer`, say."""
+    lock: Any = runtime(model).lock
+    return bool(lock._is_owned())  # as threading.Condition asks
+
+
+def refuse_held(*models: TransformerBridge) -> None:
+    """To be called before waiting for another thread that runs one of the models.
+
+    Raises:
+        RuntimeError: this thread holds it, so neither would ever go on.
+    """
+    if any(map(holds, models)):
+        raise RuntimeError(
+            "this thread holds the model (a kit.steer block is open), and what runs in the background waits for it: "
+            "wait after the block, or start with wait=False"
+        )
 
 
 def one_line(error: Exception) -> str:

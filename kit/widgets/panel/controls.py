@@ -46,7 +46,9 @@ class Controls:
         side = w.VBox([self.chat, w.HBox([self.generate, self.stop])], layout=w.Layout(flex="0 0 auto"))
         self.ask = w.HBox([self.prompt, side], layout=w.Layout(width="100%"))
 
-        self.tokens = frame.small(w.BoundedIntText, "tokens", "106px", value=max_new_tokens, min=1, max=4096)
+        self.tokens = frame.small(
+            w.BoundedIntText, "tokens", "106px", "max_new_tokens", value=max_new_tokens, min=1, max=4096
+        )
         self.temperature = frame.small(
             w.BoundedFloatText, "temperature", "134px", value=temperature, min=0, max=10, step=0.1
         )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
 
 from kit.base.checks import plain
-from kit.base.html import message
+from kit.base.html import inline, isolated, message
+from kit.models.bridge import runtime
 from kit.models.hook_points import hooks_left
 from kit.models.positions import Positions
 from kit.steering import render, sweep
@@ -65,18 +65,23 @@ class SteeringPanel(LiveView):
             coefficients: where the sliders stand at first (default 0), one number or one for each.
 
         Raises:
-            ValueError: a vector of another model, or as many coefficients as there are no vectors.
+            ValueError: a vector of another model, as many coefficients as there are no vectors, or
+                what no control can show; TypeError: ``model`` is no ``TransformerBridge``.
         """
         vectors = list(vectors) if isinstance(vectors, Sequence) else [vectors]
         coefficients = 0.0 if coefficients is None else plain(coefficients)
         start = [coefficients] * len(vectors) if isinstance(coefficients, int | float) else list(coefficients)
         if len(start) != len(vectors):
             raise ValueError(f"{len(start)} coefficients for {len(vectors)} vectors")
+        chat = chat and bool(runtime(model) and model.tokenizer.chat_template)
+        c = Controls(prompt, chat, positions, op, max_new_tokens, temperature, seed)
+        for vector in vectors:
+            arms.layers_of(model, vector)  # refused before there is a view that would keep the model
         super().__init__(model)
         self.frame: Frame | None = None
         self._plan, self._asked = arms.Plan((), ()), WORDS
         self._random: dict[Any, Intervention] = {}
-        self.controls = c = Controls(prompt, chat and self._chats, positions, op, max_new_tokens, temperature, seed)
+        self.controls = c
         c.chat.disabled = not self._chats
         self._badge, self._receipt.value = w.HTML(), render.receipt(_HINT)
         self._columns: list[w.HTML] = []
@@ -85,7 +90,7 @@ class SteeringPanel(LiveView):
         self._vectors.add_class("kit-bar")
         self._arrange(
             "Steering panel",
-            frame.head("Steering panel", escape(self._name), self._badge, self._status),
+            frame.head("Steering panel", inline(self._name), self._badge, self._status),
             c.ask,
             c.settings,
             self._vectors,
@@ -243,7 +248,7 @@ class SteeringPanel(LiveView):
             raise ValueError(f"{vector.name!r} is no vector: there is no random one of its norm")
         key = (vector, 1000 * self.controls.seed.value + index)  # one direction for each vector
         if key not in self._random:
-            self._random[key] = replace(vector.random(key[1]), name=f"random for {vector.name}")
+            self._random[key] = replace(vector.random(key[1]), name=f"random for {isolated(vector.name)}")
         return self._random[key]
 
     def _row(self, name: str) -> VectorRow:
@@ -255,6 +260,7 @@ class SteeringPanel(LiveView):
 
     def _remove(self, row: VectorRow) -> None:
         self._vectors.children = tuple(r for r in self.vector_rows if r is not row)
+        frame.dispose(row)
         self._offer_names()
         self._post_unless_quiet()
 
@@ -269,23 +275,23 @@ class SteeringPanel(LiveView):
                 row.set_range(Dose(low=found.low, high=found.high, target=found.target_kl))
                 self._say("")
             except Exception as error:
-                self._say(f"no safe range for {row.vector.name}: {error}", error=True)
+                self._say(f"no safe range for {isolated(row.vector.name)}: {error}", error=True)
             finally:
                 row.find.disabled = False
 
         row.find.disabled = True
-        self._say(f"Finding the safe range of {row.vector.name} …")
+        self._say(f"Finding the safe range of {isolated(row.vector.name)} …")
         self.controller.call(job)
 
     def _save(self) -> None:
         chosen = self.controls.save_what.value
         vector = self._row(chosen).vector if chosen else arms.combination(self._setting())
-        self._say(f"Saved {vector.name} as {save(vector)}")
+        self._say(f"Saved {isolated(vector.name)} as {save(vector)}")
 
     def _load(self) -> None:
         vector = load(self.controls.path.value, self._lm)
         self.add(vector)
-        self._say(f"Loaded {vector.name} ({self.vector_rows[-1].where})")
+        self._say(f"Loaded {isolated(vector.name)} ({self.vector_rows[-1].where})")
 
     # from the worker to the screen
 

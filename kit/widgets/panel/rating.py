@@ -19,13 +19,14 @@ from typing import Any
 import ipywidgets as w
 
 from kit.base.files import read_text, whole
-from kit.base.html import message, number
+from kit.base.html import PLAIN, number
 from kit.base.scratch import locked
 from kit.models.positions import Positions
 from kit.steering import generation
 from kit.steering.generation import Generation
 from kit.steering.intervention import Op
 from kit.steering.results import label
+from kit.widgets.frame import View
 
 _FIELDS = ("item", "prompt", "text", "label", "steered", "score", "guess")
 _SCORES = (1, 2, 3, 4, 5)
@@ -143,7 +144,7 @@ _BOX = "border:1px solid rgba(128,128,128,.4);border-radius:6px;padding:10px 14p
 _TD = 'style="padding:3px 10px"'
 
 
-class BlindRating(w.VBox):
+class BlindRating(View):
     """``BlindRating(generations)`` or ``BlindRating(model, vector, prompts, [None, 0.2])``.
 
     Attributes:
@@ -195,6 +196,7 @@ class BlindRating(w.VBox):
                 temperature=temperature,
             )
             written = [(prompt, run(prompt=prompt)) for prompt in prompts]
+        super().__init__()
         items = [
             # a coefficient of 0 counts as unsteered
             Item(row.text, label(row.coefficients), any(row.coefficients or ()), prompt)
@@ -209,18 +211,18 @@ class BlindRating(w.VBox):
         )
         self.next = w.Button(description="Next", button_style="primary")
         self.reveal = w.Button(description="Reveal")
-        super().__init__([self._text, self.score, self.guess, w.HBox([self.next, self.reveal])])
-        self.next.on_click(lambda _button: self.rate(self.score.value, self.guess.value))
-        self.reveal.on_click(lambda _button: self._reveal())
+        buttons = w.HBox([self.next, self.reveal])
+        self._arrange("Blind rating", self._text, self.score, self.guess, buttons, self._message)
+        self.next.on_click(lambda _button: self._try(lambda: self.rate(self.score.value, self.guess.value)))
+        self.reveal.on_click(lambda _button: self._try(self._reveal))
         self._show()
 
     def rate(self, score: int, guess: bool) -> None:
-        """Answer for the text on the screen and go on."""
+        """Answer for the text on the screen and go on; that the file cannot be written is told."""
         try:
             self.ratings.rate(score, guess)
-        except (OSError, ValueError) as error:  # the answer is kept; only the file is not
-            self._text.value = message(f"not saved: {error}", error=True)
-            return
+        except (OSError, ValueError) as error:  # the answer is kept, and written with the next
+            self._say(f"not saved: {error}", error=True)
         self._show()
 
     def _show(self) -> None:
@@ -231,7 +233,7 @@ class BlindRating(w.VBox):
         done, n = len(self.ratings.answers), len(self.ratings.items)
         prompt = f'<div style="opacity:.75;margin-bottom:6px">{escape(item.prompt)}</div>'
         self._text.value = (
-            f'<div style="font-size:12px;opacity:.75">text {done + 1} of {n}</div><div dir="auto" '
+            f'<div style="font-size:12px;opacity:.75">text {done + 1} of {n}</div><div dir="auto" class="{PLAIN}" '
             f'role="status" style="{_BOX};min-height:6em;font-size:15px;line-height:1.5;'
             f'white-space:pre-wrap">{prompt * bool(item.prompt)}{escape(item.text)}</div>'
         )
@@ -241,9 +243,9 @@ class BlindRating(w.VBox):
             widget.disabled = True
         self._text.value = self.revealed_html
 
-    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        bundle = super()._repr_mimebundle_(**options) or {}
-        return {**bundle, "text/html": self._text.value}
+    @property
+    def frozen_html(self) -> str:
+        return self._text.value
 
     @property
     def revealed_html(self) -> str:
@@ -258,7 +260,7 @@ class BlindRating(w.VBox):
             if (answer := self.ratings.answers.get(item.id))
         )
         return (
-            f'<div style="{_BOX}"><b>{s["hits"]} of {s["rated"]} guesses are right.</b> '
+            f'<div class="{PLAIN}" style="{_BOX}"><b>{s["hits"]} of {s["rated"]} guesses are right.</b> '
             f"Mean score: steered {number(s['mean score steered'], 1)}, "
             f"unsteered {number(s['mean score unsteered'], 1)}."
             f'<table style="margin-top:8px"><tr><th>coefficient</th><th>score</th><th>guess</th>'

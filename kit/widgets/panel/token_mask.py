@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, TypeVar
 import ipywidgets as w
 import torch
 
+from kit.models.bridge import runtime
 from kit.models.positions import Positions, select
 from kit.models.tokens import prompt_tokens
 from kit.steering import render
+from kit.widgets import frame
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -28,7 +30,7 @@ _POSITIONS: dict[str, Positions] = {
 _READS: dict[str, str | int | slice] = {"last": "last", "mean": "mean", "slice(-3, None)": slice(-3, None)}
 
 
-class TokenMask(w.VBox):
+class TokenMask(frame.View):
     """``TokenMask(model, "Hello")``: positions and read can be changed and the drawing follows.
 
     Attributes:
@@ -45,15 +47,16 @@ class TokenMask(w.VBox):
     ) -> None:
         """Args as in :func:`kit.steer` and :func:`kit.search.contrast.fit`; the prompt as in
         :func:`kit.generate` (a chat message, or tokens)."""
+        runtime(model)  # refuses what is no bridge
         ids = prompt_tokens(model, prompt)[0]
+        super().__init__()
         self._pieces = [model.tokenizer.decode([t]) for t in ids.tolist()]
         self._positions, where = _with(_POSITIONS, positions)
         self._reads, what = _with(_READS, read)
-        narrow = {"description_width": "initial"}
-        self.positions = w.Dropdown(description="steer at", options=list(self._positions), value=where, style=narrow)
-        self.reading = w.Dropdown(description="read", options=list(self._reads), value=what, style=narrow)
+        self.positions = frame.small(w.Dropdown, "steer at", "auto", options=list(self._positions), value=where)
+        self.reading = frame.small(w.Dropdown, "read", "auto", options=list(self._reads), value=what)
         self._html = w.HTML()
-        super().__init__([w.HBox([self.reading, self.positions]), self._html])
+        self._arrange("Token mask", frame.row(self.reading, self.positions), self._html)
         self.positions.observe(lambda _change: self._draw(), "value")
         self.reading.observe(lambda _change: self._draw(), "value")
         self._draw()
@@ -71,9 +74,9 @@ class TokenMask(w.VBox):
         )
         self._html.value = self.html
 
-    def _repr_mimebundle_(self, **options: object) -> dict[str, object]:
-        bundle = super()._repr_mimebundle_(**options) or {}
-        return {**bundle, "text/html": self.html}
+    @property
+    def frozen_html(self) -> str:
+        return self.html
 
 
 def reads(read: str | int | slice, length: int) -> torch.Tensor:

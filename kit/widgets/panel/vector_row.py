@@ -9,7 +9,7 @@ from typing import Any
 
 import ipywidgets as w
 
-from kit.base.html import SAFE
+from kit.base.html import SAFE, inline, isolated
 from kit.steering.dose import Dose
 from kit.steering.intervention import Intervention
 from kit.steering.render import STRONG
@@ -33,11 +33,14 @@ class VectorRow(w.HBox):
         self.safe: tuple[float, float] | None = None
         self._exact = self._known = 0.0
         self.on = w.Checkbox(
-            True, indent=False, tooltip=f"{vector.name} on or off", layout=w.Layout(width="22px", flex="0 0 auto")
+            True,
+            indent=False,
+            tooltip=f"{isolated(vector.name)} on or off",
+            layout=w.Layout(width="22px", flex="0 0 auto"),
         )
         title = w.HTML(
-            f'<div title="{escape(vector.name)}" style="white-space:nowrap;overflow:hidden;'
-            f'text-overflow:ellipsis;font-size:14px"><b>{escape(vector.name)}</b> '
+            f'<div title="{inline(vector.name)}" style="white-space:nowrap;overflow:hidden;'
+            f'text-overflow:ellipsis;font-size:14px"><b>{inline(vector.name)}</b> '
             f'<span style="opacity:.75;font-size:12px">{self.where}</span></div>',
             layout=w.Layout(width="190px", min_width="104px", flex="0 1 190px"),
         )
@@ -47,7 +50,7 @@ class VectorRow(w.HBox):
             max=1.0,
             step=0.01,
             readout_format="+.2f",
-            tooltip=f"coefficient of {vector.name}",
+            tooltip=f"coefficient of {isolated(vector.name)}",
             layout=w.Layout(flex="1 1 240px", min_width="150px"),
         )
         self._mark = f"kit-slider-{self.slider.model_id}"
@@ -56,7 +59,7 @@ class VectorRow(w.HBox):
         self._shade = w.HTML(layout=w.Layout(width="0", flex="0 0 0", margin="0"))
         self._range = w.HTML(layout=w.Layout(width="144px", flex="0 0 144px", margin="2px"))
         self.find = frame.button("Find safe range", "144px", f"measure which coefficients cost {STRONG} nats a token")
-        self.remove = frame.button("×", "30px", f"remove {vector.name}")
+        self.remove = frame.button("×", "30px", f"remove {isolated(vector.name)}")
         self.remove.add_class("kit-icon")
         super().__init__(
             [self.on, title, self.slider, self._shade, self._range, self.find, self.remove],

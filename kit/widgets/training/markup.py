@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from kit.base.html import LINE, SAFE
+from kit.base.html import LINE, SAFE, inline
 from kit.sae import pages
 from kit.sae.training import COEFFICIENTS, Report, Training
 from kit.widgets.training import charts
@@ -89,7 +89,7 @@ def latent(look: Look, texts: pages.Words, tokens: int) -> str:
     shown = "".join(pages.example(e, texts, full) for e in look.examples)
     return (
         f'<div style="{pages.FONT};border-top:1px solid {LINE};margin-top:8px;'
-        f'padding-top:8px"><b>{escape(look.name)} on held-out text, step {look.step:,}</b>'
+        f'padding-top:8px"><b>{inline(look.name)} on held-out text, step {look.step:,}</b>'
         f'<div style="display:flex;gap:10px 32px;flex-wrap:wrap;margin-top:4px"><div>'
         f'{charts.densities(look.density, tokens)}</div><div style="flex:1 1 360px">'
         f"<div><b>latent #{look.latent}</b> fires on {float(look.density[look.latent]):.2%} of "

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.sae.training import Report, Training
-from kit.widgets.panel.controller import one_line
+from kit.widgets.panel.controller import holds, one_line, refuse_held
 from kit.widgets.training.held_out import HeldOut, Look
 
 _SHARE = 0.08  # of the time that training takes, at most, goes into looking at it
@@ -72,6 +72,11 @@ class TrainingRun:
         _LIVE.add(self)
 
     @property
+    def models(self) -> Sequence[Any]:
+        """Those whose activations are trained on."""
+        return getattr(self.training.source, "models", [self.training.source.model])
+
+    @property
     def running(self) -> bool:
         """Whether a thread trains."""
         return self._thread is not None
@@ -99,14 +104,16 @@ class TrainingRun:
         self._stop.set()
 
     def join(self, timeout: float) -> bool:
-        """Wait for the thread, so many seconds; whether nothing runs now."""
+        """Wait for the thread, so many seconds (within :func:`kit.steer` none); whether nothing
+        runs now."""
         # no Thread.join: Python 3.11 takes a thread for ended whose join was interrupted
-        if self.running and threading.current_thread() is not self._thread:
+        if self.running and threading.current_thread() is not self._thread and not any(map(holds, self.models)):
             self._ended.wait(timeout)
         return not self.running
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until nothing trains; raises as :meth:`kit.widgets.TrainingView.run`."""
+        refuse_held(*self.models)
         end = math.inf if timeout is None else time.monotonic() + timeout
         try:
             while not self.join(0.1):  # in bits, so that an interrupt is heard on any system

@@ -18,7 +18,7 @@ from kit.sae.store import Example
 from kit.sae.training import COEFFICIENTS, Report, Training
 from kit.widgets import frame
 from kit.widgets.frame import View
-from kit.widgets.panel.controller import one_line
+from kit.widgets.panel.controller import one_line, refuse_held
 from kit.widgets.training import markup
 from kit.widgets.training.held_out import HeldOut
 from kit.widgets.training.run import TrainingRun
@@ -142,10 +142,13 @@ class TrainingView(View):
             timeout: seconds to wait.
 
         Raises:
-            RuntimeError: training failed, or another view trains this ``Training`` now.
+            RuntimeError: training failed, another view trains this ``Training`` now, or this is
+                within :func:`kit.steer`, which holds the model.
             TimeoutError: it is not done in ``timeout`` seconds (it goes on).
             KeyboardInterrupt: training was stopped; a checkpoint lies in ``folder``, if given.
         """
+        if wait:
+            refuse_held(*self._run.models)
         self._start()
         if wait:
             self.wait(timeout)
@@ -260,12 +263,10 @@ class TrainingView(View):
             return message(f"Nothing has been trained here yet. {_HINT}")
         return pages.box(self._status.value + self._message.value + self._curves.value + self._latent_html.value)
 
-    def close(self) -> None:
-        """Stop, wait for the step under way, and take the view off the screen."""
-        if "_run" in vars(self):  # a constructor that raised is closed too
+    def _end(self) -> None:
+        if "_run" in vars(self):
             self._run.stop()
-            self._run.join(10.0)
-        super().close()
+            self._run.join(10.0)  # the step under way
 
     # from the controls
 

@@ -23,11 +23,29 @@ function nameAll(root, name) {
   }
 }
 
+// whether a page shows something of this class that a notebook saves: what a widget holds is not
+const kept = (mark) =>
+  [...document.getElementsByClassName(mark)].some((shown) => !shown.closest('.jupyter-widgets'));
+const SIGNALS = ['disposed', 'statusChanged', 'connectionStatusChanged'];
+
 export default {
+  initialize({ model }) {
+    model.on('change:frozen', async () => {
+      const mark = model.get('frozen');
+      for (let i = 0; i < 30 && !kept(mark); i++) await new Promise((go) => setTimeout(go, 100));
+      model.set('found', `${kept(mark) ? 'yes' : 'no'} ${mark}`);
+      model.save_changes();
+    });
+  },
   render({ model, el }) {
-    let observer, waiting = 0;
+    let observer, root, waiting = 0;
+    const kernel = model.widget_manager?.kernel;
+    // a restart is seen by ipywidgets itself, which marks every widget of the old kernel
+    const answers = () => root?.classList.toggle('kit-gone',
+      kernel.isDisposed || kernel.status === 'dead' || kernel.connectionStatus !== 'connected');
+    for (const name of SIGNALS) kernel?.[name]?.connect(answers);
     const start = () => {
-      const root = el.closest('.kit-panel');
+      root = el.closest('.kit-panel');
       if (!root) { waiting = requestAnimationFrame(start); return; }
       const again = () => { waiting = 0; nameAll(root, model.get('label')); };
       observer = new MutationObserver(() => { waiting ||= requestAnimationFrame(again); });
@@ -36,6 +54,10 @@ export default {
       again();
     };
     start();
-    return () => { observer?.disconnect(); cancelAnimationFrame(waiting); };
+    return () => {
+      observer?.disconnect();
+      cancelAnimationFrame(waiting);
+      for (const name of SIGNALS) kernel?.[name]?.disconnect(answers);
+    };
   },
 };
