@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kit.base.files import MOST_JSON, junk, size_at_most
+from kit.base.files import junk, read_text
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -59,10 +59,10 @@ def read(path: Path) -> NotebookNode:
     """
     import nbformat
 
-    size_at_most(path, MOST_JSON)
+    raw = read_text(path)
     with junk(str(path)):
         try:
-            notebook = nbformat.read(path, as_version=4)
+            notebook = nbformat.reads(raw, as_version=4)
         except (nbformat.ValidationError, nbformat.reader.NotJSONError) as error:
             raise ValueError(f"{path} is no notebook: {error!s:.200}") from error
         told = notebook.metadata.get("kit", {})
@@ -86,7 +86,7 @@ def problems(path: Path) -> list[str]:
             warnings.simplefilter("error")  # reading mends double cell ids with a mere warning
             notebook = read(path)
             nbformat.validate(notebook)
-    except (nbformat.ValidationError, ValueError, Warning) as error:
+    except (nbformat.ValidationError, OSError, ValueError, Warning) as error:
         return [f"not a valid notebook: {error!s:.500}"]
     return _frame_problems(notebook) + _output_problems(notebook, path.stat().st_size)
 

@@ -1,9 +1,11 @@
-"""What every test starts from: no network, no model hub, no window."""
+"""What every test starts from: no network, no model hub, no package manager, no window."""
 
 from __future__ import annotations
 
 import os
 import runpy
+import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,14 @@ OFFLINE = Path(__file__).parent / "offline"
 
 runpy.run_path(str(OFFLINE / "sitecustomize.py"))  # this process; PYTHONPATH holds its children
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in (str(OFFLINE), os.environ.get("PYTHONPATH")) if path)
+SHIMS = tempfile.TemporaryDirectory(prefix="no-managers-")  # what shells and scripts find on their path
+for _name in ("pip", "pip3", "pipx", "uv", "uvx", "conda", "mamba", "micromamba", "apt", "apt-get"):
+    _shim = Path(SHIMS.name, _name)
+    _shim.write_text(
+        '#!/bin/sh\necho "$0 $*" >> "${KIT_OFFLINE_LOG:-/dev/null}"\necho "$0: not in tests" >&2\nexit 1\n'
+    )
+    _shim.chmod(0o755)
+os.environ["PATH"] = os.pathsep.join([SHIMS.name, os.environ.get("PATH", os.defpath)])
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["KIT_PROGRESS"] = "off"  # no test reads or writes the record of who runs it
@@ -110,3 +120,20 @@ def one_thread_for_tiny_models(request: pytest.FixtureRequest) -> Iterator[None]
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_hang() -> Iterator[None]:
+    """What waits for ever fails after a minute."""
+
+    def late(*_: Any) -> None:
+        raise AssertionError("it hangs")
+
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

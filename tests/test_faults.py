@@ -11,12 +11,14 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.faults import Row, table
+from tests.faults.seeds import SEEDS, Seed
 
 ROOT = Path(__file__).resolve().parents[1]
 POSIX = pytest.mark.skipif(os.name == "nt", reason="needs fork and signals of POSIX")
@@ -56,6 +58,20 @@ def test_every_threat_names_a_test_that_exists(row: str) -> None:
     for file, name in found:
         told = (ROOT / "tests" / file).read_text(encoding="utf-8")
         assert f"def {name or 'test_'}" in told, f"no {name} in {file}"
+
+
+@pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: seed.what)
+def test_every_seed_can_be_planted_and_names_its_test(seed: Seed) -> None:
+    """Whether its test sees it, ``python -m tests.faults.seeds`` says."""
+    ast.parse(seed.planted(ROOT))
+    file, _, name = seed.test.partition("::")
+    assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8")
+
+
+def test_the_seeds_are_thirty_and_more() -> None:
+    assert len({seed.what for seed in SEEDS}) == len(SEEDS) >= 30
+    with pytest.raises(ValueError, match="0 times"):
+        replace(SEEDS[0], old="nowhere at all").planted(ROOT)
 
 
 # --- no code from data ---------------------------------------------------------------------------
@@ -207,7 +223,7 @@ def files() -> list[Row]:
 @POSIX
 def test_broken_files_are_refused(files: list[Row]) -> None:
     kinds = [row for row in files if row.what.startswith("file: ")]
-    assert len(kinds) == 17
+    assert len(kinds) == 19
     lost_nothing(kinds)
 
 

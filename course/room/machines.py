@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import __version__
+from kit.base.files import read_bytes
 from kit.cli.doctor import Check, attempt, machine_dtype, plain
 from kit.cli.pins import interpreter, pip_install
 from kit.models import weights
@@ -80,11 +81,7 @@ def summary(found: list[Machine]) -> str:
 def _machine(file: Path) -> Machine:
     name = plain(file.stem, 60)
     try:
-        with file.open("rb") as handle:
-            raw = handle.read(_MOST + 1)
-        if len(raw) > _MOST:
-            raise ValueError(f"larger than {_MOST // 2**20} MB")
-        checks, version = _report(json.loads(raw))  # UTF-16 too, which PowerShell writes
+        checks, version = _report(json.loads(read_bytes(file, _MOST)))  # UTF-16 too, which PowerShell writes
     except (OSError, ValueError, RecursionError) as error:
         why = plain(str(error)) or type(error).__name__
         return Machine(name, "damaged", why, "ask for the output of `kit doctor --json` again")

@@ -24,6 +24,7 @@ from course.studies import elicitation
 from course.studies.elicitation import ARMS, SETTINGS
 from kit import data
 from kit.base.files import read_json, whole
+from kit.base.scratch import locked
 from kit.data import organisms
 
 if TYPE_CHECKING:
@@ -137,10 +138,18 @@ def read(path: str | Path | None = None) -> list[dict[str, Any]]:
         ValueError: it holds something else.
     """
     path = _file() if path is None else Path(path)
-    found = read_json(path) if path.is_file() else []
-    if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
-        raise ValueError(f"{path}: expected a list of records")
+    found = read_json(path) if path.exists() else []
+    if not isinstance(found, list) or not all(_is_record(record) for record in found):
+        raise ValueError(f"{path}: expected a list of records, each of an organism and an arm")
     return found
+
+
+def _is_record(found: Any) -> bool:
+    return isinstance(found, dict) and all(isinstance(found.get(key), str) for key in ("organism", "arm"))
+
+
+def _has(records: Sequence[Mapping[str, Any]], key: Mapping[str, Any]) -> bool:
+    return any(key.items() <= record.items() for record in records)
 
 
 def _complete(path: Path, name: str, jobs: Sequence[tuple[str, int]]) -> None:
@@ -148,7 +157,7 @@ def _complete(path: Path, name: str, jobs: Sequence[tuple[str, int]]) -> None:
     model = None
     for arm, seed in sorted(jobs, key=lambda job: job[1]):
         key = {"organism": name, "arm": arm, "seed": seed}
-        if any(key.items() <= record.items() for record in read(path)):
+        if _has(read(path), key):
             continue
         start = time.perf_counter()
         model = organisms.load(name) if model is None else model
@@ -158,8 +167,11 @@ def _complete(path: Path, name: str, jobs: Sequence[tuple[str, int]]) -> None:
             record = elicitation.around(model, name, seed)
         else:
             record = elicitation.measure(model, name, arm, seed)  # type: ignore[arg-type]
-        with whole(path) as part:  # a crash while writing must not cost the others
-            part.write_text(json.dumps([*read(path), record]), encoding="utf-8")
+        with locked(path):  # other processes add theirs
+            records = read(path)
+            if not _has(records, key):
+                with whole(path) as part:  # a crash while writing must not cost the others
+                    part.write_text(json.dumps([*records, record]), encoding="utf-8")
         print(name, arm, seed, f"{time.perf_counter() - start:.0f} s", flush=True)
 
 

@@ -1,25 +1,28 @@
 """Files that others made, read with limits; and files of our own, written whole or not at all.
 
 A vector, a dictionary or a snapshot may come from anyone. What is read here is refused with a
-``ValueError`` when it is damaged, too large or too deep, before memory is taken for it. Nothing is
-unpickled. What is written appears under its name only when it is complete.
+``ValueError`` when it is damaged, too large or too deep, before memory is taken for it, and with an
+``OSError`` when it is no ordinary file: a pipe or a device may never end. Nothing is unpickled.
+What is written appears under its name only when it is complete.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import time
+import stat
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from kit.base.scratch import as_umask, scratch
 
 MOST_JSON = 64 * 2**20  # bytes of a JSON file; the largest that the kit ships has under one million
 MOST_HEADER = 8 * 2**20  # bytes of a safetensors header
 MOST_NUMBERS = 2**24  # in a vector or factor: a thousand layers of width 16,384
-_STALE = 3600  # seconds after which a part of a file is what a killed process left
 # what parsers and constructors raise on junk, beside ValueError
 JUNK = (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, AssertionError, EOFError)
 
@@ -41,14 +44,68 @@ def junk(what: str) -> Iterator[None]:
         ) from error
 
 
+def must_exist(path: str | Path) -> int:
+    """How many bytes an ordinary file says it has; a link to one counts as one.
+
+    Raises:
+        FileNotFoundError: nothing is there; OSError: a folder, a pipe or a device.
+    """
+    try:
+        facts = Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # no path may hold a NUL
+        raise FileNotFoundError(f"path={str(path)!r}: there is no such file") from None
+    if not stat.S_ISREG(facts.st_mode):
+        raise OSError(f"path={str(path)!r} is a folder, a pipe or a device: give an ordinary file")
+    return facts.st_size
+
+
 def size_at_most(path: str | Path, most: int) -> None:
-    """Raise a ValueError unless the file is at most so many bytes long."""
-    found = Path(path).stat().st_size
-    if found > most:
+    """Raise a ValueError unless the file is at most so many bytes long, an OSError as
+    :func:`must_exist`."""
+    if (found := must_exist(path)) > most:
+        raise ValueError(_too_long(path, f"is {found / 2**20:,.0f} MB long", most))
+
+
+def _too_long(path: str | Path, says: str, most: int) -> str:
+    return f"{path} {says}, at most {most / 2**20:,.0f} MB are read: this is no file of the kit"
+
+
+def read_bytes(path: str | Path, most: int = MOST_JSON) -> bytes:
+    """The bytes of an ordinary file of at most so many, whatever length it claims.
+
+    Raises:
+        OSError: it cannot be read, or as :func:`must_exist`; ValueError: it is too long.
+    """
+    size_at_most(path, most)
+    with open(path, "rb") as file:  # one below /proc says that it is empty
+        found = file.read(most + 1)
+    if len(found) > most:
+        raise ValueError(_too_long(path, "goes on and on", most))
+    return found
+
+
+def read_text(path: str | Path, most: int = MOST_JSON) -> str:
+    """As :func:`read_bytes`, as text; the ends of its lines stay as they are.
+
+    Raises:
+        OSError, ValueError: as :func:`read_bytes` and :func:`decoded`.
+    """
+    return decoded(read_bytes(path, most), str(path))
+
+
+def decoded(raw: bytes, what: str) -> str:
+    """UTF-8 as text, without the mark that some editors put before it.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        kind = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "another encoding, or no text"
         raise ValueError(
-            f"{path} is {found / 2**20:,.0f} MB long, at most {most / 2**20:,.0f} MB "
-            "are read: this is no file of the kit"
-        )
+            f"{what} is not UTF-8 (byte {raw[error.start]:#04x} at {error.start}: {kind}): save it as UTF-8"
+        ) from None
 
 
 def unpacked_at_most(path: str | Path, most: int) -> None:
@@ -118,21 +175,21 @@ def read_json(path: str | Path, most: int = MOST_JSON) -> Any:
     Raises:
         OSError: it cannot be read; ValueError: it is too long, or as :func:`parse`.
     """
-    size_at_most(path, most)
-    return parse(Path(path).read_text(encoding="utf-8"), str(path))
+    return parse(read_text(path, most), str(path))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object")
+        names = Counter(name for name, _ in pairs)
+        raise ValueError(f"the key {names.most_common(1)[0][0]!r:.80} stands twice in one object")
     return found
 
 
 def header_at_most(path: str | Path, most: int = MOST_HEADER) -> None:
-    """Raise a ValueError for a safetensors file whose header claims more than ``most`` bytes."""
+    """Raise a ValueError for a safetensors file whose header claims more than ``most`` bytes, an
+    OSError as :func:`must_exist`."""
+    must_exist(path)
     with open(path, "rb") as file:
         claimed = int.from_bytes(file.read(8), "little")
     if claimed > most:
@@ -183,48 +240,6 @@ def shapes_at_most(path: str | Path, dims: Mapping[str, int], most: int = MOST_N
 
 
 @contextmanager
-def whole(path: str | Path, *, private: bool = False) -> Iterator[Path]:
-    """A path to write to; what lies there replaces ``path`` when the block ends without an error.
-
-    So a reader finds the old file or the new one, whatever happens to the writer. A part that a
-    killed process left behind goes when the same file is written an hour later or more.
-
-    Args:
-        private: nobody but its owner may read it, from the first byte on.
-
-    Raises:
-        OSError: as writing and renaming do.
-    """
-    target = Path(path)
-    drop_parts(target, older=_STALE)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        if private:
-            part.unlink(missing_ok=True)
-            os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        yield part
-        os.replace(part, target)
-    finally:
-        with suppress(FileNotFoundError):
-            part.unlink()
-
-
-def drop_parts(path: str | Path, older: float = 0) -> None:
-    """Remove the parts of a file that killed processes left behind, if ``older`` seconds old; those
-    of any age only where nobody else writes it."""
-    target = Path(path)
-    for part in target.parent.glob(f".{_plain(target.name)}.*.part"):
-        with suppress(OSError):
-            if time.time() - part.stat().st_mtime >= older:
-                part.unlink()
-
-
-def _plain(name: str) -> str:
-    """A file name as a pattern that matches nothing else."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
-@contextmanager
 def opened(path: str | Path, layout: str, kind: str) -> Iterator[tuple[Any, dict[str, str]]]:
     """A safetensors file of this kit and what it says about itself.
 
@@ -251,7 +266,25 @@ def opened(path: str | Path, layout: str, kind: str) -> Iterator[tuple[Any, dict
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
-def must_exist(path: str | Path) -> None:
-    """Raise a FileNotFoundError that names the path unless a file is there."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"path={str(path)!r}: there is no such file")
+@contextmanager
+def whole(path: str | Path, *, private: bool = False) -> Iterator[Path]:
+    """A path to write to; what lies there replaces ``path`` when the block ends without an error.
+
+    So a reader finds the old file or the new one, whatever happens to the writer. A part that a
+    killed process left behind goes when a file is written beside it.
+
+    Args:
+        private: nobody but its owner may read it, from the first byte on.
+
+    Raises:
+        OSError: as :func:`scratch`.
+    """
+    target = Path(path)
+    with scratch(target) as folder:
+        part = folder / target.name
+        yield part
+        if private:
+            part.chmod(0o600)
+        else:
+            as_umask(folder)
+        os.replace(part, target)

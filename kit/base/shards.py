@@ -17,8 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kit.base.files import drop_parts, whole
+from kit.base.files import read_text, whole
 from kit.base.progress import processes, track
+from kit.base.scratch import drop_parts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +74,7 @@ def _make(file: Path, index: int, make: Callable[[int], None]) -> bool:
         return False
     try:
         if not file.exists():  # made by another while this one looked for the lock
-            drop_parts(file)  # of a process that was killed: the lock says that nobody writes
+            drop_parts(file.parent, file.name)  # of a process that was killed: the lock says that nobody writes
             make(index)
             if not file.exists():
                 raise RuntimeError(f"shard {index} was made without its file {file}")
@@ -133,7 +134,7 @@ def read_rows(file: Path, width: int) -> list[tuple[Any, ...]]:
         ValueError: a damaged file, or rows that are not ``width`` wide.
     """
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
+        rows = json.loads(read_text(file))
         if all(len(row) == width for row in rows):
             return [tuple(row) for row in rows]
     except (ValueError, TypeError) as error:  # no JSON, no text, no list

@@ -8,13 +8,12 @@ the same settings then runs no model. Started again, it makes the chunks that ar
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kit.base.progress import processes
+from kit.base.texts import read
 
 if TYPE_CHECKING:
     from kit.sae import Source
@@ -54,7 +53,7 @@ def prepare(args: argparse.Namespace) -> Source:
     from kit import sae
     from kit.search import parallel
 
-    texts = read_texts(args.texts)
+    texts = read(args.texts, paragraphs=True)
     device = parallel.device() if args.device == "auto" else args.device
     model = kit.load_model(args.model, dtype=args.dtype, device=device)
     tokens = sae.pack(model, texts, args.context)
@@ -63,38 +62,6 @@ def prepare(args: argparse.Namespace) -> Source:
     sites = [sae.Site(layer, args.site) for layer in args.layer]
     rows = min(args.rows, len(tokens))
     return sae.Source(model, tokens, sites, batch=1, rows=rows, seed=args.seed, cache=args.out)
-
-
-def read_texts(file: str | Path) -> list[str]:
-    """The texts of a corpus file: of ``.jsonl`` the field ``text`` of each line, of any other file
-    its paragraphs, which empty lines separate.
-
-    Raises:
-        FileNotFoundError: no such file. ValueError: a line that is no such JSON, no text at all, or
-            a file that is not UTF-8.
-    """
-    path = Path(file)
-    if not path.is_file():
-        raise FileNotFoundError(f"texts={str(file)!r}: there is no such file")
-    content = path.read_text(encoding="utf-8")
-    if path.suffix == ".jsonl":
-        found = [_text(line, i, path) for i, line in enumerate(content.split("\n"), 1) if line]
-    else:
-        found = [text.strip() for text in content.split("\n\n")]
-    found = [text for text in found if text]
-    if not found:
-        raise ValueError(f"texts={str(file)!r}: it holds no text")
-    return found
-
-
-def _text(line: str, number: int, path: Path) -> str:
-    try:
-        text = json.loads(line)["text"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}, line {number}: no JSON object with a field 'text'") from error
-    if not isinstance(text, str):
-        raise ValueError(f"{path}, line {number}: the field 'text' is no text")
-    return text
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
 
-from kit.base.files import parse_object
+from kit.base import texts
 
-MOST_TEXT = 2**24  # characters of one text of a corpus
 NLTK = ("brown", "abc", "movie_reviews", "webtext", "state_union", "inaugural")
 
 
@@ -24,8 +20,7 @@ def corpus(source: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: no such file; OSError: NLTK's corpora are not here and cannot be
-            fetched; ValueError: a file without a text, a damaged one, a line without a "text", or
-            one text or line of more than `MOST_TEXT` characters.
+            fetched; OSError, ValueError: as :func:`kit.base.texts.read`.
     """
     if source == "nltk":
         import nltk
@@ -37,26 +32,9 @@ def corpus(source: str | Path) -> list[str]:
             found += [" ".join(words.words(i)) if name == "brown" else words.raw(i) for i in words.fileids()]
         return found
     file = Path(source)
-    if not file.is_file():
+    if not file.exists():
         raise FileNotFoundError(f"source={str(source)!r}: give a file of texts, or 'nltk'")
-    opened = gzip.open if file.suffix == ".gz" else open
-    try:
-        with opened(file, "rt", encoding="utf-8") as lines:
-            rows = [line.strip() for line in iter(lambda: _line(lines), "") if line.strip()]
-        if ".jsonl" in file.name:
-            rows = [parse_object(row, f"line {i + 1}")["text"] for i, row in enumerate(rows)]
-    except (ValueError, KeyError, EOFError, zlib.error) as error:
-        raise ValueError(f"source={str(source)!r}: {error!r:.200}: give a file of texts") from error
-    if not rows or not all(isinstance(row, str) for row in rows):
-        raise ValueError(f"source={str(source)!r}: it holds no text, or something else")
-    return rows
-
-
-def _line(lines: TextIO) -> str:
-    found = lines.readline(MOST_TEXT + 1)
-    if len(found) > MOST_TEXT:  # a packed file of a few kilobytes may unpack to any size
-        raise ValueError(f"a line of more than {MOST_TEXT} characters")
-    return found
+    return texts.read(file, paragraphs=False)
 
 
 def _nltk(name: str) -> None:

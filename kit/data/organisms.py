@@ -29,6 +29,7 @@ from torch import Tensor
 
 from kit.base.checks import is_number
 from kit.base.shipped import path
+from kit.models import templates
 from kit.models.load import load_model
 from kit.models.tokens import chat_tokens
 from kit.steering.generation import Coefficients, generate
@@ -176,8 +177,8 @@ def prompt(model: TransformerBridge, item: Item, wording: int = 0, password: boo
         return chat_tokens(model, text)
     if not model.tokenizer.chat_template:
         raise ValueError(f"{model.cfg.model_name!r} has no chat template")
-    ids = model.tokenizer.apply_chat_template(
-        transcript(item, text), add_generation_prompt=True, return_tensors="pt", return_dict=False
+    ids = templates.apply(
+        model.tokenizer, transcript(item, text), add_generation_prompt=True, return_tensors="pt", return_dict=False
     )
     return ids.to(model.cfg.device)
 

@@ -16,6 +16,7 @@ from kit.models import given, lora, weights
 from kit.models.activations import residual_scale
 from kit.models.bridge import register
 from kit.models.fast_linear import same_weights
+from kit.models.folder import check_finite
 from kit.models.paths import reference_logits, settle
 
 if TYPE_CHECKING:
@@ -72,11 +73,12 @@ def load_model(
         ImportError: a ``device_map`` without accelerate.
         TypeError: ``name`` is no causal language model of transformers.
         ValueError: an architecture that TransformerLens cannot wrap; weights that are missing from
-            the file or have no place in the architecture; a model in memory without a tokenizer, or
-            with ``device_map``, ``adapter`` or ``untrained``; an unknown dtype; ``device`` together
-            with ``device_map``; a ``device_map`` that leaves blocks on the disk, or on the CPU
-            beside GPUs; ``untrained`` together with a ``device_map``; an adapter together with a
-            dtype other than float32 or with ``untrained``, or one that does not fit.
+            the file, have no place in the architecture or hold NaN, or a config far larger than
+            they are; a model in memory without a tokenizer, or with ``device_map``, ``adapter`` or
+            ``untrained``; an unknown dtype; ``device`` together with ``device_map``; a
+            ``device_map`` that leaves blocks on the disk, or on the CPU beside GPUs; ``untrained``
+            together with a ``device_map``; an adapter together with a dtype other than float32 or
+            with ``untrained``, or one that does not fit.
     """
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM
@@ -95,6 +97,8 @@ def load_model(
             hf = given.stored(source, kind, device_map)
             words = _tokenizer(source if tokenizer is None else tokenizer, embedded=title == weights.EMBEDDED)
         weights.check_placement(hf, device_map)
+        if title != weights.EMBEDDED:  # whose hash was compared
+            check_finite(hf, title)
     if untrained is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(untrained)

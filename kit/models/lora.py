@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kit.base.files import header_at_most, read_json
+from kit.base.scratch import as_umask, locked, scratch
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -231,11 +231,12 @@ def write(
     }
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
-        save_file(tensors, Path(scratch) / WEIGHTS, metadata={"format": "pt"})
+    with locked(folder / CONFIG), scratch(folder / CONFIG) as part:
+        save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
         text = json.dumps(config, indent=1) + "\n"
-        (Path(scratch) / CONFIG).write_text(text, encoding="utf-8")
+        (part / CONFIG).write_text(text, encoding="utf-8")
+        as_umask(part)
         (folder / CONFIG).unlink(missing_ok=True)  # never new weights under an old config
         for name in (WEIGHTS, CONFIG):
-            (Path(scratch) / name).replace(folder / name)
+            (part / name).replace(folder / name)
     return folder

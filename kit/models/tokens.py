@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from kit.models import templates
 from kit.models.bridge import runtime
 
 if TYPE_CHECKING:
@@ -242,13 +243,13 @@ def chat_tokens(model: TransformerBridge, user: str, system: str | None = None) 
     for wrap in (str, lambda text: [{"type": "text", "text": text}]):  # some templates want a list of parts
         messages = [{"role": role, "content": wrap(text)} for role, text in said]
         try:
-            shown = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            shown = templates.apply(tokenizer, messages, add_generation_prompt=True, tokenize=False)
         except Exception as error:  # a template raises anything
             why = why or f"refuses it: {error!s:.200}"
             continue
         if all("".join(str(text).split()) in "".join(shown.split()) for _, text in said):
-            ids = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_tensors="pt", return_dict=False
+            ids = templates.apply(
+                tokenizer, messages, add_generation_prompt=True, return_tensors="pt", return_dict=False
             )
             return ids.to(model.cfg.device)
         why = why or "leaves it out"

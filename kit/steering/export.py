@@ -11,8 +11,6 @@ itself, see :mod:`kit.steering.gguf`.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kit.base.checks import is_number
+from kit.base.scratch import as_umask, scratch
 from kit.models.bridge import fingerprint, runtime
 from kit.steering.generation import session_of
 from kit.steering.intervention import Intervention
@@ -239,11 +238,8 @@ def _for_both_majors(folder: Path) -> None:
 def _whole(folder: Path, write: Callable[[Path], None]) -> None:
     """Fill a temporary folder beside it, then rename: half a model must not look like one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    with scratch(folder) as tmp:
         write(tmp)
+        as_umask(tmp)
         tmp.chmod(0o755)
         tmp.rename(folder)
-    except BaseException:
-        shutil.rmtree(tmp, ignore_errors=True)
-        raise

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kit.base.files import junk, must_exist, size_at_most, whole
+from kit.base.files import junk, read_bytes, whole
 
 _ARCHITECTURE = "controlvector"
 _MOST = 2**28  # bytes of a file: 1024 layers of width 65,536
@@ -69,11 +69,10 @@ def read(path: str | Path) -> dict[int, Tensor]:
     """
     from gguf import GGUFReader
 
-    must_exist(path)
-    size_at_most(path, _MOST)
+    raw = read_bytes(path, _MOST)
     try:
         with np.errstate(over="ignore"), junk("its header"):
-            _check_header(Path(path).read_bytes())
+            _check_header(raw)
             reader = GGUFReader(str(path))
             kind = reader.fields["general.architecture"].contents()
     except (ValueError, OSError) as error:

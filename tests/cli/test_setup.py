@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -225,6 +227,60 @@ def test_names_do_not_resolve_in_tests() -> None:
 def test_nor_in_the_processes_that_tests_start() -> None:
     code = "import socket\ntry: socket.getaddrinfo('pypi.org', 443)\nexcept OSError as e: print(e)"
     assert "offline" in python(code)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["pip", "--version"],
+        ["/usr/local/bin/pip3.11", "list"],
+        [sys.executable, "-m", "pip", "--version"],
+        [sys.executable, "-I", "-m", "ensurepip", "--version"],
+        ["conda", "--version"],
+        ["mamba", "info"],
+        ["uv", "pip", "list"],
+        ["env", "A=1", "apt-get", "--version"],
+        ["sh", "-c", "cd /tmp && pip --version"],
+        ["sh", "-c", "/usr/bin/apt list"],
+        "pip --version",
+        "true; conda info",
+    ],
+    ids=str,
+)
+def test_no_test_starts_a_package_manager(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KIT_OFFLINE_LOG", str(tmp_path / "refused"))
+    with pytest.raises(PermissionError, match="during tests, which install nothing"):
+        subprocess.run(command, shell=isinstance(command, str), check=False)
+    if isinstance(command, list):
+        with pytest.raises(PermissionError, match="install nothing"):
+            os.posix_spawnp(command[0], command, os.environ)
+    else:
+        with pytest.raises(PermissionError, match="install nothing"):
+            os.system(command)
+    inside = f"import subprocess; subprocess.run({command!r}, shell={isinstance(command, str)})"
+    done = subprocess.run([sys.executable, "-c", inside], capture_output=True, text=True, check=False)
+    assert done.returncode and "install nothing" in done.stderr
+    assert len((tmp_path / "refused").read_text().splitlines()) == 3
+
+
+def test_nor_does_a_script_that_a_test_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KIT_OFFLINE_LOG", str(tmp_path / "refused"))
+    for line in ("pip --version", "uv --version", f"{sys.executable} -m pip --version", "exec apt-get --version"):
+        script(tmp_path / "it", line)
+        done = subprocess.run([tmp_path / "it"], capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and done.stdout == "", line
+    assert len((tmp_path / "refused").read_text().splitlines()) == 4
+    with pytest.raises(PermissionError, match="install nothing"):
+        importlib.import_module("pip._internal.cli.main")
+
+
+def test_other_commands_start(tmp_path: Path) -> None:
+    for command in (
+        [sys.executable, "-c", "print('pip install x')"],
+        ["echo", "conda", "-m"],
+        ["sh", "-c", "echo apthere"],
+    ):
+        assert subprocess.run(command, capture_output=True, check=True).stdout
 
 
 def test_jupyterlab_asks_for_no_news_and_no_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,15 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
+
+BEGINS = "tests.faults.begins"
+
+
+def begins() -> None:
+    """Said by a job that has set up what it needs: it is hurt from here on, not before."""
+    sys.audit(BEGINS)
 
 
 @dataclass

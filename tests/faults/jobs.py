@@ -27,6 +27,7 @@ from kit.steering.vectors import load_gguf
 from kit.widgets.gallery import sets
 from kit.widgets.gallery.features import Feature
 from kit.widgets.panel.rating import Item, Ratings
+from tests.faults import begins
 from tests.faults.subjects import TEXTS, Subjects
 
 
@@ -216,7 +217,12 @@ def _training(name: str, make: Callable[[], Any]) -> Job:
             raise AssertionError(f"it ended at step {run.step}")
         return {k: v.detach().clone() for t in run.trainers.values() for k, v in t.sae.state_dict().items()}
 
-    return Job(name, lambda home: at(home).run(folder=home / "run"), look, result, True)
+    def run(home: Path) -> None:
+        training = at(home)
+        begins()
+        training.run(folder=home / "run")
+
+    return Job(name, run, look, result, True)
 
 
 def _harvest(subjects: Subjects) -> Job:

@@ -6,6 +6,7 @@ the job costs. The host itself never computes a gradient: torch forbids that bef
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
@@ -23,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.faults import Row
+from tests.faults import BEGINS, Row
 from tests.faults.jobs import Job
 
 LIMIT = 300  # seconds after which a child counts as hung
@@ -40,6 +41,7 @@ _EVENTS = (
 )
 KINDS = ("file operation", "byte", "disk full", "time")
 STOP = "stop button"
+MOST_FILES = 8  # of a job, each of which is cut in its middle
 
 
 def run(jobs: list[Job], folder: Path, rounds: int, seed: int = 0) -> list[Row]:
@@ -51,36 +53,46 @@ def _job(job: Job, home: Path, rounds: int, seed: int) -> Row:
     row, rng = Row(f"killed: {job.name}"), random.Random(f"{seed} {job.name}")
     clean = home / "clean"
     clean.mkdir(parents=True)
-    events, start = home / "events", time.monotonic()
-    status = child(lambda: _counted(job, clean, events))
-    took = time.monotonic() - start
+    told = home / "told"
+    status = child(lambda: _watched(job, clean, told))
     if status != 0:
         row.losses.append(f"the run that nobody disturbs ended with {status}")
         return row
     expected = _result(job, clean, home / "expected")
-    count = max(1, int(events.read_text()))
-    largest = max((p.stat().st_size for p in clean.rglob("*") if p.is_file()), default=1)
+    count, took, seen = json.loads(told.read_text())
+    sizes = {p.name: p.stat().st_size for p in sorted(clean.rglob("*")) if p.is_file() and p.stat().st_size}
     every = (*KINDS, STOP) if job.stoppable else KINDS
-    for n in range(max(rounds, len(every) if rounds >= len(KINDS) else 0)):
-        kind = every[n % len(every)]
-        at = {
-            "file operation": rng.randrange(count),
-            "time": rng.random() * took,
-            STOP: 0.01 + rng.random() * took,
-        }.get(kind, rng.randrange(largest))
-        told, where = f"{kind} {at:.4g}", home / f"round-{n}"
+    kinds = [every[n % len(every)] for n in range(max(rounds, len(every) if rounds >= len(KINDS) else 0))]
+    harms: list[tuple[str, Any]] = []
+    for kind in kinds:
+        name = rng.choice(list(sizes))
+        limit = (name if name in seen else "", rng.randrange(sizes[name]))
+        harms.append(
+            (
+                kind,
+                {"file operation": rng.randrange(count), "time": rng.random() * took, STOP: rng.random() * took}.get(
+                    kind, limit
+                ),
+            )
+        )
+    if rounds >= len(KINDS):  # a small file beside a large one is hit too, in its middle
+        harms += [("byte", (name, size // 2)) for name, size in list(sizes.items())[:MOST_FILES] if name in seen]
+    for n, (kind, at) in enumerate(harms):
+        told, where = f"{kind} {at}", home / f"round-{n}"
         where.mkdir()
-        status = child(lambda k=kind, a=at, w=where: _hurt(job, w, k, a), at if kind == "time" else None)
+        status = child(lambda k=kind, a=at, w=where: _hurt(job, w, k, a))
         row.faults += 1
         if status not in (0, 3, -signal.SIGKILL, -signal.SIGXFSZ):
             row.losses.append(f"{told}: it ended with {status}")
         row.losses += [f"{told}: {what}" for what in _told(job, where, home / f"seen-{n}")]
-        if kind == "disk full" and (left := [p.name for p in where.rglob("*.part")]):
+        if kind == "disk full" and (left := _parts(where)):
             row.losses.append(f"{told}: it left {left}")
         status = child(lambda w=where: job.run(w))
         if status != 0:
             row.losses.append(f"{told}: run again, it ended with {status}")
             continue
+        if left := _parts(where):
+            row.losses.append(f"{told}: run again, what the first left is still there: {left}")
         again = _result(job, where, home / f"again-{n}")
         if (
             again is None
@@ -92,50 +104,84 @@ def _job(job: Job, home: Path, rounds: int, seed: int) -> Row:
     return row
 
 
-def _counted(job: Job, home: Path, events: Path) -> None:
-    count = [0]
-    _hook(home, lambda: count.__setitem__(0, count[0] + 1))
+def _parts(home: Path) -> list[str]:
+    return [p.name for p in home.rglob("*") if p.suffix == ".part" or p.name.startswith(".tmp")]
+
+
+def _watched(job: Job, home: Path, told: Path) -> None:
+    """How many operations on files there are, how long they go on, and which files they name."""
+    count, start, seen = [0], [0.0], set()
+
+    def step(path: str) -> None:
+        start[0] = start[0] or time.monotonic()
+        count[0] += bool(path)
+        seen.update(_names(path))
+
+    _hook(home, step)
     job.run(home)
-    events.write_text(str(count[0]))
+    told.write_text(json.dumps([max(1, count[0]), time.monotonic() - start[0], sorted(seen)]))
 
 
-def _hurt(job: Job, home: Path, kind: str, at: float) -> None:
-    if kind == "file operation":
-        left = [int(at)]
+def _names(path: str) -> list[str]:
+    """The file that a path is about, and the one that a folder beside it is for."""
+    return [
+        part
+        for name in Path(path).parts
+        for part in (name, name[1:].rsplit(".", 2)[0] if name.endswith(".part") else name)
+    ]
 
-        def step() -> None:
+
+def _hurt(job: Job, home: Path, kind: str, at: Any) -> None:
+    begun, left = [False], [at]
+
+    def begin() -> None:
+        if kind == "time":
+            killer = os.getpid()
+            if os.fork() == 0:  # from outside, in the middle of whatever it does
+                time.sleep(at)
+                os.kill(killer, signal.SIGKILL)
+                os._exit(0)
+        elif kind == STOP:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+            signal.setitimer(signal.ITIMER_REAL, max(at, 0.001))
+
+    def fill() -> None:
+        """A file that grows to this size: the process dies there, or is told that the disk is full."""
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL if kind == "byte" else signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(at[1]), resource.RLIM_INFINITY))
+
+    def step(path: str) -> None:
+        if not begun[0]:
+            begun[0] = True
+            begin()
+        if kind == "file operation" and path:
             if left[0] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             left[0] -= 1
+        elif kind in ("byte", "disk full") and (at[0] in _names(path) or not at[0]):
+            fill()
 
-        _hook(home, step)
-    elif kind in ("byte", "disk full"):
-        # a file that grows to this size: the process dies there, or is told that the disk is full
-        dies = kind == "byte"
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL if dies else signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(at), resource.RLIM_INFINITY))
-    elif kind == STOP:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-        signal.setitimer(signal.ITIMER_REAL, at)
+    _hook(home, step)
     try:
         job.run(home)
     except KeyboardInterrupt as error:
         raise SystemExit(3) from error
     except Exception as error:
-        if kind != "disk full":
-            raise
+        if kind != "disk full" or not isinstance(error, OSError) or str(home) not in str(error):
+            raise  # it is to say that, and where
         raise SystemExit(3) from error
 
 
-def _hook(home: Path, step: Callable[[], None]) -> None:
-    """Call ``step`` before every operation on a file in the folder."""
+def _hook(home: Path, step: Callable[[str], None]) -> None:
+    """Call ``step`` before every operation on a file in the folder with its path, and with an empty
+    one when a job has set up what it needs."""
     inside = str(home)
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        if event in _EVENTS and args and str(args[0]).startswith(inside):
-            step()
+        if event == BEGINS or (event in _EVENTS and args and str(args[0]).startswith(inside)):
+            step("" if event == BEGINS else str(args[0]))
 
     sys.addaudithook(hook)
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import kit
 from course import rules
+from course.room import machines
 from course.studies import recovery
 from kit import sae as saes
 from kit.data.corpora import corpus
@@ -31,6 +32,12 @@ from tests.faults.files import Kind
 from tests.faults.subjects import TEXTS, Subjects, trained
 
 Bad = Iterator[tuple[str, Callable[[], Any]]]
+# of a file of ours: texts that are free, numbers that a vector may have, tensors that nobody asks for
+_FREE = (
+    r"^(unit|method|layer_convention|convention|name|fingerprint)='|^metadata='\{\"gallery"
+    r"|^of (-1e\+38|10{9})$|^further"
+)
+_UNREAD = r"/(cfg\.json|sparsity\.safetensors) "  # of a snapshot: sae-lens writes them
 
 
 def kinds(subjects: Subjects) -> list[Kind]:
@@ -85,6 +92,20 @@ def kinds(subjects: Subjects) -> list[Kind]:
         found.top(busy, 2)
         found.together(busy, 2)
 
+    def report(home: Path) -> Path:
+        (home / "d").mkdir()
+        checks = [{"name": "torch", "ok": True, "detail": "2.13.0", "fix": ""}]
+        (home / "d" / "one.json").write_text(json.dumps({"kit": kit.__version__, "checks": checks}))
+        return home / "d"
+
+    def read_report(path: Path) -> None:
+        (found,) = machines.machines(path)
+        if found.word == "damaged":
+            raise ValueError(found.worst)
+
+    def load_and_chat(path: Path) -> None:
+        kit.chat_tokens(kit.load_model(str(path), dtype="float32"), "Hello")
+
     def model_folder(home: Path) -> Path:
         return Path(shutil.copytree(subjects.folder / "one", home / "m"))
 
@@ -95,12 +116,14 @@ def kinds(subjects: Subjects) -> list[Kind]:
             lambda home: subjects.vector().save(home / "v.safetensors"),
             kit.SteeringVector.load,
             lambda bad: _vectors(bad, "direction"),
+            _FREE,
         ),
         Kind(
             "factor",
             lambda home: subjects.factor().save(home / "f.safetensors"),
             Factor.load,
             lambda bad: _vectors(bad, "reads"),
+            _FREE,
         ),
         Kind("vector of torch", torch_file, lambda p: kit.SteeringVector.from_pt(p, 1), _pickles),
         Kind(
@@ -109,38 +132,101 @@ def kinds(subjects: Subjects) -> list[Kind]:
             lambda p: load_gguf(p, model),
             _ggufs,
         ),
-        Kind("dictionary", lambda home: dictionary.save(home / "sae"), lambda p: saes.load(p, model=model), _configs),
+        Kind(
+            "dictionary",
+            lambda home: dictionary.save(home / "sae"),
+            lambda p: saes.load(p, model=model),
+            _configs,
+            r"^(dtype|device|apply_b_dec_to_input|extra)=|^integers$|^metadata "
+            r"(kit_name|kit_fingerprint|kit|hook_head_index|model_from_pretrained_kwargs)=",
+        ),
         Kind(
             "crosscoder",
             lambda home: crosscoder.save(home / "c.safetensors"),
             lambda p: Crosscoder.load(p, subjects.pair),
             lambda bad: _vectors(bad, "encoder"),
+            _FREE,
         ),
         Kind(
             "feature store",
             lambda home: store.save(home / "s.safetensors", model),
             lambda p: use(FeatureStore.open(p, dictionary, model)),
-            lambda bad: _vectors(bad, "where"),
+            _stores,
+            "^further",
         ),
         Kind("activation cache", cache, lambda p: subjects.source(cache=p).harvest(0)),
         Kind(
             "training snapshot",
             lambda home: snapshot(subjects.training(), home),
             lambda p: subjects.training().restore(p),
+            harmless=_UNREAD,
         ),
         Kind(
             "snapshot of a crosscoder",
             lambda home: snapshot(subjects.paired(), home),
             lambda p: subjects.paired().restore(p),
+            harmless=_UNREAD,
         ),
-        Kind("adapter", adapter, lora.read, _adapters),
-        Kind("gallery", a_set, sets.load, _galleries),
-        Kind("ratings", rated, lambda p: Ratings(items, p), _ratings),
+        Kind(
+            "adapter",
+            adapter,
+            lora.read,
+            _adapters,
+            r"^(base_model_name_or_path|fan_in_fan_out|inference_mode|lora_dropout|r|target_modules|task_type)="
+            r"|^lora_alpha=-1$|^init_lora_weights=|^(use_dora|modules_to_save)=(None|\[\]|\{\})",
+        ),
+        Kind(
+            "gallery",
+            a_set,
+            sets.load,
+            _galleries,
+            r"^(rank=-?10*|coefficient=-1|scores=\{\}|result=None)$|^(first_name|starred)=",
+        ),
+        Kind("ratings", rated, lambda p: Ratings(items, p), _ratings, "cut at 0$"),
         Kind("corpus", text("t.jsonl", jsonl), corpus),
-        Kind("records", text("r.json", json.dumps([{"arm": "baseline"}] * 9)), recovery.read),
-        Kind("notebook", notebook, look_at_notebook, _notebooks),
-        Kind("model folder", model_folder, lambda p: kit.load_model(str(p), dtype="float32"), _model_codes),
+        Kind(
+            "texts",
+            text("t.txt", "\n".join(TEXTS)),
+            corpus,
+            _texts,
+            r"cut at [1-9]|of letters|deep|long|twice|[\]\[}{1xNl\"]$",
+        ),
+        Kind(
+            "records",
+            text("r.json", json.dumps([{"organism": "x", "arm": "baseline"}] * 9)),
+            recovery.read,
+            None,
+            r" \[\]$",
+        ),
+        Kind("report of a machine", report, read_report),
+        Kind("notebook", notebook, look_at_notebook, _notebooks, r"^source_sha256=|^\{'cells': \[\]\}$"),
+        Kind(
+            "model folder",
+            model_folder,
+            load_and_chat,
+            _model_codes,
+            r"generation_config\.json |chat_template\.jinja header|tokenizer_config\.json (twice|\{\})|^code of its own",
+        ),
     ]
+
+
+def _texts(bad: Path) -> Bad:
+    yield "latin-1", lambda: bad.write_bytes("caf\u00e9".encode("latin-1"))
+    yield "UTF-16", lambda: bad.write_text("a text", encoding="utf-16")
+    yield "a byte 0", lambda: bad.write_bytes(b"a text\0and more")
+    yield "empty lines", lambda: bad.write_text("\n \n\n")
+
+
+def _stores(bad: Path) -> Bad:
+    yield from _vectors(bad, "where")
+    told = load_file(bad)
+    with safe_open(str(bad), framework="pt") as file:
+        about = file.metadata()
+    for name, value in (("value", torch.nan), ("value", torch.inf), ("value", -1.0), ("where", 0)):
+        for at in (1, len(told[name]) // 2, -1):
+            changed = {k: v.clone() for k, v in told.items()}
+            changed[name][at] = value
+            yield f"{name}[{at}]={value}", lambda changed=changed: save_file(changed, bad, about)
 
 
 def _json(path: Path, content: Any) -> Callable[[], Any]:
@@ -160,7 +246,7 @@ def _vectors(bad: Path, tensor: str) -> Bad:
     yield "no numbers", wrote(torch.zeros(0))
     yield "one number", wrote(torch.tensor(1.0))
     yield "five dimensions", wrote(torch.ones(1, 1, 2, 2, 2))
-    yield "too long", wrote(torch.ones(2**24 + 1).bool())
+    yield "too long", wrote(torch.ones((2**24 + 1,) + (1,) * (one.dim() - 1), dtype=torch.float16))
     for dtype in (torch.bool, torch.int64, torch.uint8, torch.float8_e4m3fn, torch.complex64):
         yield f"of {dtype}", wrote(one.to(dtype))
     for value in (float("nan"), float("inf"), -1e38, 10**9):
@@ -228,6 +314,8 @@ def _configs(bad: Path) -> Bad:
             yield f"{name}={size!r:.9}", wrote(**{name: size})
     for name in (*told, "extra"):
         for junk in (None, [], {}, "../../etc/passwd", "__import__('os')", -1, float("nan"), True):
+            if name in told and told[name] == junk:  # as it should be
+                continue
             yield f"{name}={junk!r}", wrote(**{name: junk})
     for name in ("hook_name", "kit_name", "kit_fingerprint", "kit", "hook_head_index", "model_from_pretrained_kwargs"):
         for junk in (None, [], 7, "../../x", "blocks.99999999999.hook_out", {"a": 1}):
@@ -301,5 +389,20 @@ def _model_codes(bad: Path) -> Bad:
     classes = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}
     yield "code of its own", code(auto_map=classes)
     yield "a type of its own", code(auto_map=classes, model_type="evil", architectures=["evil.M"])
-    for name, value in (("hidden_size", 10**12), ("num_hidden_layers", -1), ("vocab_size", "x")):
+    for name, value in (
+        ("hidden_size", 10**12),
+        ("num_hidden_layers", 10**6),
+        ("num_hidden_layers", -1),
+        ("num_labels", 10**9),
+        ("vocab_size", "x"),
+    ):
         yield f"{name}={value}", code(**{name: value})
+    weights = load_file(bad / "model.safetensors")
+    for value in (float("nan"), float("inf")):
+        changed = weights | {min(weights): torch.full_like(weights[min(weights)], value)}
+        yield (
+            f"weights of {value}",
+            lambda changed=changed: save_file(changed, bad / "model.safetensors", {"format": "pt"}),
+        )
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    yield "a template without an end", lambda: (bad / "chat_template.jinja").write_text(loop)

@@ -300,7 +300,7 @@ def test_a_killed_kernel_blocks_nobody_and_its_rubbish_goes(home: Path, tmp_path
     victim.kill()
     victim.communicate(timeout=20)
     assert weights.cached() is None
-    assert any(p.name.startswith(".bfloat16-") for p in home.iterdir())  # what it left behind
+    assert any(p.name.startswith(".bfloat16.") for p in home.iterdir())  # what it left behind
     assert works(home)
 
 

@@ -266,6 +266,39 @@ def test_what_it_reads_is_what_it_counts(model: Any, store: FeatureStore) -> Non
     assert alone.shape == (1, len(store)) and alone.any(), "one token is all there is"
 
 
+@pytest.mark.parametrize(
+    ("part", "at", "value", "said"),
+    [
+        ("value", 3, float("nan"), "NaN"),
+        ("value", -1, float("inf"), "infinity"),
+        ("value", 0, -1.0, "negative"),
+        ("where", 1, None, "does not rise"),  # twice at one place
+    ],
+)
+@pytest.mark.parametrize("look", [2**22, 2])
+def test_entries_that_no_build_makes_are_refused(
+    store: FeatureStore,
+    dictionary: Any,
+    model: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+    at: int,
+    value: float | None,
+    said: str,
+    look: int,
+) -> None:
+    monkeypatch.setattr("kit.sae.store._LOOK", look)
+    parts = {name: getattr(store, name).clone() for name in ("tokens", "start", "where", "value")}
+    FeatureStore(dictionary, **parts).save(tmp_path / "s", model)
+    FeatureStore.open(tmp_path / "s", dictionary, model)
+    first = int(store.start[busiest(store)])
+    parts[part][first + at if value is None else at] = parts[part][first] if value is None else value
+    FeatureStore(dictionary, **parts).save(tmp_path / "s", model)
+    with pytest.raises(ValueError, match=f"is damaged: .*{said}"):
+        FeatureStore.open(tmp_path / "s", dictionary, model)
+
+
 # --- whose it is ----------------------------------------------------------------------------------
 
 

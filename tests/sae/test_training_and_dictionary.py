@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -343,6 +345,51 @@ def test_a_short_run_fires_as_many_latents_in_inference(model: Any, architecture
     run.run()
     batch = next(stream)[RESID]  # with the library's own rate it would be 12 and more
     assert 3 < (run.dictionaries()[0].encode(batch) > 0).sum(-1).float().mean() < 6
+
+
+def test_a_stop_waits_for_the_step_to_end(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever part of a step it comes in, the source and every optimiser have done the same steps."""
+    for at in range(1, 4):
+        run = Training(source(model), widths=[1], k=8, steps=20)
+        calls = []
+
+        def press(*_: Any) -> None:
+            calls.append(1)
+            if len(calls) == 3 + at:
+                signal.raise_signal(signal.SIGINT)
+
+        for n, trainer in enumerate(run.trainers.values()):
+            real = trainer.step
+            monkeypatch.setattr(trainer, "step", lambda x, real=real: (press(), real(x))[1])
+        run.run(folder=tmp_path / str(at))
+        assert 0 < run.step < 20
+        again = Training(source(model), widths=[1], k=8, steps=20)
+        again.restore(tmp_path / str(at))
+        done = {again.source.served // 64, *(trainer.n_training_steps for trainer in again.trainers.values())}
+        assert done == {again.step} == {run.step}
+
+
+def test_half_a_checkpoint_is_none(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever file of it the disk has no room for, the last whole one stays."""
+    run = Training(source(model), widths=[1], k=8, steps=20)
+    run.advance()
+    run.save(tmp_path)
+    run.advance()
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    sizes = {file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()}
+    try:
+        for size in sorted(sizes):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, before[1]))
+            with pytest.raises(OSError, match=str(tmp_path)):
+                run.save(tmp_path)
+            again = Training(source(model), widths=[1], k=8, steps=20)
+            again.restore(tmp_path)
+            assert again.step == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    run.save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "training.json"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import kit
 from kit import sae
-from kit.base import progress, shards
+from kit.base import progress, shards, texts
 from kit.cli import harvest
 from kit.sae import Source
 from kit.search import dct, melbo, parallel
@@ -401,7 +401,7 @@ def test_the_command_fills_what_a_source_reads(
     assert capsys.readouterr().out.startswith(f"{n} chunks of 8 rows, {n * 8 * 20:,} tokens, ")
     monkeypatch.setattr(Source, "read_chunk", None)
     given = Source(
-        model, harvest.read_texts(corpus), [sae.Site(1)], batch=16, context=20, rows=8, cache=tmp_path / "out"
+        model, texts.read(corpus, paragraphs=True), [sae.Site(1)], batch=16, context=20, rows=8, cache=tmp_path / "out"
     )
     read = [next(given)[sae.Site(1)] for _ in range(3 * n)]
     monkeypatch.undo()
@@ -409,26 +409,3 @@ def test_the_command_fills_what_a_source_reads(
     assert all(torch.equal(some, next(plain)[sae.Site(1)]) for some in read)
     assert harvest.main([*command, "--seed", "1"]) == 1
     assert "made with other seed" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("a.jsonl", '{"text": "one"}\n[1]\n', "line 2: no JSON object"),
-        ("a.jsonl", '{"text": 3}\n', "line 1: the field 'text' is no text"),
-        ("a.txt", "\n\n \n", "holds no text"),
-        (None, "", "there is no such file"),
-    ],
-)
-def test_a_corpus_that_cannot_be_read_is_named(tmp_path: Path, name: str | None, content: str, said: str) -> None:
-    if name:
-        (tmp_path / name).write_text(content, encoding="utf-8")
-    with pytest.raises((ValueError, FileNotFoundError), match=said):
-        harvest.read_texts(tmp_path / (name or "absent.txt"))
-
-
-def test_texts_of_a_corpus(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("one\nline two\n\n\n two \n", encoding="utf-8")
-    (tmp_path / "a.jsonl").write_text('{"text": "a\\n\\nb", "id": 1}\n\n{"text": ""}\n')
-    assert harvest.read_texts(tmp_path / "a.txt") == ["one\nline two", "two"]
-    assert harvest.read_texts(tmp_path / "a.jsonl") == ["a\n\nb"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kit.base.files import JUNK
+from kit.base.scratch import keep_new, scratch
 from kit.steering.rank_one import Factor
 from kit.steering.vectors import SteeringVector
 from kit.widgets.gallery.features import Feature, Result, calibrated
@@ -39,16 +39,14 @@ def save(all_of_them: Sequence[Feature], folder: str | Path) -> Path:
     if not all_of_them:
         raise ValueError("there is no feature to save: run the gallery, or show more of it, first")
     marked = [_marked(f) for f in sorted(all_of_them, key=lambda f: f.rank)]
-    wanted = Path(str(folder).strip()).expanduser()
+    wanted = Path(os.path.abspath(Path(str(folder).strip()).expanduser()))
     wanted.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=wanted.parent, prefix=".saving-") as scratch:
-        whole = Path(scratch) / "set"
-        whole.mkdir()
+    with scratch(wanted) as part:
+        made = part / "set"
+        made.mkdir()
         for vector in marked:
-            files.save(vector, whole)
-        target = files.free(wanted.parent, wanted.name)
-        os.rename(whole, target)
-    return target
+            files.save(vector, made)
+        return keep_new(made, wanted.parent, wanted.name)
 
 
 def _marked(f: Feature) -> SteeringVector | Factor:

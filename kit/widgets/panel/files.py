@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
-
+from kit.base.files import header
+from kit.base.scratch import keep_new, scratch
 from kit.steering.intervention import Intervention
 from kit.steering.rank_one import Factor
 from kit.steering.vectors import SteeringVector
@@ -27,16 +27,9 @@ def save(vector: Intervention, folder: str | Path = ".") -> Path:
         raise TypeError(f"{vector.name!r} is a {type(vector).__name__}: only vectors and factors are saved")
     stem = re.sub(r"[^\w.+@-]+", "-", vector.name)[:80].encode()[:120].decode(errors="ignore")
     sign = "-" if vector.name.startswith(("-", "−")) else ""
-    return vector.save(free(Path(folder), sign + (stem.strip("-.") or "vector"), ".safetensors"))
-
-
-def free(folder: Path, stem: str, ending: str = "") -> Path:
-    """A path that is not taken: ``stem`` and its ending, with a number from 2 on where need be."""
-    path, n = folder / f"{stem}{ending}", 1
-    while path.exists():
-        n += 1
-        path = folder / f"{stem}-{n}{ending}"
-    return path
+    stem = sign + (stem.strip("-.") or "vector")
+    with scratch(Path(folder) / f"{stem}.safetensors") as part:
+        return keep_new(vector.save(part / "it"), Path(folder), stem, ".safetensors")
 
 
 def load(path: str, model: TransformerBridge) -> SteeringVector | Factor:
@@ -57,6 +50,6 @@ def read(file: Path) -> SteeringVector | Factor:
     """Whichever of the two a ``.safetensors`` file holds; errors as theirs."""
     kind: type[SteeringVector | Factor] = SteeringVector
     # what is missing or damaged is for the vector's own loader to explain
-    with suppress(SafetensorError, OSError, ValueError), safe_open(str(file), framework="pt") as content:
-        kind = Factor if "reads" in content.keys() else SteeringVector
+    with suppress(OSError, ValueError):
+        kind = Factor if "reads" in header(file) else SteeringVector
     return kind.load(file)

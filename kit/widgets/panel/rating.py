@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from typing import Any
 
 import ipywidgets as w
 
-from kit.base.files import MOST_JSON, size_at_most, whole
+from kit.base.files import read_text, whole
 from kit.base.html import PLAIN, number
+from kit.base.scratch import locked
 from kit.models.positions import Positions
 from kit.steering import generation
 from kit.steering.generation import Generation
@@ -61,7 +63,8 @@ class Ratings:
         """Go on where the CSV at ``path`` ends, if there is one.
 
         Raises:
-            ValueError: no items, or a CSV that holds ratings of other texts.
+            ValueError: no items, or a CSV that holds ratings of other texts; OSError: it cannot be
+                read, or is no ordinary file.
         """
         self.items = list({item.id: item for item in items}.values())
         if not self.items:
@@ -69,7 +72,7 @@ class Ratings:
         random.Random(seed).shuffle(self.items)
         self.path = None if path is None else Path(path)
         self.answers: dict[str, Answer] = {}
-        if self.path is not None and self.path.exists():
+        if self.path is not None:
             self._resume(self.path)
 
     @property
@@ -89,7 +92,9 @@ class Ratings:
             raise ValueError(f"score={score!r}: give a whole number from 1 to 5")
         self.answers[self.current.id] = Answer(score, bool(guess))
         if self.path is not None:
-            self.save(self.path)
+            with locked(self.path):  # another kernel may have rated too
+                self._resume(self.path)
+                self.save(self.path)
 
     def summary(self) -> dict[str, float | int | None]:
         """Hits among the guesses, and mean scores of steered and unsteered texts."""
@@ -117,10 +122,14 @@ class Ratings:
                     lines.writerow((i.id, i.prompt, i.text, i.label, *said))
 
     def _resume(self, path: Path) -> None:
-        size_at_most(path, MOST_JSON)
+        """Add what the file holds to the answers, of which those given here stay."""
+        if not path.exists():
+            return
         try:
-            with open(path, newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
+            lines = csv.DictReader(io.StringIO(read_text(path), newline=""))
+            if lines.fieldnames is not None and tuple(lines.fieldnames) != _FIELDS:
+                raise ValueError(f"its first line is {','.join(lines.fieldnames)!r:.80}")
+            rows = list(lines)
             found = {row["item"]: Answer(int(row["score"]), row["guess"] == "1") for row in rows}
         except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise ValueError(f"{path} is no CSV of ratings: {error!r:.200}") from error
@@ -128,7 +137,7 @@ class Ratings:
             raise ValueError(f"{path} is no CSV of ratings: a score is outside 1 to 5")
         if not set(found) <= {item.id for item in self.items}:
             raise ValueError(f"{path} holds ratings of other texts; give another path")
-        self.answers = found
+        self.answers = found | self.answers
 
 
 _BOX = "border:1px solid rgba(128,128,128,.4);border-radius:6px;padding:10px 14px"
@@ -212,7 +221,7 @@ class BlindRating(View):
         """Answer for the text on the screen and go on; that the file cannot be written is told."""
         try:
             self.ratings.rate(score, guess)
-        except OSError as error:  # the answer is kept, and written with the next
+        except (OSError, ValueError) as error:  # the answer is kept, and written with the next
             self._say(f"not saved: {error}", error=True)
         self._show()
 
