@@ -48,7 +48,7 @@ def threats() -> list[str]:
 
 
 def test_the_table_has_a_row_for_each_threat() -> None:
-    assert len(threats()) == 12
+    assert len(threats()) == 13
 
 
 @pytest.mark.parametrize("row", threats(), ids=lambda row: row[2:40])

@@ -99,8 +99,9 @@ def test_a_file_that_says_it_is_empty_is_not_read_without_end(tmp_path: Path) ->
     with pytest.raises(ValueError, match="goes on and on"):
         files.read_bytes(told, 1000)
     (tmp_path / "a").write_bytes(bytes(1001))
-    with pytest.raises(ValueError, match="at most 0 MB are read"):
-        files.read_bytes(tmp_path / "a", 1000)
+    for look in (files.read_bytes, files.size_at_most, files.unpacked_at_most):
+        with pytest.raises(ValueError, match="is 0 MB long, at most 0 MB are read"):
+            look(tmp_path / "a", 1000)
 
 
 NOTEBOOK = '{"nbformat": 4, "nbformat_minor": 5, "metadata": {"kit": {}}, "cells": []}'

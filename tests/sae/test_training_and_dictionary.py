@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from kit.models import activations
 from kit.models.activations import capture
@@ -390,6 +391,19 @@ def test_half_a_checkpoint_is_none(model: Any, tmp_path: Path, monkeypatch: pyte
         signal.signal(signal.SIGXFSZ, handler)
     run.save(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "training.json"]
+
+
+@pytest.mark.parametrize("name", ["W_enc", "W_dec", "b_enc", "b_dec", "threshold"])
+def test_a_dictionary_s_file_without_numbers_is_refused(model: Any, tmp_path: Path, name: str) -> None:
+    run = Training(source(model), widths=[1], k=8, steps=4)
+    run.advance()
+    path = run.dictionaries()[0].save(tmp_path) / "sae_weights.safetensors"
+    for value in (torch.nan, torch.inf):
+        weights = load_file(path)
+        weights[name].view(-1)[2] = value
+        save_file(weights, path)
+        with pytest.raises(ValueError, match="holds NaN or infinity"):
+            load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -409,3 +411,13 @@ def test_the_command_fills_what_a_source_reads(
     assert all(torch.equal(some, next(plain)[sae.Site(1)]) for some in read)
     assert harvest.main([*command, "--seed", "1"]) == 1
     assert "made with other seed" in capsys.readouterr().err
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))  # a disk that is full after so much
+    try:
+        assert harvest.main([*command[:-1], str(tmp_path / "full")]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    said = capsys.readouterr().err
+    assert said.startswith("kit.harvest: ") and str(tmp_path / "full" / "chunk-") in said and said.count("\n") == 1
+    assert [p.name for p in (tmp_path / "full").iterdir() if not p.name.endswith(".lock")] == []
