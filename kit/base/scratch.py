@@ -114,7 +114,7 @@ def keep_new(made: Path, folder: Path, stem: str, ending: str = "") -> Path:
             if not os.path.lexists(path):
                 _claim(made, path)
                 return path
-    raise AssertionError("numbers do not end")
+    raise AssertionError(f"stem={stem!r}: numbers do not end")
 
 
 def _claim(made: Path, path: Path) -> None:

@@ -201,7 +201,7 @@ def runtime(model: TransformerBridge) -> Runtime:
         TypeError: ``model`` is not a ``TransformerBridge``.
         ValueError: it is in training mode.
     """
-    if not (hasattr(model, "original_model") and hasattr(model, "hook_dict")):
+    if not hasattr(type(model), "hook_dict"):  # a property that walks the model: not of the instance
         raise TypeError(f"model is a {type(model).__name__}; pass the TransformerBridge that kit.load_model returns")
     state = _RUNTIMES.get(model) or register(model, None)
     if model.original_model.training or state.decoder.training:

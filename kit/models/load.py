@@ -97,8 +97,9 @@ def load_model(
             hf = given.stored(source, kind, device_map)
             words = _tokenizer(source if tokenizer is None else tokenizer, embedded=title == weights.EMBEDDED)
         weights.check_placement(hf, device_map)
-        if title != weights.EMBEDDED:  # whose hash was compared
-            check_finite(hf, title)
+    known = isinstance(name, str) and name == weights.EMBEDDED  # whose hash was compared
+    if not known:
+        check_finite(hf, title)
     if untrained is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(untrained)
@@ -108,8 +109,7 @@ def load_model(
         lora.merge(hf, adapter)
     if device_map is None:
         hf = hf.to(where)
-    # the embedded model is compared when it is first steered; of others nothing is known
-    reference = None if title == weights.EMBEDDED else reference_logits(hf)
+    reference = None if known else reference_logits(hf)  # the embedded one: when it is first steered
     # dispatched modules carry forwards bound to the original, which a copy would keep calling
     decoder = None if device_map else same_weights(hf)
     boot_device = None if device_map else where

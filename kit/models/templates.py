@@ -25,7 +25,7 @@ def apply(tokenizer: Any, messages: Sequence[Any], **options: Any) -> Any:
         ValueError: the template takes too many steps, builds something huge or fails in another
             way than jinja's errors, which go through.
     """
-    _check(str(tokenizer.chat_template))
+    _check(str(options.get("chat_template") or tokenizer.chat_template))
     size = sum(len(str(message)) for message in messages)
     with _steps_at_most(MOST_STEPS * (1 + len(messages) // 10), _MOST + 100 * size):
         return tokenizer.apply_chat_template(messages, **options)
@@ -62,7 +62,7 @@ def _steps_at_most(most: int, size: int) -> Iterator[None]:
         if left < 0:
             raise _Endless(f"takes more than {most:,} steps: it may have no end")
         if frame.f_code.co_filename == "<template>" and any(_big(value, size) for value in frame.f_locals.values()):
-            raise _Endless("builds a text, list or number without measure")
+            raise _Endless(f"builds a text or list beyond {size:,}, or a number beyond 64 bits")
         return step
 
     before = sys.gettrace()

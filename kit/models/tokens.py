@@ -237,19 +237,27 @@ def chat_tokens(model: TransformerBridge, user: str, system: str | None = None) 
     if not user.strip():
         raise ValueError("user='': the chat message is empty")
     tokenizer, why = runtime(model).tokenizer, ""
-    if not tokenizer.chat_template:
+    template = model.tokenizer.chat_template  # that may have been given another one
+    if not template:
         raise ValueError(f"{model.cfg.model_name!r} has no chat template; use kit.text_tokens(model, text)")
     said = [("system", system)] * (system is not None) + [("user", user)]
     for wrap in (str, lambda text: [{"type": "text", "text": text}]):  # some templates want a list of parts
         messages = [{"role": role, "content": wrap(text)} for role, text in said]
         try:
-            shown = templates.apply(tokenizer, messages, add_generation_prompt=True, tokenize=False)
+            shown = templates.apply(
+                tokenizer, messages, chat_template=template, add_generation_prompt=True, tokenize=False
+            )
         except Exception as error:  # a template raises anything
             why = why or f"refuses it: {error!s:.200}"
             continue
         if all("".join(str(text).split()) in "".join(shown.split()) for _, text in said):
             ids = templates.apply(
-                tokenizer, messages, add_generation_prompt=True, return_tensors="pt", return_dict=False
+                tokenizer,
+                messages,
+                chat_template=template,
+                add_generation_prompt=True,
+                return_tensors="pt",
+                return_dict=False,
             )
             return ids.to(model.cfg.device)
         why = why or "leaves it out"

@@ -27,7 +27,7 @@ def as_rows(coefficient: float | Sequence[float] | Tensor) -> Tensor:
     """
     try:
         if torch.as_tensor(coefficient).is_complex():
-            raise ValueError("complex numbers")
+            raise ValueError(f"coefficient={coefficient!r} is complex")
         rows = torch.as_tensor(coefficient, dtype=torch.float32).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"coefficient={coefficient!r}: give a number, or one for each row") from error

@@ -345,3 +345,11 @@ def test_weights_that_transformer_lens_rewrites_are_still_one_model(folder: Path
     model = kit.load_model(str(folder), dtype="float32")
     model.enable_compatibility_mode()  # folds norms, centres the unembedding
     assert kit.check(model, tiny.vector(model, 1), tiny.prompt(model)).rows[0].ok
+
+
+def test_weights_that_are_not_finite_are_refused_in_memory_too(folder: Path) -> None:
+    hf = plain(folder)
+    with torch.no_grad():
+        hf.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
+    with pytest.raises(ValueError, match=r"up_proj"):
+        kit.load_model(hf, tokenizer=str(folder))

@@ -373,8 +373,9 @@ def peak():
 
 store.fingerprint = lambda model: "x"
 class model:
+    tokenizer = None
     class cfg:
-        device, d_vocab = "cpu", 9
+        device, d_vocab, n_ctx = "cpu", 9, 128
 path = None if sys.argv[1] == "memory" else Path(sys.argv[1])
 entries.RUN = 2**17
 few = FeatureStore.build(Dense(), model, torch.zeros(96, 128, dtype=torch.int32), path=path)
