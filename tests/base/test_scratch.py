@@ -226,9 +226,16 @@ def test_a_disk_without_links_keeps_the_promise(tmp_path: Path, monkeypatch: pyt
     assert len(set(together(lambda _i: panel_files.save(VECTOR, tmp_path)))) == 24
 
 
+SLOW = """
+import os, time
+real, link = os.replace, os.link
+os.replace = lambda *paths: (time.sleep(0.005), real(*paths))
+os.link = lambda *paths: (time.sleep(0.005), link(*paths))
+"""
 SAVES = """
 import sys, torch, kit
 from kit.widgets.panel import files
+sys.stdin.readline()
 for i in range(30):
     files.save(kit.SteeringVector(torch.ones(4), 1, "v"), sys.argv[1])
 """
@@ -258,12 +265,15 @@ recovery._complete(Path(sys.argv[1]), "withholding", [("melbo", seed) for seed i
 
 
 def race(code: str, path: Path) -> None:
-    """Two processes that begin at the same moment."""
-    command = [sys.executable, "-c", code, str(path)]
+    """Two processes that begin at the same moment, and whose writes take their time."""
+    command = [sys.executable, "-c", SLOW + code, str(path)]
     some = [subprocess.Popen([*command, str(i)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) for i in (0, 1)]
     time.sleep(0.1)
     for one in some:
-        one.communicate(b"go\n", timeout=120)
+        one.stdin.write(b"go\n")  # type: ignore[union-attr]
+        one.stdin.flush()  # type: ignore[union-attr]
+    for one in some:
+        one.communicate(timeout=120)
         assert one.returncode == 0
 
 

@@ -274,6 +274,20 @@ def test_nor_does_a_script_that_a_test_starts(tmp_path: Path, monkeypatch: pytes
         importlib.import_module("pip._internal.cli.main")
 
 
+def test_only_a_download_from_this_machine_may_be_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--retries=0", "no-such-package"]
+    for index, starts in (("http://127.0.0.1:9/simple", True), ("https://pypi.org/simple", False), ("", False)):
+        monkeypatch.setenv("PIP_INDEX_URL", index)
+        if starts:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode and "no-such-package" in done.stderr
+            with pytest.raises(PermissionError):
+                subprocess.run([sys.executable, "-m", "pip", "install", "no-such-package"], check=False)
+        else:
+            with pytest.raises(PermissionError, match="install nothing"):
+                subprocess.run(command, check=False)
+
+
 def test_other_commands_start(tmp_path: Path) -> None:
     for command in (
         [sys.executable, "-c", "print('pip install x')"],

@@ -198,8 +198,8 @@ SEEDS = (
     Seed(
         "text is markup",
         "kit/base/html.py",
-        "{escape(text)}",
-        "{text}",
+        "{escape(visible(text))}",
+        "{visible(text)}",
         "tests/test_faults.py::test_hostile_text_stays_text",
     ),
     # writing

@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 _OWN_NAMES = {"", "localhost", "localhost.localdomain", "ip6-localhost", socket.gethostname()}
 
@@ -78,8 +79,15 @@ def manages(words: list[str]) -> bool:
     return any(re.fullmatch(MANAGERS + r"(\.exe|\.py)?", name) for name in names)
 
 
+def _from_here(words: list[str]) -> bool:
+    """Whether it is ``pip download``, which installs nothing, from an index on this machine: that
+    dead ones are told is tested."""
+    index = os.environ.get("PIP_INDEX_URL", "")
+    return words[1:4] == ["-m", "pip", "download"] and index != "" and is_local(urlsplit(index).hostname)
+
+
 def _installs_nothing(event: str, args: tuple[Any, ...]) -> None:
-    if event == "import" and args[0].startswith("pip._internal"):
+    if event == "import" and args[0].startswith("pip._internal") and not _from_here(sys.orig_argv):
         words = ["import pip"]
     elif event in _STARTS:
         given = args[1:] if event == "os.spawn" else args
@@ -88,6 +96,8 @@ def _installs_nothing(event: str, args: tuple[Any, ...]) -> None:
             line = ["sh", line if isinstance(line, str | bytes) else given[0]]
         words = [os.fsdecode(word) for word in line]
         if not manages(words) and not (given[0] and manages([os.fsdecode(given[0]), *words[1:]])):
+            return
+        if _from_here(words):
             return
     else:
         return
@@ -101,7 +111,9 @@ def install() -> None:
     """Patch the socket module of this process, and listen to what it starts; once is enough."""
     if getattr(socket, "_kit_offline", False):
         return
-    if manages(["python", *sys.orig_argv[1:]]):  # started by a shell, or by something else
+    if manages(["python", *sys.orig_argv[1:]]) and not _from_here(
+        sys.orig_argv
+    ):  # started by a shell, or by something else
         _note(" ".join(sys.orig_argv))
         sys.stderr.write("not started during tests, which install nothing\n")
         os._exit(1)
