@@ -394,8 +394,8 @@ refused by name when they are loaded.**
 ## Your own
 
 ```python
-model = kit.load_model("my/folder")                      # or a hub id
-model = kit.load_model(hf, tokenizer=words)              # a transformers model that is in memory
+model = kit.load_model("my/folder")  # or a hub id
+model = kit.load_model(hf, tokenizer=words)  # a transformers model that is in memory
 model = kit.load_model(peft_model, tokenizer="my/base")  # its adapter merged, in a copy
 ```
 
