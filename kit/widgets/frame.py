@@ -280,7 +280,7 @@ class View(w.VBox):
                 dispose(part)
             self.children, self._shut = (), True
             for name in {*vars(self)} - self._own:
-                del self.__dict__[name]
+                delattr(self, name)
         super().close()
 
     def _end(self) -> None:
