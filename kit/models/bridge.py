@@ -25,7 +25,18 @@ if TYPE_CHECKING:
 
 Kept = TypeVar("Kept")
 # what is found out about a model once, and kept
-Fact = Literal["decoding", "fingerprint", "hook points", "lens", "lens norms", "lens root", "paths", "prompt", "scales"]
+Fact = Literal[
+    "decoding",
+    "fingerprint",
+    "hook points",
+    "lens",
+    "lens norms",
+    "lens root",
+    "paths",
+    "prompt",
+    "scales",
+    "text start",
+]
 
 
 @dataclass
@@ -185,10 +196,16 @@ def norm_gain(norm: nn.Module, width: int) -> Tensor:
     if width % 2:
         probe[-3:] = torch.tensor([1.0, 1.0, -2.0])  # the mean of an odd number of signs is not 0
     large = (1000 * probe).to(weight.device, weight.dtype if weight.is_floating_point() else torch.float32)
-    with torch.no_grad():
-        pair = norm(torch.stack([large, -large])[None])[0].float()
-    rms = probe.square().mean().sqrt()
-    return (pair[0] - pair[1]) / 2 / (probe / rms).to(pair.device)  # the difference has no bias
+    found = without_bias(norm, large)
+    return found / (probe / probe.square().mean().sqrt()).to(found.device)
+
+
+@torch.no_grad()
+def without_bias(norm: nn.Module, row: Tensor) -> Tensor:
+    """What a norm makes of a row ``[width]``, less its bias, float32: half the difference between
+    that and what it makes of the row's negative."""
+    pair = norm(torch.stack([row, -row])[None])[0].float()
+    return (pair[0] - pair[1]) / 2
 
 
 _RUNTIMES: weakref.WeakKeyDictionary[Any, Runtime] = weakref.WeakKeyDictionary()

@@ -86,6 +86,7 @@ def load_model(
     plain = (name, tokenizer, device, device_map, adapter, untrained) == (weights.EMBEDDED, None, "auto", *[None] * 3)
     if plain and _PRELOADED and (dtype == "auto" or _as_dtype(dtype) == _PRELOADED[0].cfg.dtype):
         return _PRELOADED.pop()
+    known = name == weights.EMBEDDED  # whose hash was compared
     if not isinstance(name, str | os.PathLike):
         hf, words = _in_memory(name, tokenizer, dtype, device, (device_map, adapter, untrained))
         where, kind, title = hf.device, hf.dtype, str(hf.config._name_or_path or type(hf).__name__)
@@ -95,9 +96,8 @@ def load_model(
         source = weights.locate(title, str(kind).removeprefix("torch."))
         with _no_bars():  # half a second of work; bars would be saved into notebooks
             hf = given.stored(source, kind, device_map)
-            words = _tokenizer(source if tokenizer is None else tokenizer, embedded=title == weights.EMBEDDED)
+            words = _tokenizer(source if tokenizer is None else tokenizer, embedded=known)
         weights.check_placement(hf, device_map)
-    known = isinstance(name, str) and name == weights.EMBEDDED  # whose hash was compared
     if not known:
         check_finite(hf, title)
     if untrained is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from kit.models.bridge import norm_gain, runtime, unwrapped
+from kit.models.bridge import norm_gain, runtime, unwrapped, without_bias
 from kit.models.hook_points import output_of
 from kit.models.paths import architecture, difference, most, sample_tokens
 
@@ -141,9 +141,8 @@ class _End:
             return 1.0
         weight = next(self.norm.parameters(), stream)
         own = self.normed(stream)
-        pair = self.norm(torch.stack([stream, -stream])[None].to(weight))[0].to(own)
-        odd = (pair[0] - pair[1]) / 2  # has no bias
-        return float((odd * own).sum() / own.square().sum())
+        found = without_bias(self.norm, stream.to(weight)).to(own)
+        return float((found * own).sum() / own.square().sum())
 
 
 def _centre(rows: Tensor, centred: bool) -> Tensor:

@@ -287,10 +287,14 @@ def text_tokens(model: TransformerBridge, text: str) -> Tensor:
 
 def text_start(model: TransformerBridge) -> list[int]:
     """The special tokens that the model's own tokenizer puts before a text."""
-    words = runtime(model).tokenizer
-    bare = words("a", add_special_tokens=False).input_ids
-    full = words("a").input_ids
-    return full[: next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)]
+    state = runtime(model)
+
+    def make() -> list[int]:
+        bare = state.tokenizer("a", add_special_tokens=False).input_ids
+        full = state.tokenizer("a").input_ids
+        return full[: next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)]
+
+    return state.kept("text start", make)
 
 
 def pack(model: TransformerBridge, texts: Sequence[str], context: int = 128) -> Tensor:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from kit import plots
-from kit.base.checks import check_counts, check_positive
+from kit.base.checks import check_counts, check_positive, is_number
 from kit.base.directions import random_units
 from kit.search.maps import Map
 from kit.steering.dose import Dose
@@ -186,7 +185,7 @@ def resolve(piece: Map, radius_or_auto: float | str | Radius) -> Radius:
     if isinstance(radius_or_auto, str) and radius_or_auto == "auto":
         return linear_radius(piece)
     r = radius_or_auto
-    if isinstance(r, bool) or not isinstance(r, Real) or not 0 < r < math.inf:
+    if not is_number(r) or not r > 0:
         raise ValueError(
             f"radius={r!r}: give 'auto' or a positive norm in activation units (the residual scale "
             f"here is {piece.unit:.4g})"

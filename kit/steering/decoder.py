@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,7 +70,8 @@ class Decoder:
     def feed(self, tokens: Tensor) -> None:
         """Give every row its next token ``[rows]``."""
         self.next = tokens[:, None]
-        self.text = torch.cat([self.text, self.next], dim=1)
+        if self.cache is None:  # the whole text is passed again
+            self.text = torch.cat([self.text, self.next], dim=1)
 
     def step(self, keep: int = 1) -> Tensor:
         """Logits ``[rows, d_vocab]`` of the last position, or ``[rows, keep, d_vocab]`` of the
@@ -89,7 +91,7 @@ class Decoder:
         """A cache; None where the architecture takes none that this loop understands."""
         from transformers import DynamicCache
 
-        if "past_key_values" not in inspect.signature(type(self.module).forward).parameters:
+        if "past_key_values" not in _takes(type(self.module).forward):
             return None
         cache = DynamicCache(config=self.module.config)
         return cache if _plain_cache(cache) or self._how().cached else None
@@ -228,9 +230,15 @@ def _holds(attempt: Callable[[], bool]) -> bool:
         return False
 
 
+@lru_cache(maxsize=64)
+def _takes(forward: Callable[..., Any]) -> frozenset[str]:
+    """The names of what a pass takes: asked at every token, found once."""
+    return frozenset(inspect.signature(forward).parameters)
+
+
 def _pass(module: Any, tokens: Tensor, cache: Any, keep: int) -> Tensor:
     """Logits ``[rows, keep or n, d_vocab]``."""
-    takes = inspect.signature(type(module).forward).parameters
+    takes = _takes(type(module).forward)
     start = 0 if cache is None else cache.get_seq_length()
     # Bamba counts from 0 at every step unless it is told
     at = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]

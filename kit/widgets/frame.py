@@ -12,7 +12,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
@@ -22,6 +21,7 @@ import ipywidgets as w
 import traitlets
 
 from kit.base import html
+from kit.base.checks import is_number, is_whole
 from kit.models.bridge import runtime
 from kit.widgets.panel.controller import Controller, Frame, one_line, refuse_held
 
@@ -72,7 +72,7 @@ def small(kind: type[Kind], label: str, width: str, name: str = "", **options: A
     if {"value", "min", "max"} <= {*options}:
         value, low, high = options["value"], options["min"], options["max"]
         whole = issubclass(kind, w.BoundedIntText)
-        if isinstance(value, bool) or not isinstance(value, Integral if whole else Real) or not low <= value <= high:
+        if not (is_whole(value) if whole else is_number(value)) or not low <= value <= high:
             what = "whole number" if whole else "number"
             raise ValueError(f"{name or label}={value!r}: give a {what} from {low} to {high}")
     return kind(description=label, style=NARROW, layout=w.Layout(width=width, flex="0 0 auto"), **options)
