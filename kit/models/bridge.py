@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kit.base.checks import is_whole
+from kit.models.unopened import is_open
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -180,11 +181,10 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 def matrix(projection: nn.Module) -> Tensor:
     """A projection's weight as ``[in, out]``; GPT-2 keeps it so, others turned."""
-    from transformers.pytorch_utils import Conv1D
-
     projection = unwrapped(projection)
     weight: Any = projection.weight
-    return weight.detach() if isinstance(projection, Conv1D) else weight.detach().T
+    # by its name: importing transformers.pytorch_utils takes seconds
+    return weight.detach() if type(projection).__name__ == "Conv1D" else weight.detach().T
 
 
 def norm_gain(norm: nn.Module, width: int) -> Tensor:
@@ -221,7 +221,7 @@ def runtime(model: TransformerBridge) -> Runtime:
     if not hasattr(type(model), "hook_dict"):  # a property that walks the model: not of the instance
         raise TypeError(f"model is a {type(model).__name__}; pass the TransformerBridge that kit.load_model returns")
     state = _RUNTIMES.get(model) or register(model, None)
-    if model.original_model.training or state.decoder.training:
+    if state.decoder.training or (is_open(model) and model.original_model.training):
         raise ValueError("model is in training mode, where dropout changes every pass: call model.eval() first")
     return state
 
@@ -251,7 +251,7 @@ def register(bridge: TransformerBridge, decoder: nn.Module | None, tokenizer: An
     # one norm for both where attention and MLP run side by side
     norm = at.get("ln2") or at.get("ln1")
     direct = getattr(blocks, "mlp_reads_resid_directly", False)
-    _RUNTIMES[bridge] = Runtime(
+    found = Runtime(
         decoder or bridge.original_model,
         decoder is not None,
         tokenizer if tokenizer is not None else bridge.tokenizer,
@@ -260,7 +260,26 @@ def register(bridge: TransformerBridge, decoder: nn.Module | None, tokenizer: An
         "" if direct else norm and norm.name,
         scale,
     )
-    return _RUNTIMES[bridge]
+    return hold(bridge, found)
+
+
+# what `register` finds of Llama, for a bridge that is not made yet
+LLAMA_PLACES: Any = {
+    "parts": {
+        "o_proj": "self_attn.o_proj",
+        "mlp": "mlp",
+        "up_proj": "mlp.up_proj",
+        "down_proj": "mlp.down_proj",
+        "mlp_out": "mlp",
+    },
+    "mlp_norm": "post_attention_layernorm",
+}
+
+
+def hold(bridge: Any, found: Runtime) -> Runtime:
+    """Keep a model's :class:`Runtime`; returns it."""
+    _RUNTIMES[bridge] = found
+    return found
 
 
 def _path(parts: Mapping[str, Any], name: str, inner: str | None = None) -> str | None:

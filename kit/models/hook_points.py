@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kit.models.bridge import runtime
 from kit.models.sites import MATRICES, SITES, Site
+from kit.models.unopened import is_open, opened
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -94,13 +95,14 @@ def _hook(model: TransformerBridge, name: str, change: Callable[[Tensor], Tensor
 
 def hook_points(model: TransformerBridge) -> dict[str, Any]:
     """The bridge's hook points by name; kept, since ``hook_dict`` walks the model at each use."""
+    opened(model)
     return runtime(model).kept("hook points", lambda: dict(model.hook_dict))
 
 
 def hooks_left(model: TransformerBridge) -> list[str]:
     """Names of the bridge's hook points that carry a hook, and of hooked decoder blocks."""
     state = runtime(model)
-    points = hook_points(model).items()
+    points = hook_points(model).items() if is_open(model) else ()
     names = {point.name or name for name, point in points if point.has_hooks()}
     if state.shares_weights:
         names |= {

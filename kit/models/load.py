@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from kit.models import given, lora, weights
+from kit.models import given, llama, lora, weights
 from kit.models.activations import residual_scale
-from kit.models.bridge import register
+from kit.models.bridge import LLAMA_PLACES, Runtime, hold, register
 from kit.models.fast_linear import same_weights
 from kit.models.folder import check_finite
 from kit.models.paths import reference_logits, settle
+from kit.models.unopened import Known, Unopened, opened
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -80,12 +81,11 @@ def load_model(
             together with a ``device_map``; an adapter together with a dtype other than float32 or
             with ``untrained``, or one that does not fit.
     """
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformers import AutoModelForCausalLM
-
     plain = (name, tokenizer, device, device_map, adapter, untrained) == (weights.EMBEDDED, None, "auto", *[None] * 3)
     if plain and _PRELOADED and (dtype == "auto" or _as_dtype(dtype) == _PRELOADED[0].cfg.dtype):
         return _PRELOADED.pop()
+    if name == weights.EMBEDDED and (tokenizer, device_map, adapter, untrained) == (None,) * 4:
+        return _embedded(*_where_and_kind(dtype, device, None, None, None))
     known = name == weights.EMBEDDED  # whose hash was compared
     if not isinstance(name, str | os.PathLike):
         hf, words = _in_memory(name, tokenizer, dtype, device, (device_map, adapter, untrained))
@@ -101,6 +101,8 @@ def load_model(
     if not known:
         check_finite(hf, title)
     if untrained is not None:
+        from transformers import AutoModelForCausalLM
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(untrained)
             hf = AutoModelForCausalLM.from_config(hf.config, dtype=kind)
@@ -111,21 +113,65 @@ def load_model(
         hf = hf.to(where)
     reference = None if known else reference_logits(hf)  # the embedded one: when it is first steered
     # dispatched modules carry forwards bound to the original, which a copy would keep calling
-    decoder = None if device_map else same_weights(hf)
-    boot_device = None if device_map else where
-    theirs = copy.deepcopy(words)  # TransformerLens gives it tokens that the model never saw
-    if not theirs.init_kwargs.setdefault("name_or_path", ""):
-        theirs.init_kwargs["add_bos_token"] = True  # there is nowhere to load another one from
-    hf.config.architectures = hf.config.architectures or [type(hf).__name__]
-    with given.no_installs(), _wrapped(hf):
-        bridge = TransformerBridge.boot_transformers(
-            title, hf_model=hf, tokenizer=theirs, device=boot_device, dtype=kind
-        )
-    bridge.original_model.requires_grad_(False)  # also what the bridge splits or adds
-    register(bridge.eval(), decoder, words)
+    decoder = None if device_map else llama.over(hf) or same_weights(hf)
+    bridge = _bridge(hf, _for_bridge(words), title, None if device_map else where, kind)
+    register(bridge, decoder, words)
     if reference is not None:
         settle(bridge, reference)
     return bridge
+
+
+def _embedded(where: torch.device, kind: torch.dtype) -> TransformerBridge:
+    """The embedded model, its bridge not made yet (:mod:`kit.models.unopened`)."""
+    folder = weights.fetch(str(kind).removeprefix("torch."))
+    decoder = llama.stored(folder, where)
+    shape, words = decoder.shape, _tokenizer(folder, embedded=True)
+    theirs = _for_bridge(words)
+    cfg = Known(
+        **{name: getattr(shape, name) for name in ("n_layers", "d_model", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx")},
+        device=str(where),
+        dtype=kind,
+        model_name=weights.EMBEDDED,
+        positional_embedding_type="rotary",
+    )
+
+    def make() -> TransformerBridge:
+        return _bridge(_around(decoder, folder), theirs, weights.EMBEDDED, where, kind)
+
+    model: Any = Unopened(make, cfg=cfg, tokenizer=theirs)
+    cfg.of(model)
+    hold(model, Runtime(decoder, True, words, "model.layers", **LLAMA_PLACES))
+    return model
+
+
+def _around(decoder: llama.Llama, folder: Path) -> Any:
+    """transformers' own module tree over a decoder's weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        hf = AutoModelForCausalLM.from_config(config, dtype=next(decoder.parameters()).dtype)
+    llama.share(decoder, hf)
+    hf.model.rotary_emb = type(hf.model.rotary_emb)(config).to(next(decoder.parameters()).device)  # has no weights
+    hf.generation_config = GenerationConfig.from_pretrained(folder)
+    return hf.eval()
+
+
+def _for_bridge(words: Any) -> Any:
+    theirs = copy.deepcopy(words)  # TransformerLens gives it tokens that the model never saw
+    if not theirs.init_kwargs.setdefault("name_or_path", ""):
+        theirs.init_kwargs["add_bos_token"] = True  # there is nowhere to load another one from
+    return theirs
+
+
+def _bridge(hf: Any, words: Any, title: str, device: torch.device | None, kind: torch.dtype) -> TransformerBridge:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    hf.config.architectures = hf.config.architectures or [type(hf).__name__]
+    with given.no_installs(), _wrapped(hf):
+        bridge = TransformerBridge.boot_transformers(title, hf_model=hf, tokenizer=words, device=device, dtype=kind)
+    bridge.original_model.requires_grad_(False)  # also what the bridge splits or adds
+    return bridge.eval()
 
 
 def _where_and_kind(
@@ -166,7 +212,13 @@ def _in_memory(model: Any, tokenizer: Any, dtype: str | torch.dtype, device: str
 
 
 def _tokenizer(source: Any, embedded: bool = False) -> Any:
-    from transformers import AutoTokenizer, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
+
+    if embedded:  # its first token is a sink, whatever stands there: let it be the BOS
+        from transformers import PreTrainedTokenizerFast  # whose import brings no model in
+
+        return weights.from_hub_or_disk(PreTrainedTokenizerFast.from_pretrained, os.fspath(source), add_bos_token=True)
+    from transformers import AutoTokenizer
 
     if isinstance(source, PreTrainedTokenizerBase):
         return source
@@ -174,9 +226,7 @@ def _tokenizer(source: Any, embedded: bool = False) -> Any:
         raise TypeError(
             f"tokenizer is a {type(source).__name__}: give a tokenizer of transformers, or its folder or name"
         )
-    # the embedded model's first token is a sink, whatever stands there: let it be the BOS
-    more = {"add_bos_token": True} if embedded else {}
-    return weights.from_hub_or_disk(AutoTokenizer.from_pretrained, os.fspath(source), **more)
+    return weights.from_hub_or_disk(AutoTokenizer.from_pretrained, os.fspath(source))
 
 
 @contextmanager
@@ -204,7 +254,7 @@ def _no_bars() -> Iterator[None]:
 def preload() -> None:
     """Load the embedded model now for the first plain :func:`load_model` of this process, or of
     each process that is forked from it (``kit lab --warm``)."""
-    model = load_model()
+    model = opened(load_model())
     residual_scale(model, 0)  # measured once per model
     _PRELOADED.append(model)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kit.models.bridge import runtime
 from kit.models.hook_points import hooks_left, output_of, with_output
+from kit.models.llama import Cache, Llama
 from kit.models.paths import check_paths, difference, most, sample_tokens
 from kit.models.positions import select
 from kit.steering.intervention import Session, Table
@@ -62,7 +63,7 @@ class Decoder:
         if self.bridged:
             check_paths(model)
         self.model = model
-        self.module = model.original_model if self.bridged else self.state.decoder
+        self.module: Any = model.original_model if self.bridged else self.state.decoder
         self.cache = self._empty()
         self.text = tokens.expand(self.rows, -1)  # [rows, n], what was fed so far
         self.next: Tensor | None = None
@@ -89,6 +90,8 @@ class Decoder:
 
     def _empty(self) -> Any:
         """A cache; None where the architecture takes none that this loop understands."""
+        if isinstance(self.module, Llama):
+            return self.module.cache()
         from transformers import DynamicCache
 
         if "past_key_values" not in _takes(type(self.module).forward):
@@ -251,6 +254,8 @@ def _pass(module: Any, tokens: Tensor, cache: Any, keep: int) -> Tensor:
 
 def _plain_cache(cache: Any) -> bool:
     """Only such can be cut and joined by rows (not sliding windows or states)."""
+    if isinstance(cache, Cache):
+        return True
     from transformers.cache_utils import DynamicLayer
 
     return all(type(layer) is DynamicLayer for layer in cache.layers)

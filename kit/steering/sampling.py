@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kit.base.divergence import kl
 from kit.models.bridge import runtime
+from kit.models.unopened import is_open
 from kit.steering.results import TokenMeasure
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def _top(model: TransformerBridge, log_p: Tensor) -> list[list[tuple[str, float]
 
 def end_tokens(model: TransformerBridge) -> set[int]:
     """Tokens at which a row ends: the generation config's and the tokenizer's."""
-    config = getattr(model.original_model, "generation_config", None)
+    # a bridge that is not made yet is Llama's, whose tokenizer knows
+    config = getattr(model.original_model, "generation_config", None) if is_open(model) else None
     ends = getattr(config, "eos_token_id", None)
     found = ends if isinstance(ends, list) else [ends]
     return {t for t in [*found, runtime(model).tokenizer.eos_token_id] if t is not None}
