@@ -51,6 +51,7 @@ class Runtime:
         parts: of each part of a block that the architecture has, its path there: ``"o_proj"``,
             ``"mlp"``, ``"up_proj"``, ``"down_proj"``, ``"mlp_out"`` (whose output the block adds).
         mlp_norm: the path of the norm before the MLP; "" where it reads the stream itself.
+        final_norm: the path of the norm before the unembedding, if there is one.
         mlp_scale: by which the block multiplies what the MLP gives before it adds it.
         lock: held while hooks are on the model.
     """
@@ -61,6 +62,7 @@ class Runtime:
     blocks: str
     parts: dict[str, str]
     mlp_norm: str | None = None
+    final_norm: str | None = None
     mlp_scale: float = 1.0
     lock: threading.RLock = field(default_factory=threading.RLock)
     _facts: dict[Fact, Any] = field(default_factory=dict, repr=False)
@@ -251,6 +253,7 @@ def register(bridge: TransformerBridge, decoder: nn.Module | None, tokenizer: An
     # one norm for both where attention and MLP run side by side
     norm = at.get("ln2") or at.get("ln1")
     direct = getattr(blocks, "mlp_reads_resid_directly", False)
+    final = bridge.adapter.component_mapping.get("ln_final")
     found = Runtime(
         decoder or bridge.original_model,
         decoder is not None,
@@ -258,6 +261,7 @@ def register(bridge: TransformerBridge, decoder: nn.Module | None, tokenizer: An
         blocks.name,
         {name: path for name, path in paths.items() if path},
         "" if direct else norm and norm.name,
+        final.name if final else None,
         scale,
     )
     return hold(bridge, found)
@@ -273,6 +277,7 @@ LLAMA_PLACES: Any = {
         "mlp_out": "mlp",
     },
     "mlp_norm": "post_attention_layernorm",
+    "final_norm": "model.norm",
 }
 
 

@@ -244,6 +244,14 @@ class Llama(nn.Module):
         rates = 1.0 / shape.rope_theta ** (torch.arange(0, shape.d_head, 2).float() / shape.d_head)
         self._rates = torch.cat([-rates, rates])  # [d_head], radians a position
 
+    def get_input_embeddings(self) -> nn.Module:
+        """As transformers calls it."""
+        return self.model.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module:
+        """As transformers calls it."""
+        return self.lm_head
+
     def cache(self) -> Cache:
         """An empty one for a run."""
         return Cache(self.shape.n_layers)

@@ -180,7 +180,7 @@ def _end(model: TransformerBridge) -> _End:
             )
         raw = nn.functional.linear(normed.to(head.weight), head.weight, bias).float()
         want = logits[0].float().to(raw.device)
-        config = decoder.config.get_text_config()
+        config = decoder.config.get_text_config() if hasattr(decoder, "config") else None  # ours is plain
         if cap := next((c for name in _CAPS if (c := getattr(config, name, None))), None):
             want = cap * (want / cap).clamp(-1 + 1e-6, 1 - 1e-6).atanh()
         factor = _of_config(float((want * raw).sum() / raw.square().sum()), config)
@@ -202,7 +202,8 @@ def _no_lens(model: TransformerBridge, why: str) -> str:
 
 def _of_config(measured: float, config: Any) -> float:
     """A measured factor, as exact as the config says it."""
-    numbers = [n for n in config.to_dict().values() if isinstance(n, int | float) and not isinstance(n, bool) and n > 0]
+    told = {} if config is None else config.to_dict()
+    numbers = [n for n in told.values() if isinstance(n, int | float) and not isinstance(n, bool) and n > 0]
     near = [n for number in [1.0, *numbers] for n in (number, 1 / number) if abs(n / measured - 1) < 0.01]
     return float(min(near, key=lambda n: abs(n / measured - 1), default=measured))
 
@@ -225,5 +226,5 @@ def _unembedding(model: TransformerBridge) -> Tensor:
 
 
 def _final_norm(model: TransformerBridge) -> nn.Module | None:
-    part = model.adapter.component_mapping.get("ln_final")
-    return unwrapped(runtime(model).decoder.get_submodule(part.name)) if part else None
+    state = runtime(model)
+    return unwrapped(state.decoder.get_submodule(state.final_norm)) if state.final_norm else None

@@ -4,15 +4,17 @@ Importing transformers' models and TransformerLens and building the bridge takes
 seconds of a start, and steering, sweeping and the panel need none of it: they run the decoder. So
 :func:`kit.load_model` gives the embedded model unopened. The first use of anything but what is
 known here makes the bridge in place: the object becomes the ``TransformerBridge`` that it stands
-for, as a module of :class:`importlib.util.LazyLoader` does. ``type(model)`` tells which it is;
-``isinstance`` opens it.
+for, as a module of :class:`importlib.util.LazyLoader` does. ``type(model)`` tells which it is.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+
+from torch import nn
 
 _LOCK = threading.RLock()
 _class: Any = object.__dict__["__class__"]  # the slot itself, behind the property below
@@ -31,7 +33,9 @@ class Unopened:
 
     @property
     def __class__(self) -> Any:  # type: ignore[override]
-        return type(opened(self))
+        """What ``isinstance`` asks: who knows of the bridge's class has imported it."""
+        lens = sys.modules.get("transformer_lens.model_bridge")
+        return getattr(lens, "TransformerBridge", nn.Module)
 
     @property
     def hook_dict(self) -> Any:
@@ -49,6 +53,9 @@ class Unopened:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return opened(self)(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return opened(self).__reduce_ex__(protocol)
 
     def __dir__(self) -> list[str]:
         return dir(opened(self))

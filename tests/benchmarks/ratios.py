@@ -89,7 +89,7 @@ def table(model: Any, pairs: int) -> list[Figure]:
         with model.hooks(fwd_hooks=[(name, lambda x, hook: x + 0.2 * step.to(x))]):
             model.generate(tokens, max_new_tokens=_TOKENS, do_sample=False, stop_at_eos=False, verbose=False)
 
-    with _no_end(model):
+    with no_end(model):
         one = kit_rows([0.2])
         nine = kit_rows([-0.4 + 0.1 * i for i in range(9)])
         return [
@@ -120,7 +120,7 @@ def table(model: Any, pairs: int) -> list[Figure]:
         ]
 
 
-class _no_end:
+class no_end:
     """Let every run go to its last token, so that all generate the same number."""
 
     def __init__(self, model: Any) -> None:
@@ -213,7 +213,7 @@ def physical_limit(model: Any) -> str:
     state = runtime(model)
     moved = sum({p.data_ptr(): p.numel() * p.element_size() for p in state.decoder.parameters()}.values())
     tokens = kit.chat_tokens(model, _PROMPT)
-    with _no_end(model):
+    with no_end(model):
         run = kit.stream(model, tokens, max_new_tokens=24)
         next(run)
         times = [seconds(lambda: next(run)) for _ in range(22)]

@@ -308,14 +308,21 @@ def test_an_empty_message(chat: Any, nothing: str) -> None:
 
 def test_the_fast_linear_is_the_plain_one() -> None:
     linear = torch.nn.Linear(512, 1024).requires_grad_(False)
-    assert fast_linear._onednn_is_faster(linear.weight)
-    assert not fast_linear._onednn_is_faster(linear.weight.bfloat16())
-    assert not fast_linear._onednn_is_faster(torch.nn.Linear(64, 64).weight)
-    for rows in (1, 7):
-        x = torch.randn(rows, 3, 512)
-        assert torch.allclose(fast_linear._onednn_linear(linear, x), linear(x), atol=1e-4)
+    large = torch.nn.Linear(512, 8192).requires_grad_(False)
+    threads = torch.get_num_threads()
+    for n in (1, 2):
+        torch.set_num_threads(n)
+        assert [fast_linear._onednn_is_faster(rows, linear.weight) for rows in (1, 3)] == [False, n > 1]
+        assert fast_linear._onednn_is_faster(1, large.weight)
+        assert not fast_linear._onednn_is_faster(3, large.weight.bfloat16())
+        for matrix in (linear, large):
+            for rows in (1, 7):
+                x = torch.randn(rows, 3, 512)
+                with torch.no_grad():
+                    assert torch.allclose(fast_linear.product(x, matrix.weight, matrix.bias), matrix(x), atol=1e-4)
+    torch.set_num_threads(threads)
     x.requires_grad_()
-    fast_linear._onednn_linear(linear, x).square().sum().backward()
+    fast_linear.product(x, linear.weight, linear.bias).square().sum().backward()
     mine, x.grad = x.grad, None
     linear(x).square().sum().backward()
     assert torch.allclose(mine, x.grad, atol=1e-3)
