@@ -24,6 +24,7 @@ ALLOWED = {  # and why their arguments have no names that could be listed
     "kit.base.checks.check_positive": "the names are those of the caller's arguments",
     "kit.base.shipped.path": "as many names as the path has parts",
     "kit.models.templates.apply": "options of the tokenizer's own method",
+    "kit.models.unopened.Unopened.__call__": "the arguments are the bridge's",
     "kit.models.weights.from_hub_or_disk": "options of whichever loader it is given",
     "kit.sae.frozen_attention.Between.read": "as many further sites as one likes",
     "kit.sae.latents.Latents.check_latent": "as many latents as one likes",

@@ -87,12 +87,12 @@ class Layer:
         assert self._held is not None
         return self._held[1][:, :, : self.n]
 
-    def add(self, *more: Tensor) -> tuple[Tensor, Tensor]:
+    def add(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append keys and values ``[rows, heads, new, d_head]``; returns all."""
-        n, rows = self.n + more[0].shape[2], more[0].shape[0]
+        n, more = self.n + keys.shape[2], (keys, values)
         if self._held is None or n > self._held[0].shape[2]:
             room = n + _ROOM - n % _ROOM
-            wide = tuple(new.new_empty(rows, new.shape[1], room, new.shape[3]) for new in more)
+            wide = tuple(new.new_empty(*new.shape[:2], room, new.shape[3]) for new in more)
             if self.n:
                 wide[0][:, :, : self.n], wide[1][:, :, : self.n] = self.keys, self.values
             self._held = wide[0], wide[1]
@@ -132,11 +132,13 @@ class Norm(nn.Module):
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), torch.tensor(eps, device="cpu")
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
-        wide = wide * (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        # eps + mean of the squares in the fewest steps: as a number, or by `mean`, each costs more
+        mean = torch.add(self.eps, wide.square().sum(-1, keepdim=True), alpha=1 / wide.shape[-1])
+        wide = wide * mean.rsqrt()
         return self.weight * wide.to(x.dtype)
 
 
@@ -149,7 +151,7 @@ class Projection(nn.Linear):
     def reset_parameters(self) -> None:
         """Nothing: weights come from elsewhere."""
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         return product(x, self.weight)
 
 
@@ -181,7 +183,7 @@ class Attention(nn.Module):
 
 def _turned(x: Tensor, turn: Turn) -> Tensor:
     # the first half of a head's coordinates pairs with the second
-    return x * turn.cos + x.roll(x.shape[-1] // 2, -1) * turn.sin
+    return torch.addcmul(x * turn.cos, x.roll(x.shape[-1] // 2, -1), turn.sin)
 
 
 class MLP(nn.Module):
@@ -193,7 +195,7 @@ class MLP(nn.Module):
         self.up_proj = Projection(shape.d_model, shape.d_mlp)
         self.down_proj = Projection(shape.d_mlp, shape.d_model)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -218,7 +220,9 @@ class _Stack(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         # given one, it draws none, for which torch would import its compiler
-        self.embed_tokens = nn.Embedding(shape.d_vocab, shape.d_model, _weight=torch.empty(shape.d_vocab, shape.d_model))
+        self.embed_tokens = nn.Embedding(
+            shape.d_vocab, shape.d_model, _weight=torch.empty(shape.d_vocab, shape.d_model)
+        )
         self.layers = nn.ModuleList(Block(shape, i) for i in range(shape.n_layers))
         self.norm = Norm(shape.d_model, shape.eps)
 

@@ -127,18 +127,19 @@ def _embedded(where: torch.device, kind: torch.dtype) -> TransformerBridge:
     decoder = llama.stored(folder, where)
     shape, words = decoder.shape, _tokenizer(folder, embedded=True)
     theirs = _for_bridge(words)
-    cfg = Known(
-        **{name: getattr(shape, name) for name in ("n_layers", "d_model", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx")},
-        device=str(where),
-        dtype=kind,
-        model_name=weights.EMBEDDED,
-        positional_embedding_type="rotary",
-    )
+    names = ("n_layers", "d_model", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx")
+    others = {
+        "device": str(where),
+        "dtype": kind,
+        "model_name": weights.EMBEDDED,
+        "positional_embedding_type": "rotary",
+    }
+    cfg = Known({name: getattr(shape, name) for name in names} | others)
 
     def make() -> TransformerBridge:
         return _bridge(_around(decoder, folder), theirs, weights.EMBEDDED, where, kind)
 
-    model: Any = Unopened(make, cfg=cfg, tokenizer=theirs)
+    model: Any = Unopened(make, {"cfg": cfg, "tokenizer": theirs})
     cfg.of(model)
     hold(model, Runtime(decoder, True, words, "model.layers", **LLAMA_PLACES))
     return model

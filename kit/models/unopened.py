@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -23,16 +23,16 @@ _class: Any = object.__dict__["__class__"]  # the slot itself, behind the proper
 class Unopened:
     """Stands for a bridge; becomes it."""
 
-    def __init__(self, make: Callable[[], Any], **known: Any) -> None:
+    def __init__(self, make: Callable[[], Any], known: Mapping[str, Any]) -> None:
         """
         Args:
             make: gives the bridge.
-            known: attributes of it that are there before it is made.
+            known: attributes of it that are there before it is made, by name.
         """
         vars(self).update(known, _make=make)
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
         """What ``isinstance`` asks: who knows of the bridge's class has imported it."""
         lens = sys.modules.get("transformer_lens.model_bridge")
         return getattr(lens, "TransformerBridge", nn.Module)
@@ -67,7 +67,7 @@ class Unopened:
 class Known:
     """Some attributes of a bridge's configuration; any other opens the bridge."""
 
-    def __init__(self, **known: Any) -> None:
+    def __init__(self, known: Mapping[str, Any]) -> None:
         vars(self).update(known)
 
     def of(self, owner: Unopened) -> None:

@@ -218,7 +218,7 @@ class _Made:
     ],
 )
 def test_whatever_is_asked_opens_it(ask: Any) -> None:
-    model: Any = Unopened(_Made, cfg="known")
+    model: Any = Unopened(_Made, {"cfg": "known"})
     assert model.cfg == "known" and not is_open(model)
     assert ask(model)
     assert is_open(model) and type(model) is _Made and model.cfg == "cfg"
@@ -234,9 +234,9 @@ def test_it_is_made_once_by_threads_that_ask_together_and_again_after_a_failure(
             raise OSError("no room")
         return _Made()
 
-    model: Any = Unopened(make, cfg="known")
+    model: Any = Unopened(make, {"cfg": "known"})
     with pytest.raises(OSError, match="no room"):
-        model.inside  # noqa: B018
+        model.inside
     assert not is_open(model)
     found: list[str] = []
 
