@@ -1,7 +1,7 @@
 """How many threads a computation uses: what fits its size, of the cores that are free now.
 
-OpenMP's threads wait for one another after every small product, and spin while they do. Where one of
-them has lost its core to another program, all others wait for it, again and again: a step of one
+OpenMP's threads wait for one another after every small product, and spin while they do. Where one
+of them has lost its core to another program, all others wait for it, again and again: a step of one
 row on two threads then takes several times what it takes on one. So one row runs on one thread,
 larger work on the cores that others leave, asked anew a few times a second. A count that the user
 has set wins: by ``OMP_NUM_THREADS`` or ``MKL_NUM_THREADS``, or by ``torch.set_num_threads`` with
@@ -17,6 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ContextDecorator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -31,14 +32,14 @@ WAITING: dict[str, dict[str, str]] = {
     "longer": {"GOMP_SPINCOUNT": "30000", "KMP_BLOCKTIME": "10"},
     "none": {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"},
 }
-_WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-_KEPT = "threads.json"
+WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+KEPT = "threads.json"
 _WINDOW = 0.1  # seconds: a reading of the system's clocks, which tick every hundredth, is right to a tenth of a core
 _STALE = 1.0  # seconds after which an average says little of now
 
 
 def cores() -> int:
-    """How many CPU cores this process may use: those it is bound to, or its control group's quota."""
+    """How many CPU cores this process may use: those it is bound to, at most its group's quota."""
     return max(1, math.ceil(min(_bound(), _quota())))
 
 
@@ -129,15 +130,17 @@ _LOAD = Load()
 _inside: dict[int, int] = {}  # by Python thread: the count that its outermost `fitted` has set
 _usual = 0  # torch's own count, as last seen
 _missed = False  # whether torch was loaded before `prepare`
+_set: dict[str, str] = {}  # what `prepare` put into the environment
 _told = False  # whether the user was told of it
 
 
-class fitted:
+class fitted(ContextDecorator):
     """``with fitted(rows):`` what runs inside uses as many threads as suit it now.
 
     The count is chosen at the beginning of the outermost such block of a Python thread and holds
     to its end, for all within: long work that should follow the machine has one for each of its
-    iterations, what must give the same numbers twice has one around all. It costs microseconds.
+    iterations, what must give the same numbers twice has one around all (another count rounds
+    otherwise). It costs microseconds. ``@fitted(rows)`` does it for a function.
 
     Args:
         rows: how many rows of activations a layer gets, over all texts and positions: 1 for a
@@ -148,12 +151,15 @@ class fitted:
     def __init__(self, rows: int) -> None:
         self.rows, self._before = rows, 0
 
+    def _recreate_cm(self) -> fitted:
+        return fitted(self.rows)  # as a decorator: one for each call
+
     def __enter__(self) -> None:
         global _usual, _told
         import torch
 
         me, now = threading.get_ident(), torch.get_num_threads()
-        if me in _inside or any(name in os.environ for name in _COUNTS):
+        if me in _inside or users():
             return
         if now in _own():
             _usual = now
@@ -178,26 +184,31 @@ class fitted:
                 torch.set_num_threads(self._before)
 
 
+def users() -> str:
+    """The variable by which the user has said how many threads there are; empty without one."""
+    return next((f"{name}={os.environ[name]}" for name in _COUNTS if name in os.environ), "")
+
+
 @cache
 def _own() -> frozenset[int]:
     """The counts that torch may have chosen by itself."""
     import psutil
 
-    return frozenset({_bound(), cores(), psutil.cpu_count(logical=False), _kept().get("default")})
+    return frozenset({_bound(), cores(), psutil.cpu_count(logical=False), kept().get("default")})
 
 
 def _one_row() -> int:
-    found = _kept().get("one row")
+    found = kept().get("one row")
     return found if isinstance(found, int) and found > 1 else 1
 
 
 @cache
-def _kept() -> Mapping[str, Any]:
+def kept() -> Mapping[str, Any]:
     """What the probe found on this machine; empty where it was not run, or elsewhere."""
     try:
         from kit.base.files import cache_dir, read_json
 
-        found = read_json(cache_dir() / _KEPT, 2**16)
+        found = read_json(cache_dir() / KEPT, 2**16)
         return found if found.get("cores") == cores() and found.get("waiting") in WAITING else {}
     except (OSError, ValueError, AttributeError, TypeError, ImportError):  # no file, another's, no platformdirs
         return {}
@@ -208,9 +219,9 @@ def environment() -> dict[str, str]:
 
     Empty where the user has said anything of it himself.
     """
-    if any(name in os.environ for name in _WAITS):
+    if any(os.environ.get(name) != _set.get(name) for name in WAITS):
         return {}
-    return dict(WAITING[_kept().get("waiting", "short")])
+    return dict(WAITING[kept().get("waiting", "short")])
 
 
 def prepare() -> None:
@@ -221,6 +232,9 @@ def prepare() -> None:
     global _missed
     found = environment()
     _missed = "torch" in sys.modules and bool(found)
+    for name in list(_set) if found else ():  # a probe may have chosen anew
+        del os.environ[name], _set[name]
+    _set.update(found)
     os.environ.update(found)
 
 

@@ -25,9 +25,9 @@ from itertools import chain
 from pathlib import Path
 
 from kit import __version__
+from kit.base import threads
 from kit.base.html import CELL, PLAIN
-from kit.base.progress import cores
-from kit.cli import lab
+from kit.cli import lab, waiting
 from kit.cli.pins import interpreter, pins, pip_install, reinstall
 from kit.models import weights
 
@@ -144,6 +144,7 @@ def _checks(quick: bool) -> Iterator[Check]:
         ("disk", _disk, ("jupyter_core", "platformdirs"), 'export HOME="$(mktemp -d)"'),
         ("memory", _memory, ("psutil",), pip_install("psutil")),
         ("cores", _cores, (), "unset OMP_NUM_THREADS"),
+        ("threads", partial(_threads, quick), ("torch", "psutil", "platformdirs"), torch),
         ("dtype", _dtype, ("torch",), "unset KIT_DTYPE" if os.environ.get("KIT_DTYPE") else torch),
         ("model", _model, ("platformdirs", "the dtype", "the disk"), f"{interpreter()} -m kit fetch"),
         ("widgets", _widgets, ("ipywidgets", "jupyterlab"), jupyter),
@@ -245,12 +246,22 @@ def _memory() -> Check:
 
 
 def _cores() -> Check:
-    count = cores()
+    count = threads.cores()
     if not (torch := sys.modules.get("torch")):  # its own row tried
         return Check("cores", True, str(count))
-    threads = torch.get_num_threads()
-    fix = f"export OMP_NUM_THREADS={count}" if threads > count else ""
-    return Check("cores", None if fix else True, f"{count}; torch uses {threads}", fix)
+    most = torch.get_num_threads()
+    fix = f"export OMP_NUM_THREADS={count}" if most > count else ""
+    return Check("cores", None if fix else True, f"{count}; torch uses {most}", fix)
+
+
+def _threads(quick: bool) -> Check:
+    if users := threads.users():
+        return Check("threads", True, f"as you say: {users}")
+    found = threads.kept() if quick else waiting.once()
+    how = f"waiting: {found['waiting']}, as measured here" if found else "how they should wait was not measured yet"
+    detail = f"one row on {found.get('one row', 1)}, more on what is free of {threads.cores()}; {how}"
+    late = threads.too_late()
+    return Check("threads", None if late else True, f"{detail}{late and '; '}{late}")
 
 
 def _dtype() -> Check:
