@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
+import kit  # before anything brings torch: it says how threads wait
+
 OFFLINE = Path(__file__).parent / "offline"
 
 runpy.run_path(str(OFFLINE / "sitecustomize.py"))  # this process; PYTHONPATH holds its children
