@@ -65,7 +65,7 @@ def once() -> Mapping[str, Any]:
     """
     if threads.kept() or threads.users() or threads.cores() == 1:
         return threads.kept()
-    told = {}
+    told: dict[str, Any] = {}
     for name, settings in threads.WAITING.items():
         if _others() > _BUSY:
             return {}

@@ -57,7 +57,7 @@ def ours(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]
     monkeypatch.setattr(threads, "_own", lambda: {2})
     monkeypatch.setattr(threads, "kept", lambda: {})
     monkeypatch.setattr(threads, "_usual", 0)
-    monkeypatch.setattr(threads, "_missed", False)
+    monkeypatch.setattr(threads, "_LATE", False)
     monkeypatch.setattr(threads, "_quota", lambda: math.inf)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -288,7 +288,7 @@ def test_other_counts_change_no_result_by_more_than_rounding(ours: Machine) -> N
 def environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(os, "environ", {name: at for name, at in os.environ.items() if name not in threads.WAITS})
     monkeypatch.setattr(threads, "_set", {})
-    monkeypatch.setattr(threads, "_missed", False)
+    monkeypatch.setattr(threads, "_LATE", False)
     monkeypatch.setattr(threads, "kept", lambda: {})
     return monkeypatch
 
@@ -309,6 +309,7 @@ def test_the_environment_says_how_threads_wait(environ: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("name", threads.WAITS)
 def test_what_a_user_says_of_waiting_wins(environ: pytest.MonkeyPatch, name: str) -> None:
     environ.setenv(name, "7")
+    environ.setattr(threads, "_LATE", True)
     threads.prepare()
     assert said() == {name: "7"}
     assert threads.too_late() == ""
@@ -316,6 +317,8 @@ def test_what_a_user_says_of_waiting_wins(environ: pytest.MonkeyPatch, name: str
 
 def test_a_torch_that_came_first_is_told_of_once(ours: Machine, environ: pytest.MonkeyPatch) -> None:
     threads.prepare()
+    assert threads.too_late() == ""
+    environ.setattr(threads, "_LATE", True)
     assert "import kit first" in threads.too_late()
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("default")
@@ -330,6 +333,14 @@ def test_a_torch_that_came_first_is_told_of_once(ours: Machine, environ: pytest.
 _CHILD = (
     "import os, sys, kit, kit.base.threads as t; print([os.environ.get(n) for n in t.WAITS], 'torch' in sys.modules)"
 )
+
+
+def test_import_kit_knows_whether_torch_came_first() -> None:
+    env = {name: value for name, value in os.environ.items() if name not in threads.WAITS}
+    for code in ("import torch, kit", "import kit, torch"):
+        code += "; print(bool(kit.threads.too_late()))"
+        told = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+        assert told == f"{code.startswith('import torch')}\n"
 
 
 def test_import_kit_sets_it_for_itself_and_its_children() -> None:
