@@ -48,6 +48,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return _ByFile(config, log)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_probe() -> Iterator[None]:
+    """No test waits while threads are measured, or depends on what that found."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kit.cli.waiting.once", dict)
+        yield
+
+
 # Models that load once: `model` is each tiny architecture in turn, `smol` the embedded model.
 
 _LOADED: dict[str, Any] = {}
