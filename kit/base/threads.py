@@ -1,11 +1,10 @@
 """How many threads a computation uses: what fits its size, of the cores that are free now.
 
-OpenMP's threads wait for one another after every small product, and spin while they do. Where one
-of them has lost its core to another program, all wait for it, again and again: a step of one row on
-two threads then takes several times what it takes on one. So one row runs on one thread, larger
-work on the cores that others leave, asked anew a few times a second. A count that the user has set
-wins: ``OMP_NUM_THREADS``, ``MKL_NUM_THREADS``, or ``torch.set_num_threads`` with anything but
-torch's own default.
+OpenMP's threads wait for one another after every product, and spin meanwhile. Where one of them has
+lost its core to another program all wait for it, again and again, and a step of one row takes
+several times what it takes on one thread. So one row gets one thread, larger work the cores that
+others leave. A count that the user has set wins: ``OMP_NUM_THREADS``, ``MKL_NUM_THREADS``, or
+``torch.set_num_threads`` with anything but torch's own default.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Mapping
-from contextlib import ContextDecorator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,8 +48,8 @@ def _bound() -> int:
 def _quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> float:
     """Cores that the control groups (version 2) around this process grant it; infinite without."""
     try:
-        inside = Path(root, Path(own).read_text().partition("0::/")[2].strip())
-        limits = [(group / "cpu.max") for group in (inside, *inside.parents) if group.is_relative_to(root)]
+        inside = Path(root, Path(own).read_text().partition("0::/")[2].strip(), "cpu.max")
+        limits = [group / inside.name for group in inside.parents if group.is_relative_to(root)]
         told = [limit.read_text().split() for limit in limits if limit.is_file()]
         return min((int(most) / int(period) for most, period in told if most != "max"), default=math.inf)
     except (OSError, ValueError):  # another system
@@ -61,22 +60,21 @@ def _clocks() -> tuple[float, float]:
     """Seconds that our cores have worked, for anyone and for this process alone."""
     import psutil
 
-    whole = _bound() == os.cpu_count()
-    each = [psutil.cpu_times()] if whole else psutil.cpu_times(percpu=True)
-    mine = each if whole else [each[i] for i in os.sched_getaffinity(0) if i < len(each)]
+    each = psutil.cpu_times(percpu=True)
+    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(each))
     # on Linux `user` holds `guest` already, on Windows `system` the time in interrupts
     names = ("user", "nice", "system", "irq", "softirq", "steal")
-    return sum(getattr(core, name, 0.0) for core in mine for name in names), time.process_time()
+    return sum(getattr(each[i], n, 0.0) for i in mine if i < len(each) for n in names), time.process_time()
 
 
 def _running() -> float | None:
     """How many others run at this moment, the least of three looks; None where nobody tells."""
     if _bound() != os.cpu_count() or not os.path.exists("/proc/loadavg"):
         return None
-    looks: list[int] = []
-    while len(looks) < 3 and 0 not in looks:  # who has only just woken up is gone in a millisecond
-        time.sleep(0.001 * bool(looks))
+    looks = []
+    for _ in range(3):  # who has only just woken up is gone in a millisecond
         looks.append(int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1)
+        time.sleep(0.001)
     return max(0, min(looks))
 
 
@@ -109,53 +107,38 @@ _inside: dict[int, int] = {}  # by Python thread: the count that its outermost `
 _usual = 0  # torch's own count, as last seen
 
 
-class fitted(ContextDecorator):
+@contextmanager
+def fitted(rows: int) -> Iterator[None]:
     """``with fitted(rows):`` what runs inside uses as many threads as suit it now.
 
     The outermost such block of a Python thread chooses, for all within and to its end: long work
     that should follow the machine has one for each iteration, what must give the same numbers twice
-    one around all, since another count may round otherwise. ``@fitted(rows)`` is one for each call.
-    It takes microseconds. Hold none over a ``yield``.
+    one around all, since another count may round otherwise. It takes microseconds.
 
     Args:
         rows: of activations that a layer gets, over all texts and positions: 1 for a step of
-            decoding one row, which gets one thread (or what the probe found best); more get the
-            cores that are free.
+            decoding one row, which gets one thread (or what the probe found best).
     """
+    global _usual
+    import torch
 
-    def __init__(self, rows: int) -> None:
-        self.rows, self._before = rows, 0
-
-    def _recreate_cm(self) -> fitted:
-        return fitted(self.rows)
-
-    def __enter__(self) -> None:
-        global _usual
-        import torch
-
-        me, now = threading.get_ident(), torch.get_num_threads()
-        if me in _inside or users():
-            return
-        taken = list(_inside.values())
-        if now in _own():
-            _usual = now
-        elif not _usual or now not in taken:  # which a new Python thread may have inherited
-            return  # the user's
-        most = kept().get("one row", 1) if self.rows == 1 else _usual
-        if most > 1:
-            most = min(most, _usual, cores(), _LOAD.free() - sum(taken))
-        if _LOAD.others >= 0.5 and too_late():
-            warnings.warn(f"another program keeps a core busy, and {too_late()}", stacklevel=1)  # so once
-        self._before, _inside[me] = _usual, max(1, most)
-        torch.set_num_threads(_inside[me])
-
-    def __exit__(self, *_: object) -> None:
-        if self._before:
-            import torch
-
-            # another count is the user's, from now on
-            if torch.get_num_threads() == _inside.pop(threading.get_ident()):
-                torch.set_num_threads(self._before)
+    me, now, taken = threading.get_ident(), torch.get_num_threads(), list(_inside.values())
+    if me in _inside or users() or not (now in _own() or (_usual and now in taken)):
+        yield  # another block's, or the user's; a new Python thread may have inherited a block's
+        return
+    usual = _usual = now if now in _own() else _usual
+    most = kept().get("one row", 1) if rows == 1 else usual
+    if most > 1:
+        most = min(most, usual, cores(), _LOAD.free() - sum(taken))
+    if _LOAD.others >= 0.5 and too_late():
+        warnings.warn(f"another program keeps a core busy, and {too_late()}", stacklevel=1)  # so once
+    _inside[me] = max(1, most)
+    torch.set_num_threads(_inside[me])
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() == _inside.pop(me):  # else the user's, from now on
+            torch.set_num_threads(usual)
 
 
 def users() -> str:
@@ -178,8 +161,8 @@ def kept() -> Mapping[str, Any]:
         from kit.base.files import cache_dir, read_json
 
         found = read_json(cache_dir() / KEPT, 2**16)
-        good = found["cores"] == cores() and found["waiting"] in WAITING
-        return found if good and all(isinstance(found[name], int) for name in ("one row", "default")) else {}
+        numbers = all(isinstance(found[name], int) for name in ("one row", "default"))
+        return found if numbers and found["cores"] == cores() and found["waiting"] in WAITING else {}
     except (OSError, ValueError, LookupError, TypeError, ImportError):  # no file, another's, no platformdirs
         return {}
 

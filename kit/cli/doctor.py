@@ -143,8 +143,7 @@ def _checks(quick: bool) -> Iterator[Check]:
         ("other packages", _other_packages, ("packaging",), reinstall()),
         ("disk", _disk, ("jupyter_core", "platformdirs"), 'export HOME="$(mktemp -d)"'),
         ("memory", _memory, ("psutil",), pip_install("psutil")),
-        ("cores", _cores, (), "unset OMP_NUM_THREADS"),
-        ("threads", partial(_threads, quick), ("torch", "psutil", "platformdirs"), torch),
+        ("threads", partial(_threads, quick), ("psutil", "platformdirs"), "unset OMP_NUM_THREADS"),
         ("dtype", _dtype, ("torch",), "unset KIT_DTYPE" if os.environ.get("KIT_DTYPE") else torch),
         ("model", _model, ("platformdirs", "the dtype", "the disk"), f"{interpreter()} -m kit fetch"),
         ("widgets", _widgets, ("ipywidgets", "jupyterlab"), jupyter),
@@ -245,22 +244,16 @@ def _memory() -> Check:
     return Check("memory", True, detail)
 
 
-def _cores() -> Check:
-    count = threads.cores()
-    if not (torch := sys.modules.get("torch")):  # its own row tried
-        return Check("cores", True, str(count))
-    most = torch.get_num_threads()
-    fix = f"export OMP_NUM_THREADS={count}" if most > count else ""
-    return Check("cores", None if fix else True, f"{count}; torch uses {most}", fix)
-
-
 def _threads(quick: bool) -> Check:
+    count, torch = threads.cores(), sys.modules.get("torch")  # whose own row tried
+    if not torch or count == 1:
+        return Check("threads", True, f"of {count} cores")
     if users := threads.users():
-        return Check("threads", True, f"as you say: {users}")
-    found = threads.kept() if quick else waiting.once()
-    how = f"waiting: {found['waiting']}, as measured here" if found else "how they should wait was not measured yet"
-    detail = f"one row on {found.get('one row', 1)}, more on what is free of {threads.cores()}; {how}"
-    late = threads.too_late()
+        fix = f"export OMP_NUM_THREADS={count}" if torch.get_num_threads() > count else ""
+        return Check("threads", None if fix else True, f"of {count} cores, as you say: {users}", fix)
+    found, late = threads.kept() if quick else waiting.once(), threads.too_late()
+    how = f"waiting {found['waiting']}, as measured here" if found else "how they should wait is not measured yet"
+    detail = f"of {count} cores those that are free, for one row {found.get('one row', 1)}; {how}"
     return Check("threads", None if late else True, f"{detail}{late and '; '}{late}")
 
 

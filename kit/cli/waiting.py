@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -14,37 +13,29 @@ from typing import Any
 from kit.base import threads
 from kit.base.files import cache_dir, whole
 
-# Eight blocks as wide as the embedded model's, 113 MB, which no cache holds; one row and nine on
-# one thread and on all, in turn: medians in milliseconds, alone and beside a program that keeps one
-# core busy. Without the kit, which would set what is to be compared.
+# The products of eight blocks as wide as the embedded model's, of 113 MB, which no cache holds.
+# Without the kit, which would set what is to be compared.
 _CHILD = """
 import json, subprocess, sys, time
 from statistics import median
 import torch
-from torch.nn.functional import linear
 
 usual = torch.get_num_threads()
-wide = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)]
-blocks = [[torch.full(shape, 0.01) for shape in wide] for _ in range(8)]
+shapes = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)]
+weights = [torch.full(shape, 0.01) for shape in 8 * shapes]
 
-def step(rows):
-    x = torch.full((rows, 576), 0.01)
-    for q, k, v, o, gate, up, down in blocks:
-        linear(x, k), linear(x, v)
-        x = 0.1 * linear(linear(x, q), o)
-        x = 0.1 * linear(linear(x, gate) * linear(x, up), down)
+def step(rows, count):
+    torch.set_num_threads(count)
+    given = {width: torch.ones(rows, width) for width in (576, 1536)}
+    start = time.perf_counter()
+    for weight in weights:
+        torch.nn.functional.linear(given[weight.shape[1]], weight)
+    return 1000 * (time.perf_counter() - start)
 
 @torch.inference_mode()
-def times(rounds=9):
-    found = {f"{rows} on {on}": [] for rows in (1, 9) for on in ("one", "all")}
-    for _ in range(rounds):
-        for name, taken in found.items():
-            torch.set_num_threads(1 if name.endswith("one") else usual)
-            step(int(name[0]))
-            start = time.perf_counter()
-            step(int(name[0]))
-            taken.append(1000 * (time.perf_counter() - start))
-    return {name: median(taken) for name, taken in found.items()}
+def times(rounds=15):
+    found = [[step(rows, count) for rows in (1, 9) for count in (1, usual)] for _ in range(rounds)]
+    return [median(some) for some in zip(*found)]
 
 times(1)
 quiet = times()
@@ -55,7 +46,6 @@ with subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) as other
     finally:
         other.kill()
 """
-_BUSY = 0.4  # cores that others may use while it is measured
 
 
 def once() -> Mapping[str, Any]:
@@ -63,11 +53,13 @@ def once() -> Mapping[str, Any]:
 
     Processes that this one starts, or becomes, then wait in the way that was chosen.
     """
+    import psutil
+
     if threads.kept() or threads.users() or threads.cores() == 1:
         return threads.kept()
     told: dict[str, Any] = {}
     for name, settings in threads.WAITING.items():
-        if _others() > _BUSY:
+        if psutil.cpu_percent(0.3) > 20:
             return {}
         if not told:
             sys.stderr.write("measuring how this machine's threads should wait (once, some seconds)\n")
@@ -80,33 +72,20 @@ def once() -> Mapping[str, Any]:
     return found
 
 
-def chosen(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def chosen(told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What to keep: of the ways that are within a tenth of the fastest on a quiet machine the one
     that suffers least on a busy one, and whether one row gains a fifth by more than one thread.
 
     Args:
-        found: by the names of `threads.WAITING` what the child process told.
+        told: by the names of `threads.WAITING` torch's ``usual`` count, and milliseconds ``quiet``
+            and ``busy`` (one core) of one row on one thread and on all, and of nine rows.
     """
-    least = min(told["quiet"]["9 on all"] for told in found.values())
-    good = [name for name, told in found.items() if told["quiet"]["9 on all"] <= 1.1 * least]
-    best = min(good, key=lambda name: found[name]["busy"]["9 on all"])
-    told = found[best]
-    more = told["quiet"]["1 on all"] < 0.8 * told["quiet"]["1 on one"]
-    return {
-        "cores": threads.cores(),
-        "waiting": best,
-        "default": told["usual"],
-        "one row": told["usual"] if more else 1,
-        "milliseconds": found,
-    }
-
-
-def _others() -> float:
-    load = threads.Load()
-    load.free()
-    time.sleep(0.3)
-    load.free()
-    return load.others
+    least = min(some["quiet"][3] for some in told.values())
+    good = [name for name, some in told.items() if some["quiet"][3] <= 1.1 * least]
+    best = min(good, key=lambda name: told[name]["busy"][3])
+    usual, (alone, together, *_) = told[best]["usual"], told[best]["quiet"]
+    found = {"cores": threads.cores(), "waiting": best, "default": usual, "milliseconds": told}
+    return {**found, "one row": usual if together < 0.8 * alone else 1}
 
 
 def _measured(settings: Mapping[str, str]) -> dict[str, Any]:
