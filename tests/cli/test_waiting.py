@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from kit.base import threads
 from kit.cli import doctor, waiting
@@ -39,6 +40,7 @@ def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(os, "environ", env | {"KIT_CACHE": str(tmp_path)})
     monkeypatch.setattr(threads, "_set", {})
     monkeypatch.setattr(threads, "_bound", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(psutil, "cpu_percent", lambda seconds: 3.0)
     monkeypatch.setattr(waiting, "_measured", lambda settings: told(20, 60 - len(settings)))
     threads.kept.cache_clear()
