@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from course.rules import ROOT, TIME, problems, read, source_hash
 from kit.base.files import whole
-from kit.base.progress import cores
+from kit.base.threads import cores
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode

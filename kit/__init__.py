@@ -10,6 +10,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from kit.base import threads
+
 __version__ = "0.1.0"
 
 _NAMES = {  # functions and classes, and the modules that define them
@@ -32,7 +34,7 @@ _NAMES = {  # functions and classes, and the modules that define them
     "catch_up": "course.catch_up",
 }
 _FOLDERS = {  # modules, by the folder in which they are
-    "kit.base": "directions progress",
+    "kit.base": "directions progress threads",
     "kit": "base data models plots sae search steering widgets",
     "kit.models": "activations hook_points logit_lens lora positions sites tokens weights",
     "kit.steering": "context export generation intervention rank_one render sampling vectors",
@@ -64,6 +66,9 @@ def __getattr__(name: str) -> Any:
     value = getattr(module, name)
     globals()[name] = value  # the next access is an ordinary one
     return value
+
+
+threads.prepare()  # before torch is loaded: it reads the environment once
 
 
 def __dir__() -> list[str]:

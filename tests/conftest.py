@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
+import kit  # before anything brings torch: it says how threads wait
+
 OFFLINE = Path(__file__).parent / "offline"
 
 runpy.run_path(str(OFFLINE / "sitecustomize.py"))  # this process; PYTHONPATH holds its children
@@ -44,6 +46,14 @@ class _ByFile(LoadFileScheduling):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return _ByFile(config, log)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_probe() -> Iterator[None]:
+    """No test waits while threads are measured, or depends on what that found."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kit.cli.waiting.once", dict)
+        yield
 
 
 # Models that load once: `model` is each tiny architecture in turn, `smol` the embedded model.

@@ -20,8 +20,7 @@ from torch import Tensor
 from course.catch_up.book import Book, Cell
 from course.catch_up.values import Reader
 from kit import data
-from kit.base.files import opened, whole
-from kit.models import weights
+from kit.base.files import cache_dir, opened, whole
 
 FORMAT = "steering-kit-kept/1"
 MAX_MB, MAX_JSON_MB = 512, 32
@@ -157,7 +156,7 @@ def shipped() -> Path:
 
 def local() -> Path:
     """The folder for kept files of this host, in the cache directory."""
-    return weights.cache_dir() / "kept"
+    return cache_dir() / "kept"
 
 
 def file_name(notebook: str, *, small: bool) -> str:

@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))  # for `course`
 
 from course.room import cgroups, seats, settings, slips
 from course.room.behind_server import TASKS
+from kit.base import threads
 
 host = settings.read()
 c = get_config()
@@ -72,7 +73,8 @@ c.Spawner.environment = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-for name in ("KIT_TABLE", "KIT_DTYPE"):  # what the instructor's table reads; one dtype for all
+# what the instructor's table reads; one dtype for all; how threads wait, where a seat has several
+for name in ("KIT_TABLE", "KIT_DTYPE", *threads.WAITS):
     if given := os.environ.get(name):
         c.Spawner.environment[name] = given
 c.Spawner.mem_limit = host.memory or None

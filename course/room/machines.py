@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import __version__
-from kit.base.files import read_bytes
+from kit.base.files import cache_dir, read_bytes
 from kit.cli.doctor import Check, attempt, machine_dtype, plain
 from kit.cli.pins import interpreter, pip_install
 from kit.models import weights
@@ -129,7 +129,7 @@ def _hub() -> Check:
 
 def _disk() -> Check:
     """Of the disks that hold the model cache and the learners' homes."""
-    wanted = (weights.cache_dir().absolute(), Path("/home"))
+    wanted = (cache_dir().absolute(), Path("/home"))
     there = [next(p for p in (place, *place.parents) if p.exists()) for place in wanted]
     place = min(there, key=lambda p: shutil.disk_usage(p).free)
     free = shutil.disk_usage(place).free / 2**30

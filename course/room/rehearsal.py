@@ -26,7 +26,7 @@ from jupyter_client.provisioning import KernelProvisionerFactory
 
 from course.room import warm_kernels
 from kit.base.checks import check_counts
-from kit.base.progress import cores
+from kit.base.threads import cores
 from kit.cli import doctor
 
 _PATIENCE = 1800.0  # seconds for one cell, or one slider, in the slowest kernel

@@ -30,7 +30,7 @@ import psutil
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
-from kit.base.progress import cores
+from kit.base.threads import cores
 from kit.cli.pins import reinstall
 from kit.models.load import preload
 

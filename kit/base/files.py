@@ -27,6 +27,14 @@ MOST_NUMBERS = 2**24  # in a vector or factor: a thousand layers of width 16,384
 JUNK = (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, AssertionError, EOFError)
 
 
+def cache_dir() -> Path:
+    """Where the kit keeps what it made once for this machine: ``$KIT_CACHE``, else the user's cache
+    directory."""
+    import platformdirs
+
+    return Path(os.environ.get("KIT_CACHE") or platformdirs.user_cache_dir("steering-kit"))
+
+
 @contextmanager
 def junk(what: str) -> Iterator[None]:
     """Turn whatever a parser raises on junk into a ValueError that says what was read.

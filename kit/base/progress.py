@@ -107,8 +107,3 @@ class _line:
             self.handle.update({"text/plain": text}, raw=True)
         elif self.first and sys.stderr.isatty():
             sys.stderr.write(f"\r{text:<72}" + "\n" * last)
-
-
-def cores() -> int:
-    """How many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

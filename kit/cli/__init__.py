@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from kit.cli import doctor
+from kit.cli import doctor, waiting
 from kit.cli.lab import blocked, has_browser, server_options
 from kit.models import weights
 
@@ -123,6 +123,7 @@ def _fetch(_args: argparse.Namespace, _rest: list[str]) -> int:
             sys.stderr.write(f"{status['path']} is damaged: making it again\n")
             shutil.rmtree(status["path"])
     sys.stdout.write(f"{weights.fetch(wanted)}\n")
+    waiting.once()
     return 0
 
 
@@ -144,6 +145,7 @@ def _fetch_where_it_can_write() -> None:
     if why:
         raise OSError(f"{why}: {mend}")
     weights.fetch(doctor.machine_dtype())
+    waiting.once()
 
 
 def _app(_args: argparse.Namespace, arguments: list[str]) -> int:

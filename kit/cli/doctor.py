@@ -25,9 +25,9 @@ from itertools import chain
 from pathlib import Path
 
 from kit import __version__
+from kit.base import threads
 from kit.base.html import CELL, PLAIN
-from kit.base.progress import cores
-from kit.cli import lab
+from kit.cli import lab, waiting
 from kit.cli.pins import interpreter, pins, pip_install, reinstall
 from kit.models import weights
 
@@ -143,7 +143,7 @@ def _checks(quick: bool) -> Iterator[Check]:
         ("other packages", _other_packages, ("packaging",), reinstall()),
         ("disk", _disk, ("jupyter_core", "platformdirs"), 'export HOME="$(mktemp -d)"'),
         ("memory", _memory, ("psutil",), pip_install("psutil")),
-        ("cores", _cores, (), "unset OMP_NUM_THREADS"),
+        ("threads", partial(_threads, quick), ("psutil", "platformdirs"), "unset OMP_NUM_THREADS"),
         ("dtype", _dtype, ("torch",), "unset KIT_DTYPE" if os.environ.get("KIT_DTYPE") else torch),
         ("model", _model, ("platformdirs", "the dtype", "the disk"), f"{interpreter()} -m kit fetch"),
         ("widgets", _widgets, ("ipywidgets", "jupyterlab"), jupyter),
@@ -244,13 +244,17 @@ def _memory() -> Check:
     return Check("memory", True, detail)
 
 
-def _cores() -> Check:
-    count = cores()
-    if not (torch := sys.modules.get("torch")):  # its own row tried
-        return Check("cores", True, str(count))
-    threads = torch.get_num_threads()
-    fix = f"export OMP_NUM_THREADS={count}" if threads > count else ""
-    return Check("cores", None if fix else True, f"{count}; torch uses {threads}", fix)
+def _threads(quick: bool) -> Check:
+    count, torch = threads.cores(), sys.modules.get("torch")  # whose own row tried
+    if not torch or count == 1:
+        return Check("threads", True, f"of {count} cores")
+    if users := threads.users():
+        fix = f"export OMP_NUM_THREADS={count}" if torch.get_num_threads() > count else ""
+        return Check("threads", None if fix else True, f"of {count} cores, as you say: {users}", fix)
+    found, late = threads.kept() if quick else waiting.once(), threads.too_late()
+    how = f"waiting {found['waiting']}, as measured here" if found else "how they should wait is not measured yet"
+    detail = f"of {count} cores those that are free, for one row {found.get('one row', 1)}; {how}"
+    return Check("threads", None if late else True, f"{detail}{late and '; '}{late}")
 
 
 def _dtype() -> Check:

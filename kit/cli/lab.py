@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from kit.base.files import cache_dir
 from kit.base.writable import why_not
 from kit.models import weights
 
@@ -125,7 +126,7 @@ def blocked() -> tuple[str, str]:
     }
     places |= {n: os.environ[n] for n in ("JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR") if n in os.environ}
     if not weights.cached("bfloat16"):  # a shared cache that has the model is for reading
-        places["KIT_CACHE"] = str(weights.cache_dir())
+        places["KIT_CACHE"] = str(cache_dir())
     why = {name: text for name, place in places.items() if (text := why_not(Path(place)))}
     if "HOME" in why:  # what lies in it moves with it
         why = {name: text for name, text in why.items() if name == "HOME" or name in os.environ}

@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kit.base.files import read_json
+from kit.base.files import cache_dir, read_json
 from kit.base.scratch import scratch
 from kit.base.writable import why_not
 from kit.models import folder as folders
@@ -37,13 +37,6 @@ _ADVICE = (
     "(a captive portal) or through a proxy"
 )
 _MEGABYTES = {"bfloat16": 300, "float16": 300, "float32": 570}
-
-
-def cache_dir() -> Path:
-    """Where converted weights live: ``$KIT_CACHE``, else the user's cache directory."""
-    import platformdirs
-
-    return Path(os.environ.get("KIT_CACHE") or platformdirs.user_cache_dir("steering-kit"))
 
 
 def _say(message: str) -> None:

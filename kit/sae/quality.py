@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kit.base.divergence import kl
 from kit.base.progress import track
+from kit.base.threads import fitted
 from kit.models.bridge import runtime
 from kit.models.hook_points import replaced
 from kit.models.sites import Site
@@ -90,7 +91,7 @@ def evaluate(
         return x
 
     for batch in track(list(tokens.to(model.cfg.device).split(8)), "batches of text"):
-        with state.lock:
+        with state.lock, fitted(batch.numel()):
             found = [next_log_p(model, batch, dictionary.site, keep)]
             x = seen.pop()  # [rows, pos, width]
             on, latents = counted(x, sink), dictionary.encode(x)

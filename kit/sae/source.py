@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kit.base import shards
 from kit.base.files import header_at_most, junk, whole
+from kit.base.threads import fitted
 from kit.models.activations import capture
 from kit.models.bridge import fingerprint
 from kit.models.sites import Site
@@ -156,7 +157,8 @@ class Source:
         order = self._deal[chunk * self.rows :][: self.rows]
         parts: dict[Site, list[Tensor]] = {site: [] for site in self.sites}
         for rows in order.split(16):
-            kept = self._run(self.tokens[rows])
+            with fitted(self.tokens[rows].numel()):
+                kept = self._run(self.tokens[rows])
             for site in self.sites:
                 parts[site].append(kept[site][:, 1:].cpu())
         found = {site: torch.cat(some).flatten(0, 1) for site, some in parts.items()}  # [rows * (n - 1), width]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kit.base.files import opened, whole
 from kit.base.progress import to_the_end, track
+from kit.base.threads import fitted
 from kit.models.bridge import fingerprint
 from kit.models.tokens import counted, one_text, packed
 from kit.sae.entries import Entries
@@ -117,10 +118,11 @@ class FeatureStore:
         entries = Entries(len(dictionary), None if path is None else Path(path).parent)
         with suppress(KeyboardInterrupt):
             for rows in track(list(tokens.split(16)), "batches of text"):
-                x = dictionary.activations(model, rows.to(model.cfg.device))
-                # [rows, context, latents] -> [tokens, latents]
-                flat = (dictionary.encode(x) * counted(x)[..., None]).cpu().flatten(0, 1)
-                at, which = flat.nonzero(as_tuple=True)
+                with fitted(rows.numel()):
+                    x = dictionary.activations(model, rows.to(model.cfg.device))
+                    # [rows, context, latents] -> [tokens, latents]
+                    flat = (dictionary.encode(x) * counted(x)[..., None]).cpu().flatten(0, 1)
+                    at, which = flat.nonzero(as_tuple=True)
                 with to_the_end():
                     entries.add(which, at + done * width, flat[at, which])
                     done += len(rows)

@@ -23,6 +23,7 @@ from kit.base.checks import check_counts, check_positive
 from kit.base.files import header, junk, must_exist, read_json, unpacked_at_most, whole
 from kit.base.progress import to_the_end, track
 from kit.base.scratch import as_umask, locked, scratch
+from kit.base.threads import fitted
 from kit.models.sites import Kind, Site
 from kit.sae.architectures import ARCHITECTURES, COEFFICIENTS, Architecture, classes, options
 from kit.sae.dictionary import Dictionary
@@ -228,9 +229,10 @@ class Training:
         """One batch for every dictionary; sae-lens's output of each step."""
         batch = next(self.source)
         outputs = {}
-        for name, trainer in self.trainers.items():
-            outputs[name] = trainer.step(batch[self.sites[name]])
-            trainer.n_training_steps += 1
+        with fitted(self.source.batch):
+            for name, trainer in self.trainers.items():
+                outputs[name] = trainer.step(batch[self.sites[name]])
+                trainer.n_training_steps += 1
         self.step += 1
         return outputs
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kit.base.checks import is_whole
 from kit.base.divergence import kl
+from kit.base.threads import fitted
 from kit.models.activations import capture, residual_scale
 from kit.models.bridge import check_layer, fingerprint, runtime
 from kit.models.hook_points import output_of
@@ -211,7 +212,7 @@ class LayerSlice(Map):
         scores, grads = [], []
         for at in self.cuts(thetas):
             leaf = thetas[at].detach().requires_grad_()
-            with self.lock, torch.enable_grad():
+            with self.lock, fitted(2), torch.enable_grad():
                 score = objective(self.shift(leaf), self.weights > 0)
                 grads.append(torch.autograd.grad(score.sum(), leaf)[0])
             scores.append(score.detach().to(thetas.device))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kit.base.directions import unit
 from kit.base.kernels import plain_kernels
+from kit.base.threads import fitted
 
 
 class Map:
@@ -43,7 +44,7 @@ class Map:
         """The map at thetas ``[k, d]``: ``[k, d]``, in as many passes as memory asks for."""
         values = []
         for at in self.cuts(thetas):
-            with self.lock, torch.no_grad():
+            with self.lock, fitted(2), torch.no_grad():
                 values.append(self.change(thetas[at]))
         return torch.cat(values)
 
@@ -61,7 +62,7 @@ class Map:
         values, grads = [], []
         for at in self.cuts(thetas, outputs):
             leaf = thetas[at].detach().requires_grad_()
-            with self.lock, torch.enable_grad():
+            with self.lock, fitted(2), torch.enable_grad():
                 value = self.change(leaf)
                 along = unit(value.detach()) if outputs is None else outputs[at]
                 grads.append(torch.autograd.grad(value, leaf, along)[0])
@@ -111,7 +112,7 @@ class Map:
         rows = [thetas] if outputs is None else [thetas, outputs]
         out = []
         for at in self.cuts(thetas, outputs):
-            with self.lock, torch.enable_grad(), plain_kernels():
+            with self.lock, fitted(2), torch.enable_grad(), plain_kernels():
                 out.append(torch.func.vmap(function)(*(r[at] for r in rows)).detach())
         return torch.cat(out)
 

@@ -21,6 +21,7 @@ from kit.base.directions import random_units
 from kit.base.divergence import kl
 from kit.base.progress import track
 from kit.base.shipped import neutral_texts
+from kit.base.threads import fitted
 from kit.models.activations import residual_scale
 from kit.models.bridge import check_layer, fingerprint
 from kit.models.positions import Positions, select
@@ -103,7 +104,7 @@ def fit(
     with suppress(KeyboardInterrupt):
         for _ in track(range(steps), "steps", status=lambda: f"loss {history[-1]:.3g}"):
             optimiser.zero_grad()
-            with torch.enable_grad():
+            with fitted(2), torch.enable_grad():
                 loss = cost(theta)
                 for example in examples:
                     loss = loss + example.loss(layer, theta) / len(examples)

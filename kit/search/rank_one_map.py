@@ -19,6 +19,7 @@ from kit.base.checks import check_counts, is_whole
 from kit.base.directions import random_units, unit
 from kit.base.divergence import kl
 from kit.base.kernels import plain_kernels
+from kit.base.threads import fitted
 from kit.models.bridge import check_layer, runtime
 from kit.models.positions import Positions
 from kit.search.layer_slice import LayerSlice, Prompts
@@ -117,7 +118,7 @@ class RankOneMap:
         for at in passes(len(phi), self.piece.step):
             zeros = torch.zeros_like(phi[at][:, 0, 0])
             # gradients enabled: the fused linear of inference has no derivative
-            with torch.enable_grad(), plain_kernels():
+            with fitted(2), torch.enable_grad(), plain_kernels():
                 values.append(torch.func.jvp(partial(self.change, phi[at]), (zeros,), (torch.ones_like(zeros),))[1])
         return torch.cat(values)
 
@@ -133,7 +134,7 @@ class RankOneMap:
         values, grads = [], []
         for at in passes(len(phi), self.piece.step):
             leaf = phi[at].detach().requires_grad_()
-            with torch.enable_grad():
+            with fitted(2), torch.enable_grad():
                 value = self.change(leaf, radius)
                 grads.append(torch.autograd.grad(value, leaf, outputs[at])[0])
             values.append(value.detach())

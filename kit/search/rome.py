@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kit.base.divergence import kl
 from kit.base.progress import track
+from kit.base.threads import fitted
 from kit.models.activations import Place, capture
 from kit.models.bridge import check_layer, fingerprint, runtime
 from kit.models.hook_points import at_decoder
@@ -255,7 +256,7 @@ def _value(
                 continue  # likely enough; to break off would read as if somebody had stopped it
             optimiser.zero_grad()
             total = 0.0
-            with torch.enable_grad():
+            with fitted(2), torch.enable_grad():
                 for tokens, at in prompts:  # one graph at a time
                     loss = -log_p(tokens, at, delta)[answers[1]] / len(prompts)
                     loss.backward()

@@ -10,6 +10,7 @@ import torch
 
 from kit.base.divergence import kl
 from kit.base.html import CELL, PLAIN, SANS, SOFT, inline
+from kit.base.threads import fitted
 from kit.models.bridge import runtime
 from kit.models.hook_points import hooks_left
 from kit.models.paths import apart, most
@@ -60,6 +61,7 @@ class CheckResult:
         return f'<table class="{PLAIN}" style="{style}">{rows}</table>'
 
 
+@fitted(2)  # one count for all: other counts round otherwise, and rows are compared
 def check(
     model: TransformerBridge,
     vector: Intervention,

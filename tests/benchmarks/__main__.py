@@ -12,7 +12,7 @@ import sys
 import torch
 
 import kit
-from tests.benchmarks import between, dictionaries, growth, ratios, reruns, unlabelled
+from tests.benchmarks import between, busy, dictionaries, growth, ratios, reruns, unlabelled
 
 
 def main() -> int:
@@ -39,12 +39,13 @@ def main() -> int:
     )
     rows += dictionaries.table(model, pairs=3 if args.quick else 7)
     rows += between.table(model, pairs=3 if args.quick else 7)
+    rows += busy.table(model, pairs=3 if args.quick else 7)
     rows += reruns.table()
     wide = max(len(row.what) for row in rows) + 2
-    print(f"{'what':<{wide}}{'must':>10}{'aim':>10}{'median':>10}   spread")
+    print(f"{'what':<{wide}}{'must':>10}{'aim':>10}{'median':>10}{'quiet':>10}{'busy':>10}   spread")
     for row in rows:
         word = "ok" if row.held else "MISSED"
-        numbers = f"{row.must:>10}{row.aim:>10}{row.shown:>10}   {row.spread}"
+        numbers = f"{row.must:>10}{row.aim:>10}{row.shown:>10}{row.quiet:>10}{row.busy:>10}   {row.spread}"
         print(f"{row.what:<{wide}}{numbers}  {word}")
     print("\n" + ratios.physical_limit(model))
     if not args.quick:

@@ -24,13 +24,16 @@ _PROMPT = "Tell me about your favourite day of the week and say why you like it 
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table; ``values`` are the pairs' ratios or the single runs (none: not run)."""
+    """One line of the table; ``values`` are the pairs' ratios or the single runs (none: not run);
+    ``quiet`` and ``busy`` say what a job took alone and with one core busy."""
 
     what: str
     must: str
     aim: str
     values: list[float]
     unit: str = ""
+    quiet: str = ""
+    busy: str = ""
 
     @property
     def shown(self) -> str:

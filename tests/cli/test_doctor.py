@@ -63,7 +63,7 @@ def test_a_healthy_machine_is_ready(healthy: dict[str, str]) -> None:
     report = doctor.run()
     assert failed(report) == [] and report.ok
     names = [check.name for check in report.checks]
-    for name in ("Python", "memory", "cores", "dtype", "model", "widgets", "steered token"):
+    for name in ("Python", "memory", "threads", "dtype", "model", "widgets", "steered token"):
         assert name in names
     assert set(doctor.DIRECT) <= set(names)
     assert report.seconds > 0 and "ready" in report.summary
@@ -320,7 +320,7 @@ def test_every_failure_names_a_command(healthy: dict[str, str], monkeypatch: pyt
         "_package",
         "_other_packages",
         "_memory",
-        "_cores",
+        "_threads",
         "_model",
         "_widgets",
         "_lab_starts",
