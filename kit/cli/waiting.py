@@ -24,13 +24,18 @@ usual = torch.get_num_threads()
 shapes = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)]
 weights = [torch.full(shape, 0.01) for shape in 8 * shapes]
 
-def step(rows, count):
+def step(rows, count, weights=weights):
     torch.set_num_threads(count)
-    given = {width: torch.ones(rows, width) for width in (576, 1536)}
+    given = {width: torch.ones(rows, width, dtype=weights[0].dtype) for width in (576, 1536)}
     start = time.perf_counter()
     for weight in weights:
         torch.nn.functional.linear(given[weight.shape[1]], weight)
     return 1000 * (time.perf_counter() - start)
+
+@torch.inference_mode()
+def half():  # bfloat16 over float32, one row
+    narrow = [weight.bfloat16() for weight in weights]
+    return median(step(1, 1, narrow) / step(1, 1) for _ in range(5))
 
 @torch.inference_mode()
 def times(rounds=15):
@@ -42,9 +47,10 @@ quiet = times()
 with subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) as other:
     try:
         time.sleep(0.2)
-        print(json.dumps({"usual": usual, "quiet": quiet, "busy": times()}))
+        found = {"usual": usual, "quiet": quiet, "busy": times()}
     finally:
         other.kill()
+print(json.dumps({**found, "bfloat16": half()}))
 """
 
 
@@ -74,18 +80,20 @@ def once() -> Mapping[str, Any]:
 
 def chosen(told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What to keep: of the ways that are within a tenth of the fastest on a quiet machine the one
-    that suffers least on a busy one, and whether one row gains a fifth by more than one thread.
+    that suffers least on a busy one, whether one row gains a fifth by more than one thread, and
+    what it takes in bfloat16, of what it takes in float32.
 
     Args:
         told: by the names of `threads.WAITING` torch's ``usual`` count, and milliseconds ``quiet``
-            and ``busy`` (one core) of one row on one thread and on all, and of nine rows.
+            and ``busy`` (one core) of one row on one thread and on all, and of nine rows; and
+            ``bfloat16``, of one row on one thread over float32's.
     """
     least = min(some["quiet"][3] for some in told.values())
     good = [name for name, some in told.items() if some["quiet"][3] <= 1.1 * least]
     best = min(good, key=lambda name: told[name]["busy"][3])
     usual, (alone, together, *_) = told[best]["usual"], told[best]["quiet"]
     found = {"cores": threads.cores(), "waiting": best, "default": usual, "milliseconds": told}
-    return {**found, "one row": usual if together < 0.8 * alone else 1}
+    return {**found, "one row": usual if together < 0.8 * alone else 1, "bfloat16": told[best]["bfloat16"]}
 
 
 def _measured(settings: Mapping[str, str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kit.base.checks import is_whole
 from kit.base.shipped import neutral_texts
+from kit.base.threads import fitted
 from kit.models.bridge import check_layer, runtime
 from kit.models.hook_points import output_of
 from kit.models.positions import select
@@ -126,7 +127,7 @@ def capture(model: TransformerBridge, tokens: Tensor, places: Iterable[Place]) -
         if len(kept) == len(places):
             raise Enough
 
-    with state.lock, ExitStack() as hooks, suppress(Enough):
+    with state.lock, fitted(tokens.numel()), ExitStack() as hooks, suppress(Enough):
         for place in places:
             module, enters = state.port(*place)
             if enters:

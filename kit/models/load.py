@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from kit.base import threads
 from kit.models import given, llama, lora, weights
 from kit.models.activations import residual_scale
 from kit.models.bridge import LLAMA_PLACES, Runtime, hold, register
@@ -288,5 +289,8 @@ def choose_dtype(device: torch.device | str) -> tuple[torch.dtype, str]:
     except (AttributeError, RuntimeError):
         has_bf16 = False
     if has_bf16:
+        share = threads.kept().get("bfloat16", 0.0)
+        if share > 1:
+            return torch.float32, f"a token in bfloat16 takes {share:.2g} times as long here"
         return torch.bfloat16, "this CPU has bfloat16 instructions (AVX512-BF16 or AMX)"
     return torch.float32, "this CPU has no bfloat16 instructions"

@@ -272,7 +272,7 @@ def steered_logits(
         steered = stream + thetas[:, None].to(stream) * mask  # [k, n, d]: from here on a row for each theta
         return (steered, *out[1:]) if isinstance(out, tuple) else steered
 
-    with state.lock, state.block(layer).register_forward_hook(fork):
+    with state.lock, fitted(tokens.numel()), state.block(layer).register_forward_hook(fork):
         return state.decoder(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits.float()
 
 

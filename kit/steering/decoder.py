@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kit.base.threads import fitted
 from kit.models.bridge import runtime
 from kit.models.hook_points import hooks_left, output_of, with_output
 from kit.models.llama import Cache, Llama
@@ -77,8 +78,11 @@ class Decoder:
     def step(self, keep: int = 1) -> Tensor:
         """Logits ``[rows, d_vocab]`` of the last position, or ``[rows, keep, d_vocab]`` of the
         last ``keep`` (0: all)."""
-        with self.state.lock, torch.inference_mode():
-            if self.next is not None and self.cache is not None:
+        goes_on = self.next is not None and self.cache is not None
+        width = 1 if goes_on else self.text.shape[1]
+        with self.state.lock, fitted(self.rows * width), torch.inference_mode():
+            if goes_on:
+                assert self.next is not None
                 logits = self._run(self.next, keep, list(range(self.rows)))
             elif self.next is not None or self.bridged or not self._forkable():
                 logits = self._run(self.text, keep, list(range(self.rows)))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kit.base.checks import check_counts, is_number, plain
 from kit.base.html import visible
+from kit.base.threads import fitted
 from kit.models.bridge import runtime
 from kit.models.hook_points import hooks_left
 from kit.models.positions import Positions
@@ -195,7 +196,7 @@ def stream(
             if stop_event is not None and stop_event.is_set():
                 return
             logits = decoder.step()
-            with torch.inference_mode():
+            with fitted(len(table)), torch.inference_mode():
                 chosen = pick(logits[: len(table)])
                 measures = measure_tokens(model, logits, chosen, shadow_of) if measure else {}
             pieces = []

@@ -17,7 +17,7 @@ from kit.cli.waiting import chosen, once  # themselves: in tests nothing else ma
 
 
 def told(nine: float, busy: float, one: float = 10.0, two: float = 10.0) -> dict[str, Any]:
-    return {"usual": 4, "quiet": [one, two, 30.0, nine], "busy": [one, two, 30.0, busy]}
+    return {"usual": 4, "quiet": [one, two, 30.0, nine], "busy": [one, two, 30.0, busy], "bfloat16": 1.5}
 
 
 def test_the_least_harm_of_those_that_cost_nothing() -> None:
@@ -25,7 +25,7 @@ def test_the_least_harm_of_those_that_cost_nothing() -> None:
     kept = chosen(found)
     assert kept["waiting"] == "short" and kept["default"] == 4 and kept["one row"] == 1
     assert chosen(found | {"short": told(22.5, 60)})["waiting"] == "longer"
-    assert kept["milliseconds"] == found
+    assert kept["milliseconds"] == found and kept["bfloat16"] == 1.5
 
 
 def test_one_row_on_all_threads_where_that_is_a_fifth_faster() -> None:
@@ -103,5 +103,5 @@ def test_the_probe_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         waiting, "_CHILD", waiting._CHILD.replace("rounds=15", "rounds=1").replace("8 * shapes", "shapes")
     )
     found = waiting._measured(threads.WAITING["short"])
-    assert set(found) == {"usual", "quiet", "busy"} and found["usual"] >= 1
+    assert set(found) == {"usual", "quiet", "busy", "bfloat16"} and found["bfloat16"] > 0 and found["usual"] >= 1
     assert all(len(found[how]) == 4 and min(found[how]) > 0 for how in ("quiet", "busy"))

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kit
+from kit.base import threads
 from kit.base.shipped import neutral_texts
 from kit.models import fast_linear, load, weights
 from kit.models.bridge import runtime
@@ -84,6 +85,10 @@ def test_dtype_auto_follows_the_cpu(llama: Any, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
         chosen, reason = choose_dtype("cpu")
         assert chosen == kind and "bfloat16" in reason
+        for share in (0.9, 1.3):  # what the probe found of this machine
+            monkeypatch.setattr(threads, "kept", lambda share=share: {"bfloat16": share})
+            assert choose_dtype("cpu")[0] == (torch.float32 if share > 1 else kind)
+        monkeypatch.setattr(threads, "kept", dict)
         model = kit.load_model(llama.cfg.kit_folder, device="cpu")
         assert next(runtime(model).decoder.parameters()).dtype == kind
     assert choose_dtype("cuda")[0] == torch.bfloat16
