@@ -255,7 +255,7 @@ class FeatureStore:
         where, value = self.entries(latent)
         best: dict[int, int] = {}  # of each row of text the place
         order = value.argsort(descending=True, stable=True)
-        for place in (int(where[i]) for i in order):  # a list of all would be long
+        for place in map(int, where[order].numpy()):  # one after another: a list of all is long
             best.setdefault(place // self.tokens.shape[1], place)
             if len(best) == n:
                 break

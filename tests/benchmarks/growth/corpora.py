@@ -1,15 +1,13 @@
 """What more text, or a wider dictionary, makes longer: harvests, trainings, stores, pages.
 
-More text goes through a tiny random model, each size in a process of its own
-(``python -m tests.benchmarks.growth.corpora TOKENS FOLDER``): what is examined is memory and disk,
-which depend on the model only through its width.
+More text goes through a tiny random model, each size in a process of its own: what is examined is
+how time, memory and disk grow, not how large they are for a model that is used.
 """
 
 from __future__ import annotations
 
 import gc
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
 
 import kit
 from kit import sae
@@ -32,7 +31,7 @@ from kit.models.activations import capture
 from tests import tiny
 from tests.benchmarks.growth.curves import Curve, best
 
-_CONTEXT, _BATCH, _LATENTS, _K = 128, 4096, 96, 16
+_CONTEXT, _BATCH, _LATENTS, _K = 128, 4096, 192, 8
 
 
 def dictionary(model: Any, rows: Tensor, layer: int, latents: int, k: int) -> sae.Dictionary:
@@ -59,7 +58,7 @@ def tokens(_model: Any, quick: bool) -> list[Curve]:
     for i, job in enumerate(found[sizes[0]]):
         curves.append(Curve(job.what, "tokens", 1, {n: jobs[i].seconds for n, jobs in found.items()}))
         peaks = {n: float(jobs[i].peak) for n, jobs in found.items()}
-        curves.append(Curve(f"{job.what}, memory of the process", "tokens", 0, peaks, "bytes"))
+        curves.append(Curve(f"{job.what}, the process's memory", "tokens", 0, peaks, "bytes"))
     return curves
 
 
@@ -103,9 +102,10 @@ class Job:
 def corpus(n: int) -> list[Job]:
     """The jobs on so many tokens, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
+        disable_progress_bar()
         tiny.save(Path(folder) / "model", "llama", num_attention_heads=2, num_key_value_heads=1)
-        command = [sys.executable, "-m", __name__, str(n), folder]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ})
+        command = [sys.executable, "-c", f"from {__name__} import child; child()", str(n), folder]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return [Job(**told) for told in json.loads(done.stdout.splitlines()[-1])]
 
 
@@ -177,5 +177,7 @@ def _held() -> int:
 
 CURVES = {"tokens": tokens, "latents": latents}
 
-if __name__ == "__main__":
+
+def child() -> None:
+    """The process of :func:`corpus`: its arguments are tokens and a folder with a model."""
     print(json.dumps([asdict(job) for job in _jobs(int(sys.argv[1]), Path(sys.argv[2]))]))

@@ -22,7 +22,8 @@ class Curve:
 
     Attributes:
         what: the quantity, in words; grows: what n counts.
-        arithmetic: the exponent that the work has by counting: 0 flat, 1 in proportion.
+        arithmetic: the exponent that the work has by counting: 0 flat, 1 in proportion, or the
+            :func:`exponent` of counted operations.
         costs: of each size n, in ``unit`` (seconds or bytes).
     """
 
@@ -34,11 +35,7 @@ class Curve:
 
     @property
     def slope(self) -> float:
-        """Exponent of a power of n that fits the upper half of the sizes: small ones are all
-        overhead."""
-        upper = sorted(self.costs)[(len(self.costs) - 1) // 2 :]
-        x, y = np.log(upper), np.log([max(self.costs[n], 1e-9) for n in upper])
-        return float(np.polyfit(x, y, 1)[0])
+        return exponent(self.costs)
 
     @property
     def held(self) -> bool:
@@ -47,8 +44,14 @@ class Curve:
     def __str__(self) -> str:
         low, high = min(self.costs), max(self.costs)
         ends = f"{_shown(self.costs[low], self.unit)} at {low:,}, {_shown(self.costs[high], self.unit)} at {high:,}"
-        said = f"{self.what} ~ n^{self.slope:.2f} in {self.grows}, arithmetic says {self.arithmetic:g} ({ends})"
+        said = f"{self.what} ~ n^{self.slope:.2f} in {self.grows}, arithmetic says {self.arithmetic:.3g} ({ends})"
         return said + ("" if self.held else "  STEEPER")
+
+
+def exponent(costs: dict[int, float]) -> float:
+    """Of the power of n that fits the upper half of the sizes: small ones are all overhead."""
+    upper = sorted(costs)[(len(costs) - 1) // 2 :]
+    return float(np.polyfit(np.log(upper), np.log([max(costs[n], 1e-9) for n in upper]), 1)[0])
 
 
 def _shown(cost: float, unit: str) -> str:
@@ -80,25 +83,28 @@ def draw(file: Path, curves: Sequence[Curve]) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     units = list(dict.fromkeys(c.unit for c in curves))
-    figure, axes = plt.subplots(1, len(units), figsize=(5.6 * len(units), 4.2), dpi=110, squeeze=False)
+    figure, axes = plt.subplots(1, len(units), figsize=(5.6 * len(units), 4.8), dpi=110, squeeze=False)
     for axis, unit in zip(axes[0], units, strict=True):
         for i, curve in enumerate(c for c in curves if c.unit == unit):
             n, y = zip(*sorted(curve.costs.items()), strict=True)
             y = [cost / 1e6 for cost in y] if unit == "bytes" else y
-            axis.plot(n, y, marker="o", color=f"C{i}", label=f"{curve.what}: n^{curve.slope:.2f}")
+            said = f"{curve.what}: n^{curve.slope:.2f} (arithmetic n^{curve.arithmetic:.3g})"
+            axis.plot(n, y, marker="o", color=f"C{i}", label=said)
             middle = (len(n) - 1) // 2
             straight = [y[middle] * (m / n[middle]) ** curve.arithmetic for m in n[middle:]]
-            axis.plot(n[middle:], straight, "--", color=f"C{i}", alpha=0.6, label=f"arithmetic: n^{curve.arithmetic:g}")
+            axis.plot(n[middle:], straight, "--", color=f"C{i}", alpha=0.6)
         axis.set(xscale="log", yscale="log", xlabel=curves[0].grows, ylabel="MB" if unit == "bytes" else "seconds")
         low, high = axis.get_ylim()
-        if high < 10 * low:  # a flat line should look flat
-            axis.set_ylim(low / 3, high * 3)
+        axis.set_ylim(min(low, high / 30), high)  # a flat line should look flat
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.set_xticks(n, [f"{m:,}" for m in n], rotation=45)
         axis.minorticks_off()
         axis.grid(alpha=0.2)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     figure.tight_layout()
     figure.savefig(file)
     plt.close(figure)

@@ -22,7 +22,7 @@ def layers(model: Any, quick: bool) -> list[Curve]:
 
 def features(model: Any, quick: bool) -> list[Curve]:
     """Directions that are searched at once, through two blocks."""
-    sizes = (8, 16, 32, 64) if quick else (8, 16, 32, 64, 128, 256, 512)
+    sizes = (8, 16, 32, 64) if quick else (8, 16, 32, 64, 128, 256)
     return [
         Curve("DCT", "features", 1, best(lambda n: _dct(model, [_PROMPT], 14, 16, n), sizes, 2)),
         Curve("MELBO", "features", 1, best(lambda n: _melbo(model, [_PROMPT], 14, 16, n), sizes, 2)),
@@ -31,7 +31,7 @@ def features(model: Any, quick: bool) -> list[Curve]:
 
 def prompts(model: Any, quick: bool) -> list[Curve]:
     """Prompts over which the change is averaged, through two blocks."""
-    sizes = (1, 2, 4, 8) if quick else (1, 2, 4, 8, 16, 32, 64)
+    sizes = (1, 2, 4, 8) if quick else (1, 2, 4, 8, 16, 32)
     many = {n: [f"{_PROMPT} Count to {i:03d}." for i in range(n)] for n in sizes}
     return [
         Curve("DCT, 4 features", "prompts", 1, best(lambda n: _dct(model, many[n], 14, 16, 4), sizes, 2)),

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 import kit
-from tests.benchmarks.growth.curves import Curve
+from kit.models.bridge import runtime
+from tests.benchmarks.growth.curves import Curve, exponent
 from tests.benchmarks.ratios import seconds
 
 _TURN = ("Tell me a little more about the garden and what grows there in spring.", "There are roses and old pears.")
@@ -31,6 +32,15 @@ def _first_and_step(model: Any, jobs: dict[int, tuple[Any, Any, Sequence[float]]
     return [{n: min(some) for n, some in found.items()} for found in (first, step)]
 
 
+def _reading(model: Any, lengths: dict[int, int]) -> float:
+    """The exponent of reading a prompt, of so many tokens for each size: products with every weight
+    of the blocks, and of each token with the ones before it."""
+    cfg = model.cfg
+    weights = sum(p.numel() for i in range(cfg.n_layers) for p in runtime(model).block(i).parameters())
+    pairs = cfg.n_layers * cfg.n_heads * cfg.d_head
+    return exponent({n: 2 * weights * m + 2 * pairs * m * m for n, m in lengths.items()})
+
+
 def _text(model: Any, n: int) -> Any:
     return kit.text_tokens(model, " ".join(kit.data.neutral_texts() * 8))[:, :n]
 
@@ -38,7 +48,7 @@ def _text(model: Any, n: int) -> Any:
 def coefficients(model: Any, quick: bool) -> list[Curve]:
     """Rows of a ladder."""
     short, vector = _text(model, 40), kit.data.vector("happy-sad")
-    sizes = (1, 2, 4, 8, 16) if quick else (1, 2, 4, 8, 16, 32, 64)
+    sizes = (1, 2, 4, 8, 16) if quick else (1, 2, 4, 8, 16, 32)
     first, step = _first_and_step(model, {n: (short, vector, [0.01 * i for i in range(n)]) for n in sizes})
     return [
         Curve("a step of all rows", "coefficients", 1, step),
@@ -51,7 +61,8 @@ def prompt(model: Any, quick: bool) -> list[Curve]:
     sizes = (16, 64, 256, 512) if quick else (16, 64, 256, 512, 1024, 2048)
     text, vector = _text(model, max(sizes)), kit.data.vector("happy-sad")
     first, step = _first_and_step(model, {n: (text[:, :n], vector, [0.2]) for n in sizes})
-    return [Curve("first token", "prompt tokens", 1, first), Curve("a step", "prompt tokens", 1, step)]
+    reading = _reading(model, {n: n for n in sizes})
+    return [Curve("first token", "prompt tokens", reading, first), Curve("a step", "prompt tokens", 1, step)]
 
 
 def turns(model: Any, quick: bool) -> list[Curve]:
@@ -65,7 +76,8 @@ def turns(model: Any, quick: bool) -> list[Curve]:
         ids = model.tokenizer(shown, add_special_tokens=False).input_ids
         jobs[n] = (torch.tensor([ids]), vector, [0.2])
     first, step = _first_and_step(model, jobs)
-    return [Curve("first token of the next answer", "turns", 1, first), Curve("a step", "turns", 1, step)]
+    reading = _reading(model, {n: job[0].shape[1] for n, job in jobs.items()})
+    return [Curve("first token of the next answer", "turns", reading, first), Curve("a step", "turns", 1, step)]
 
 
 def vectors(model: Any, quick: bool) -> list[Curve]:
