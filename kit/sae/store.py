@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -230,23 +230,12 @@ class FeatureStore:
     @cached_property
     def _reduced(self) -> dict[str, Tensor]:
         most, total = torch.zeros(len(self)), torch.zeros(len(self), dtype=torch.float64)
-        for at, ends in self._looks():
-            which, value = torch.arange(len(self)).repeat_interleave(ends.diff()), self.value[at].float()
+        for at in range(0, len(self.where), _LOOK):  # so that a larger corpus takes no more memory
+            count, value = self.start.clamp(at, at + _LOOK).diff(), self.value[at : at + _LOOK].float()
+            which = torch.arange(len(self)).repeat_interleave(count)
             most.scatter_reduce_(0, which, value, "amax")
             total.index_add_(0, which, value.double())
         return {"amax": most, "mean": (total / self.start.diff().clamp(min=1)).float()}
-
-    def _looks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Shares of the entries, and where in each a latent's begin, ``[latents + 1]``: what is
-        found share by share takes no more memory for a larger corpus."""
-        for at in range(0, len(self.where), _LOOK):
-            yield slice(at, at + _LOOK), self.start.clamp(at, at + _LOOK) - at
-
-    @cached_property
-    def _seen(self) -> Tensor:
-        """How often each token stands in the corpus, but for the first of each row."""
-        every = torch.bincount(self.tokens.flatten())
-        return every - torch.bincount(self.tokens[:, 0], minlength=len(every))
 
     # --- one latent ---
 
@@ -323,10 +312,12 @@ class FeatureStore:
         kinds, at = ids.unique(return_inverse=True)
         count = torch.bincount(at, minlength=len(kinds))
         total = torch.zeros(len(kinds)).index_add(0, at, value.float())
+        seen = torch.bincount(self.tokens.flatten())
+        seen -= torch.bincount(self.tokens[:, 0], minlength=len(seen))
         some = total.argsort(descending=True, stable=True)
         some = some[count[some] >= least][:n]
         mean = total / count.clamp(min=1)
-        return table(token=kinds[some], share=(count / self._seen[kinds])[some], mean=mean[some], count=count[some])
+        return table(token=kinds[some], share=(count / seen[kinds])[some], mean=mean[some], count=count[some])
 
     def together(self, latent: int, n: int = 10) -> pd.DataFrame:
         """Which other latents fire on the same tokens.
@@ -339,9 +330,9 @@ class FeatureStore:
         here = torch.zeros(self.tokens.numel(), dtype=torch.bool)
         here[where] = True
         both = torch.zeros(len(self), dtype=torch.long)
-        for at, ends in self._looks():
-            hits = here[self.where[at]].cumsum(0, dtype=torch.int32)  # up to and with each entry
-            both += torch.cat([hits.new_zeros(1), hits])[ends].diff()
+        for at in range(0, len(self.where), _LOOK):
+            hits = here[self.where[at : at + _LOOK]].cumsum(0, dtype=torch.int32)  # up to and with each entry
+            both += torch.cat([hits.new_zeros(1), hits])[self.start.clamp(at, at + _LOOK) - at].diff()
         both[latent] = 0
         count = self.start.diff()
         jaccard = both / (count + len(where) - both).clamp(min=1)

@@ -76,7 +76,7 @@ def latents(model: Any, quick: bool) -> list[Curve]:
     page = best(lambda n: sae.page(stores[n], model, busiest[n]), sizes, 6)
     return [
         Curve("a step of training", "latents", 1, best(lambda n: runs[n].advance(), sizes, 4)),
-        Curve("a latent's page", "latents", 1, page),
+        Curve("a latent's page", "latents", 0, page),
     ]
 
 

@@ -60,7 +60,7 @@ def _shown(cost: float, unit: str) -> str:
     return f"{1000 * cost:.3g} ms" if cost < 1 else f"{cost:.3g} s"
 
 
-def best(job: Callable[[int], Any], sizes: Sequence[int], times: int = 3) -> dict[int, float]:
+def best(job: Callable[[int], Any], sizes: Sequence[int], times: int = 2) -> dict[int, float]:
     """The least seconds of ``job(n)`` at each size, all sizes in turn: of a busy machine the quiet
     moments."""
     found = dict.fromkeys(sizes, math.inf)

@@ -22,20 +22,20 @@ def layers(model: Any, quick: bool) -> list[Curve]:
 
 def features(model: Any, quick: bool) -> list[Curve]:
     """Directions that are searched at once, through two blocks."""
-    sizes = (8, 16, 32, 64) if quick else (8, 16, 32, 64, 128, 256)
+    sizes = (8, 16, 32, 64) if quick else (8, 16, 32, 64, 128)
     return [
-        Curve("DCT", "features", 1, best(lambda n: _dct(model, [_PROMPT], 14, 16, n), sizes, 2)),
-        Curve("MELBO", "features", 1, best(lambda n: _melbo(model, [_PROMPT], 14, 16, n), sizes, 2)),
+        Curve("DCT", "features", 1, best(lambda n: _dct(model, [_PROMPT], 14, 16, n), sizes)),
+        Curve("MELBO", "features", 1, best(lambda n: _melbo(model, [_PROMPT], 14, 16, n), sizes)),
     ]
 
 
 def prompts(model: Any, quick: bool) -> list[Curve]:
     """Prompts over which the change is averaged, through two blocks."""
-    sizes = (1, 2, 4, 8) if quick else (1, 2, 4, 8, 16, 32)
+    sizes = (1, 2, 4, 8) if quick else (1, 2, 4, 8, 16)
     many = {n: [f"{_PROMPT} Count to {i:03d}." for i in range(n)] for n in sizes}
     return [
-        Curve("DCT, 4 features", "prompts", 1, best(lambda n: _dct(model, many[n], 14, 16, 4), sizes, 2)),
-        Curve("MELBO, 4 vectors", "prompts", 1, best(lambda n: _melbo(model, many[n], 14, 16, 4), sizes, 2)),
+        Curve("DCT, 4 features", "prompts", 1, best(lambda n: _dct(model, many[n], 14, 16, 4), sizes)),
+        Curve("MELBO, 4 vectors", "prompts", 1, best(lambda n: _melbo(model, many[n], 14, 16, 4), sizes)),
     ]
 
 

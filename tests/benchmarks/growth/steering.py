@@ -32,13 +32,18 @@ def _first_and_step(model: Any, jobs: dict[int, tuple[Any, Any, Sequence[float]]
     return [{n: min(some) for n, some in found.items()} for found in (first, step)]
 
 
-def _reading(model: Any, lengths: dict[int, int]) -> float:
-    """The exponent of reading a prompt, of so many tokens for each size: products with every weight
-    of the blocks, and of each token with the ones before it."""
+def _arithmetic(model: Any, lengths: dict[int, int]) -> tuple[float, float]:
+    """Exponents for a prompt of so many tokens at each size: of its first token, which multiplies
+    each with every weight of the blocks and with the tokens before it; and of a step, which reads
+    the weights and what is kept of the tokens."""
     cfg = model.cfg
     weights = sum(p.numel() for i in range(cfg.n_layers) for p in runtime(model).block(i).parameters())
-    pairs = cfg.n_layers * cfg.n_heads * cfg.d_head
-    return exponent({n: 2 * weights * m + 2 * pairs * m * m for n, m in lengths.items()})
+    width = cfg.n_layers * cfg.n_heads * cfg.d_head
+    read = weights + cfg.d_vocab * cfg.d_model
+    return (
+        exponent({n: weights * m + width * m * m for n, m in lengths.items()}),
+        exponent({n: read + 2 * cfg.n_layers * cfg.n_key_value_heads * cfg.d_head * m for n, m in lengths.items()}),
+    )
 
 
 def _text(model: Any, n: int) -> Any:
@@ -61,8 +66,8 @@ def prompt(model: Any, quick: bool) -> list[Curve]:
     sizes = (16, 64, 256, 512) if quick else (16, 64, 256, 512, 1024, 2048)
     text, vector = _text(model, max(sizes)), kit.data.vector("happy-sad")
     first, step = _first_and_step(model, {n: (text[:, :n], vector, [0.2]) for n in sizes})
-    reading = _reading(model, {n: n for n in sizes})
-    return [Curve("first token", "prompt tokens", reading, first), Curve("a step", "prompt tokens", 1, step)]
+    reading, stepping = _arithmetic(model, {n: n for n in sizes})
+    return [Curve("first token", "prompt tokens", reading, first), Curve("a step", "prompt tokens", stepping, step)]
 
 
 def turns(model: Any, quick: bool) -> list[Curve]:
@@ -76,8 +81,8 @@ def turns(model: Any, quick: bool) -> list[Curve]:
         ids = model.tokenizer(shown, add_special_tokens=False).input_ids
         jobs[n] = (torch.tensor([ids]), vector, [0.2])
     first, step = _first_and_step(model, jobs)
-    reading = _reading(model, {n: job[0].shape[1] for n, job in jobs.items()})
-    return [Curve("first token of the next answer", "turns", reading, first), Curve("a step", "turns", 1, step)]
+    reading, stepping = _arithmetic(model, {n: job[0].shape[1] for n, job in jobs.items()})
+    return [Curve("first token of the next answer", "turns", reading, first), Curve("a step", "turns", stepping, step)]
 
 
 def vectors(model: Any, quick: bool) -> list[Curve]:
@@ -86,18 +91,18 @@ def vectors(model: Any, quick: bool) -> list[Curve]:
     sizes = (1, 2, 4, 8) if quick else (1, 2, 4, 8, 16, 28)
     many = {n: [vector.at(1 + i) for i in range(n)] for n in sizes}
     _, step = _first_and_step(model, {n: (short, some, [0.02]) for n, some in many.items()})
-    return [Curve("a step", "vectors", 1, step)]
+    return [Curve("a step", "vectors", 0, step)]
 
 
 _KERNEL = """
 import time, kit
 from statistics import median
 model = kit.load_model()
-run = kit.stream(model, "Hello there", kit.data.vector("happy-sad"), [0.2], max_new_tokens=12)
+run = kit.stream(model, "Hello there", kit.data.vector("happy-sad"), [0.2], max_new_tokens=27)
 next(run)
 print("ready", flush=True); input()
 times = []
-for _ in range(10):
+for _ in range(25):
     start = time.perf_counter(); next(run); times.append(time.perf_counter() - start)
 print(median(times), flush=True)
 """
