@@ -1,4 +1,4 @@
-"""What tests/test_parallel.py starts twice: ``python -m tests.parallel_worker FOLDER``.
+"""What tests/search/test_parallel.py starts twice: ``python -m tests.parallel_worker FOLDER [nodes]``.
 
 The jobs are functions, so that the test runs the very same ones in its own process.
 """
@@ -19,6 +19,8 @@ from torch import Tensor
 
 import kit
 from kit.base import shards
+from kit.base.files import whole
+from kit.cli import harvest
 from kit.models.bridge import runtime
 from kit.sae import Site, Source
 from kit.search import dct, melbo, parallel
@@ -177,5 +179,36 @@ def lost(folder: Path, rank: int) -> None:
             (folder / f"{way}-{rank}.txt").write_text(str(error))
 
 
+def nodes(folder: Path) -> None:
+    """What two launchers, as of two machines, share: a fit, and a harvest by its command."""
+    with parallel.group(timeout=60) as team:
+        found = melbo.fit_slice(slice_of(load(folder)), 4, steps=2, radius=3.0)
+        told = {"V": found.V, "node": torch.tensor(int(os.environ["GROUP_RANK"]))}
+        save_file(told, folder / f"node-{team.rank}.safetensors")
+        team.wait()
+    log = folder / "nodes.log"
+    write = logged(Source._write, log)
+
+    def both(*args: Any) -> None:
+        write(*args)
+        until = time.monotonic() + 30  # the other one may be slower to begin
+        while len({line.split()[0] for line in log.read_text().splitlines()}) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+
+    Source._write = both  # type: ignore[method-assign]
+    assert harvest.main(command(folder, folder / "nodes")) == 0
+
+
+def command(folder: Path, out: Path) -> list[str]:
+    """The arguments of a harvest of what :func:`source` reads at its first site."""
+    corpus = folder / "corpus.txt"
+    if not corpus.exists():
+        with whole(corpus) as part:
+            part.write_text("\n\n".join(TEXTS), encoding="utf-8")
+    given = {"model": folder / "model", "texts": corpus, "out": out, "dtype": "float32"}
+    sizes = {"layer": 1, "context": 20, "rows": 8}
+    return [str(x) for name, value in {**given, **sizes}.items() for x in (f"--{name}", value)]
+
+
 if __name__ == "__main__":
-    everything(Path(sys.argv[1]))
+    (nodes if sys.argv[2:] else everything)(Path(sys.argv[1]))

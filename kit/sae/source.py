@@ -99,7 +99,7 @@ class Source:
         self.cache = None if cache is None else Path(cache)
         dealt = torch.Generator().manual_seed(seed)
         self._deal = torch.randperm(len(tokens), generator=dealt)
-        self._digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()[:16]
+        self._digest = hashlib.sha256(tokens.cpu().contiguous().numpy().data).hexdigest()[:16]
         self.chunk = self.at = self.served = self.dropped = self.rows_per_batch = 0
         self._harvested: tuple[Batch, Tensor] | None = None  # the chunk that it stands at
 

@@ -231,9 +231,13 @@ class FeatureStore:
 
     @cached_property
     def _reduced(self) -> dict[str, Tensor]:
-        which = torch.arange(len(self)).repeat_interleave(self.start.diff())
-        zero, value = torch.zeros(len(self)), self.value.float()
-        return {how: zero.scatter_reduce(0, which, value, how, include_self=False) for how in ("amax", "mean")}
+        most, total = torch.zeros(len(self)), torch.zeros(len(self), dtype=torch.float64)
+        for at in range(0, len(self.where), _LOOK):  # so that a larger corpus takes no more memory
+            count, value = self.start.clamp(at, at + _LOOK).diff(), self.value[at : at + _LOOK].float()
+            which = torch.arange(len(self)).repeat_interleave(count)
+            most.scatter_reduce_(0, which, value, "amax")
+            total.index_add_(0, which, value.double())
+        return {"amax": most, "mean": (total / self.start.diff().clamp(min=1)).float()}
 
     # --- one latent ---
 
@@ -241,7 +245,8 @@ class FeatureStore:
         """Where it fires most, at most once in a row of text; see :meth:`example` for window."""
         where, value = self.entries(latent)
         best: dict[int, int] = {}  # of each row of text the place
-        for place in where[value.argsort(descending=True, stable=True)].tolist():
+        order = value.argsort(descending=True, stable=True)
+        for place in map(int, where[order].numpy()):  # one after another: a list of all is long
             best.setdefault(place // self.tokens.shape[1], place)
             if len(best) == n:
                 break
@@ -309,11 +314,12 @@ class FeatureStore:
         kinds, at = ids.unique(return_inverse=True)
         count = torch.bincount(at, minlength=len(kinds))
         total = torch.zeros(len(kinds)).index_add(0, at, value.float())
-        seen = torch.bincount(self.tokens[:, 1:].flatten().long())[kinds]
+        seen = torch.bincount(self.tokens.flatten())
+        seen -= torch.bincount(self.tokens[:, 0], minlength=len(seen))
         some = total.argsort(descending=True, stable=True)
         some = some[count[some] >= least][:n]
         mean = total / count.clamp(min=1)
-        return table(token=kinds[some], share=(count / seen)[some], mean=mean[some], count=count[some])
+        return table(token=kinds[some], share=(count / seen[kinds])[some], mean=mean[some], count=count[some])
 
     def together(self, latent: int, n: int = 10) -> pd.DataFrame:
         """Which other latents fire on the same tokens.
@@ -325,8 +331,10 @@ class FeatureStore:
         where, _ = self.entries(latent)
         here = torch.zeros(self.tokens.numel(), dtype=torch.bool)
         here[where] = True
-        hits = here[self.where].cumsum(0, dtype=torch.int32)  # up to and with each entry
-        both = torch.cat([hits.new_zeros(1), hits])[self.start].diff().long()
+        both = torch.zeros(len(self), dtype=torch.long)
+        for at in range(0, len(self.where), _LOOK):
+            hits = here[self.where[at : at + _LOOK]].cumsum(0, dtype=torch.int32)  # up to and with each entry
+            both += torch.cat([hits.new_zeros(1), hits])[self.start.clamp(at, at + _LOOK) - at].diff()
         both[latent] = 0
         count = self.start.diff()
         jaccard = both / (count + len(where) - both).clamp(min=1)

@@ -2,6 +2,10 @@
 
 Each job of moderate size is estimated, then run, on the embedded model. Printed are the estimate,
 its range, the truth and their ratio. Exit status 1 if the truth lies outside a range.
+
+``--tokens 5e6`` compares memory and disk instead, for a harvest, a training and a store of so many
+tokens through a tiny model, and says what the embedded model would take for ten times as many.
+Exit status 1 if more than 1.5 times the estimate was taken.
 """
 
 from __future__ import annotations
@@ -54,7 +58,31 @@ def jobs(model: Any, folder: Path) -> list[tuple[Callable[[], Estimate], Callabl
     ]
 
 
+def corpus(n: int) -> int:
+    """Estimates of memory and disk beside what jobs of n tokens took; the exit status."""
+    from tests.benchmarks.growth import corpora
+
+    missed = 0
+    print(f"{n:,} tokens, a tiny model; MB estimated and taken")
+    for job in filter(lambda job: job.said, corpora.corpus(n)):
+        pairs = {"memory": (job.said["memory"], job.added), "disk": (job.said["disk"], job.disk)}
+        outside = any(taken > 1.5 * max(told, 2**24) for told, taken in pairs.values())
+        missed += outside
+        shown = ", ".join(f"{what} {told / 1e6:,.0f} and {taken / 1e6:,.0f}" for what, (told, taken) in pairs.items())
+        print(f"{job.what}: {shown} ({job.kept / 1e6:,.0f} kept)" + ("  OUTSIDE" if outside else ""), flush=True)
+    model, large = kit.load_model(), 10 * n
+    rows = torch.randint(model.cfg.d_vocab, (16, 128), generator=torch.Generator().manual_seed(0))
+    random = corpora.dictionary(model, rows, 14, 4 * model.cfg.d_model, 32)
+    print(f"the embedded model, {large:,} tokens:")
+    print(estimates.harvest(model, large, 14))
+    print(estimates.sae_training(model, 14, tokens=large, widths=(4,), cached=True))
+    print(estimates.store(random, model, rows.repeat(large // rows.numel(), 1), "store"))
+    return 1 if missed else 0
+
+
 def main() -> int:
+    if sys.argv[1:2] == ["--tokens"]:
+        return corpus(int(float(sys.argv[2])))
     model = kit.load_model()
     dtype = next(model.parameters()).dtype
     print(f"{torch.get_num_threads()} threads, {dtype}, torch {torch.__version__}")

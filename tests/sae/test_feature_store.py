@@ -160,6 +160,15 @@ def test_together_against_a_loop(store: FeatureStore, dense: torch.Tensor) -> No
     assert table.jaccard[0] == pytest.approx(float(max(others)), rel=1e-5)
 
 
+def test_all_latents_a_share_of_the_entries_at_a_time(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    i, whole = busiest(store), (store.maxima(), store.means())
+    together = store.together(i, 6)
+    monkeypatch.setattr("kit.sae.store._LOOK", 7)
+    again = FeatureStore(store.dictionary, store.tokens, store.start, store.where, store.value)
+    assert torch.equal(again.maxima(), whole[0]) and torch.allclose(again.means(), whole[1])
+    assert again.together(i, 6).equals(together)
+
+
 def test_which_latents_a_text_fires(model: Any, store: FeatureStore) -> None:
     text = tiny.SENTENCES[0]
     table = read_prompt(store, model, text).ranked(n=4)

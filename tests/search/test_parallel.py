@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -155,6 +156,32 @@ def test_restarts_are_shared_and_the_best_is_everyone_s(two: Path, model: Any) -
         found = load_file(two / f"restarts-{rank}.safetensors")
         assert torch.equal(found["V"], plain.V) and torch.equal(found["alpha"], plain.alpha)
     assert len(list((two / "restarts").iterdir())) == 4
+
+
+def test_two_machines_share_a_fit_and_a_harvest(folder: Path, model: Any, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    told = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", place]
+    worker.command(folder, tmp_path)  # which writes the texts
+    work = ["-m", "tests.parallel_worker", str(folder), "nodes"]
+    launchers = [start("-m", "torch.distributed.run", *told, "--rdzv-id", "test", *work) for _ in range(2)]
+    plain = melbo.fit_slice(worker.slice_of(model), 4, steps=2, radius=3.0).V
+    try:
+        said = [launcher.communicate(timeout=120)[0] for launcher in launchers]
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+    assert [launcher.returncode for launcher in launchers] == [0, 0], said
+    found = [load_file(folder / f"node-{rank}.safetensors") for rank in (0, 1)]
+    assert [int(told["node"]) for told in found] == [0, 1]
+    assert all(torch.equal(told["V"], plain) for told in found)
+    made = [line.split() for line in (folder / "nodes.log").read_text().splitlines()]
+    assert sorted(int(chunk) for _, chunk in made) == list(range(worker.source(model, None).chunks))
+    assert len({process for process, _ in made}) == 2
+    assert sum("chunks of 8 rows" in text for text in said) == 1  # the first of all processes, not of each machine
+    assert harvest.main(worker.command(folder, tmp_path / "alone")) == 0
+    assert same(chunks(folder / "nodes"), chunks(tmp_path / "alone"))
 
 
 # --- a process that dies --------------------------------------------------------------------------
@@ -377,24 +404,7 @@ def test_only_the_first_process_shows_progress(monkeypatch: pytest.MonkeyPatch) 
 def test_the_command_fills_what_a_source_reads(
     model: Any, folder: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    corpus = tmp_path / "corpus.txt"
-    corpus.write_text("\n\n".join(worker.TEXTS), encoding="utf-8")
-    command = [
-        "--model",
-        str(folder / "model"),
-        "--dtype",
-        "float32",
-        "--texts",
-        str(corpus),
-        "--layer",
-        "1",
-        "--context",
-        "20",
-        "--rows",
-        "8",
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    command = worker.command(folder, tmp_path / "out")
     assert harvest.main([*command, "--estimate"]) == 0
     assert capsys.readouterr().out.startswith("harvest of resid 1: ")
     assert not (tmp_path / "out").exists()
@@ -403,7 +413,13 @@ def test_the_command_fills_what_a_source_reads(
     assert capsys.readouterr().out.startswith(f"{n} chunks of 8 rows, {n * 8 * 20:,} tokens, ")
     monkeypatch.setattr(Source, "read_chunk", None)
     given = Source(
-        model, texts.read(corpus, paragraphs=True), [sae.Site(1)], batch=16, context=20, rows=8, cache=tmp_path / "out"
+        model,
+        texts.read(folder / "corpus.txt", paragraphs=True),
+        [sae.Site(1)],
+        batch=16,
+        context=20,
+        rows=8,
+        cache=tmp_path / "out",
     )
     read = [next(given)[sae.Site(1)] for _ in range(3 * n)]
     monkeypatch.undo()
@@ -414,7 +430,7 @@ def test_the_command_fills_what_a_source_reads(
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))  # a disk that is full after so much
     try:
-        assert harvest.main([*command[:-1], str(tmp_path / "full")]) == 1
+        assert harvest.main(worker.command(folder, tmp_path / "full")) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)

@@ -1,0 +1,5 @@
+import sys
+
+from tests.benchmarks.growth import main
+
+sys.exit(main())
