@@ -22,13 +22,13 @@ _TURN = ("Tell me a little more about the garden and what grows there in spring.
 
 
 def _first_and_step(model: Any, jobs: dict[int, tuple[Any, Any, Sequence[float]]]) -> list[dict[int, float]]:
-    """Seconds to the first token and of a step after it, by size; the least of three runs."""
+    """Seconds to the first token and of a step after it, by size; the least of those of three runs."""
     first, step = {n: [] for n in jobs}, {n: [] for n in jobs}  # type: ignore[var-annotated]
     for _ in range(3):
         for n, (tokens, vectors, coefficients) in jobs.items():
             run = kit.stream(model, tokens, vectors, coefficients, max_new_tokens=7)
             first[n].append(seconds(partial(next, run)))
-            step[n].append(median(seconds(partial(next, run)) for _ in range(5)))
+            step[n] += [seconds(partial(next, run)) for _ in range(5)]
     return [{n: min(some) for n, some in found.items()} for found in (first, step)]
 
 
