@@ -87,7 +87,7 @@ def _filled(source: Source, tokens: int, rows: int, folder: Path, start: float, 
     token = sum(a.shape[1] * a.element_size() for a in found.values())  # bytes, at all sites
     kept = tokens * (context - 1) // context
     # a chunk's passes, put together, and without its sinks; the texts' tokens and their order
-    peak = 3 * min(rows * (context - 1), kept) * token + 2 * 8 * tokens
+    peak = 3 * min(rows * (context - 1), kept) * token + 8 * tokens
     where = ", ".join(map(str, source.sites))
     seconds, disk = each.seconds(tokens / context, _PASS), kept * (token + 8)
     return _estimate(f"harvest of {where}", tokens, seconds, [each], source.model, start, peak, disk, folder)
@@ -127,7 +127,7 @@ def store(
         return int((dictionary.encode(x) * counted(x)[..., None]).count_nonzero())
 
     each, entries = line(fired, len(some), budget), fired(len(some)) * len(tokens) // len(some)
-    peak = memory(lambda: fired(len(some))) + 60 * min(entries, RUN) + 4 * n  # a run as it is sorted
+    peak = memory(lambda: fired(len(some))) + 95 * min(entries, RUN) + 4 * n  # a run as it is sorted
     disk = 16 * entries * (entries > RUN) + (8 * entries + 4 * n) * (path is not None)  # of several: scratch files
     seconds, what = each.seconds(len(tokens), _PASS), f"store of {dictionary.name}"
     return _estimate(what, n, seconds, [each], model, start, peak, disk, Path(path or ".").parent)

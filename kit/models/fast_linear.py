@@ -13,7 +13,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``: x ``[..., in]``, weight ``[out, in]``; differentiable."""
     # the fused operator has no derivative, which a transform (torch.func) does not show as
     # requires_grad
-    if torch.is_grad_enabled() or not _onednn_is_faster(x.shape[:-1].numel(), weight):
+    if torch.is_grad_enabled() or not _onednn_is_faster(x.numel() // weight.shape[1], weight):
         return nn.functional.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
@@ -23,8 +23,10 @@ def _onednn_is_faster(rows: int, weight: Tensor) -> bool:
     # thirds with a large one (`make bench`: decode and ladder); below this size its call overhead
     # eats the gain. For one row, or on one thread, only matrices that no cache holds (the
     # unembedding) gain.
+    size = weight.numel()
     return (
-        weight.numel() > (300_000 if rows > 1 and torch.get_num_threads() > 1 else 4_000_000)
+        size > 300_000
+        and (size > 4_000_000 or (rows > 1 and torch.get_num_threads() > 1))
         and weight.dtype == torch.float32
         and weight.device.type == "cpu"
         and torch.backends.mkldnn.is_available()

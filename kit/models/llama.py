@@ -79,13 +79,13 @@ class Layer:
     def keys(self) -> Tensor:
         """Those of all positions so far."""
         assert self._held is not None
-        return self._held[0][:, :, : self.n]
+        return self._held[0].narrow(2, 0, self.n)
 
     @property
     def values(self) -> Tensor:
         """Those of all positions so far."""
         assert self._held is not None
-        return self._held[1][:, :, : self.n]
+        return self._held[1].narrow(2, 0, self.n)
 
     def add(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append keys and values ``[rows, heads, new, d_head]``; returns all."""
@@ -97,7 +97,7 @@ class Layer:
                 wide[0][:, :, : self.n], wide[1][:, :, : self.n] = self.keys, self.values
             self._held = wide[0], wide[1]
         for held, new in zip(self._held, more, strict=True):
-            held[:, :, self.n : n] = new
+            held.narrow(2, self.n, n - self.n).copy_(new)
         self.n = n
         return self.keys, self.values
 
@@ -132,14 +132,15 @@ class Norm(nn.Module):
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(width)), torch.tensor(eps, device="cpu")
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps, self.share = torch.tensor(eps, device="cpu"), 1 / width
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
+        wide = x if x.dtype == torch.float32 else x.float()
         # eps + mean of the squares in the fewest steps: as a number, or by `mean`, each costs more
-        mean = torch.add(self.eps, wide.square().sum(-1, keepdim=True), alpha=1 / wide.shape[-1])
+        mean = torch.add(self.eps, wide.square().sum(-1, keepdim=True), alpha=self.share)
         wide = wide * mean.rsqrt()
-        return self.weight * wide.to(x.dtype)
+        return self.weight * (wide if x.dtype == torch.float32 else wide.to(x.dtype))
 
 
 class Projection(nn.Linear):
@@ -170,8 +171,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, turn: Turn, cache: Any = None) -> Tensor:
         """``[rows, pos, d_model]``, of the normed stream as wide."""
-        made = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        q, k, v = (t.unflatten(-1, (-1, self.d_head)).transpose(1, 2) for t in made)  # [rows, heads, pos, d_head]
+        made = [product(x, part.weight) for part in (self.q_proj, self.k_proj, self.v_proj)]
+        q, k, v = (t.view(*x.shape[:2], -1, self.d_head).transpose(1, 2) for t in made)  # [rows, heads, pos, d_head]
         q, k = _turned(q, turn), _turned(k, turn)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
@@ -196,7 +197,8 @@ class MLP(nn.Module):
         self.down_proj = Projection(shape.d_mlp, shape.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = product(x, self.gate_proj.weight), product(x, self.up_proj.weight)
+        return self.down_proj(nn.functional.silu(gate) * up)
 
 
 class Block(nn.Module):

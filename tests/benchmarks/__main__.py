@@ -12,7 +12,8 @@ import sys
 import torch
 
 import kit
-from tests.benchmarks import between, busy, dictionaries, growth, ratios, reruns, unlabelled
+from kit.base import threads
+from tests.benchmarks import between, busy, dictionaries, growth, ratios, reruns, start, token, unlabelled
 
 
 def main() -> int:
@@ -32,8 +33,9 @@ def main() -> int:
         )
     model = kit.load_model()
     dtype = next(model.parameters()).dtype
-    print(f"{torch.get_num_threads()} threads, {dtype}, torch {torch.__version__}\n")
-    rows = ratios.table(model, pairs=3 if args.quick else 7)
+    print(f"{threads.cores()} cores, {dtype}, torch {torch.__version__}\n")
+    rows = [start.figure(pairs=3 if args.quick else 7), token.figure(model)]
+    rows += ratios.table(model, pairs=3 if args.quick else 7)
     rows += unlabelled.table(
         model, seeds=1 if args.quick else 3, reference=args.reference, python=args.reference_python or sys.executable
     )
@@ -47,10 +49,13 @@ def main() -> int:
         word = "ok" if row.held else "MISSED"
         numbers = f"{row.must:>10}{row.aim:>10}{row.shown:>10}{row.quiet:>10}{row.busy:>10}   {row.spread}"
         print(f"{row.what:<{wide}}{numbers}  {word}")
-    print("\n" + ratios.physical_limit(model))
+    print("\nwhere the time of a token goes, one row on one thread\n\n" + token.table(token.measure(model)))
+    print("\nof a ladder of nine\n\n" + token.table(token.measure(model, rows=9)))
+    held = [row.held for row in rows]
     if not args.quick:
-        print("\nhow cost grows: " + growth.run(model))
-    return 0 if all(row.held for row in rows) else 1
+        print("\nhow cost grows")
+        held += [flat for flat, _ in growth.told(model, tuple(growth.CURVES), quick=False)]
+    return 0 if all(held) else 1
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ _FEATURES, _RADIUS = 32, 30.0  # of the DCT: what an iteration costs does not de
 def table(model: Any, pairs: int) -> list[Figure]:
     """The rows: time with one core busy over time without, pair by pair."""
     found = []
-    with ratios._no_end(model):
+    with ratios.no_end(model):
         for (what, must), (job, times) in jobs(model).items():
             quiet, busy = in_turn(job, pairs)
             each = [f"{1000 * median(run) / times:.0f} ms" for run in (quiet, busy)]

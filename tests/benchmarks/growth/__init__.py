@@ -20,11 +20,6 @@ CURVES = {**steering.CURVES, **searches.CURVES, **corpora.CURVES}
 OUT = Path(__file__).parents[1] / "results"
 
 
-def run(model: Any, names: Sequence[str] = tuple(CURVES), quick: bool = False) -> str:
-    """Measure, write and draw; a line for each curve."""
-    return "\n".join(line for _, line in told(model, names, quick))
-
-
 def told(model: Any, names: Sequence[str], quick: bool) -> list[tuple[bool, str]]:
     """Whether each curve is as flat as it should be, and its slope in words."""
     OUT.mkdir(exist_ok=True)
