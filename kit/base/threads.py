@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,15 +67,26 @@ def _clocks() -> tuple[float, float]:
     return sum(getattr(each[i], n, 0.0) for i in mine if i < len(each) for n in names), time.process_time()
 
 
-def _running() -> float | None:
-    """How many others run at this moment, the least of three looks; None where nobody tells."""
-    if _bound() != os.cpu_count() or not os.path.exists("/proc/loadavg"):
+def _running(proc: Path = Path("/proc")) -> float | None:
+    """How many threads of others run at this moment, the least of three looks; None where nobody
+    tells."""
+    if _bound() != os.cpu_count() or not (proc / "loadavg").is_file():
         return None
     looks = []
     for _ in range(3):  # who has only just woken up is gone in a millisecond
-        looks.append(int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1)
+        everyone = int((proc / "loadavg").read_text().split()[3].partition("/")[0])
+        looks.append(everyone - _spinning(proc / "self" / "task"))
         time.sleep(0.001)
     return max(0, min(looks))
+
+
+def _spinning(tasks: Path) -> int:
+    """How many threads of this process run: this one, and those that wait for work and spin."""
+    states = []
+    for task in tasks.iterdir():
+        with suppress(OSError):  # it has ended
+            states.append((task / "stat").read_text().rpartition(") ")[2][:1])
+    return states.count("R")
 
 
 class Load:

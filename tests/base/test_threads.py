@@ -335,8 +335,9 @@ _CHILD = (
 )
 
 
-def test_import_kit_knows_whether_torch_came_first() -> None:
+def test_import_kit_knows_whether_torch_came_first(tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if name not in threads.WAITS}
+    env["KIT_CACHE"] = str(tmp_path)  # a probe may have found that torch's own way is best
     for code in ("import torch, kit", "import kit, torch"):
         code += "; print(bool(kit.threads.too_late()))"
         told = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
@@ -380,3 +381,16 @@ def test_what_is_kept_is_believed_where_it_makes_sense(
     assert kept() == {}
     (tmp_path / threads.KEPT).write_text(json.dumps(GOOD))
     assert kept() == GOOD
+
+
+def test_threads_of_our_own_that_spin_are_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_bound", os.cpu_count)
+    (tmp_path / "loadavg").write_text("0.5 0.4 0.3 4/210 77")
+    for i, (name, state) in enumerate([("python", "R"), ("a) S (b", "R"), ("python", "S")]):
+        (tmp_path / "self" / "task" / str(i)).mkdir(parents=True)
+        (tmp_path / "self" / "task" / str(i) / "stat").write_text(f"{i} ({name}) {state} 1 2 3")
+    (tmp_path / "self" / "task" / "9").mkdir()  # one that ends as we look
+    assert threads._running(tmp_path) == 2
+    (tmp_path / "loadavg").write_text("0.5 0.4 0.3 1/210 77")
+    assert threads._running(tmp_path) == 0
+    assert threads._running(tmp_path / "nothing") is None
