@@ -1,8 +1,9 @@
 """What lies beside a loaded model, and the few facts about it that steering needs.
 
-:mod:`kit.models.load` alone imports ``transformer_lens``, when one is loaded. What it gives is a
-``TransformerBridge``; beside it lives a *decoder*, the plain ``transformers`` module tree over the
-same weight storage, which the decode loop runs because it costs about a third less a token.
+:mod:`kit.models.load` alone imports ``transformer_lens``, when a bridge is made. What it gives is a
+``TransformerBridge``; beside it lives a *decoder* over the same weight storage, which the decode
+loop runs because it costs about a third less a token: that of :mod:`kit.models.llama`, or the plain
+``transformers`` module tree.
 """
 
 from __future__ import annotations

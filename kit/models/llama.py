@@ -303,17 +303,27 @@ def share(source: nn.Module, target: nn.Module) -> None:
 
 
 def over(hf: nn.Module) -> Llama | None:
-    """A decoder over the weights of transformers' own module tree; None for what is no plain
-    Llama."""
+    """A decoder over the weights of transformers' own module tree; None for what is no plain Llama:
+    another form of it, quantised, hooked or changed in memory."""
     if type(hf).__name__ != "LlamaForCausalLM":
         return None
     config: Any = hf.config
     shape = shape_of(config.to_dict())
+    for module in hf.modules():
+        own = type(module) in (nn.Linear, nn.Embedding) or type(module).__name__ == "LlamaRMSNorm"
+        if (
+            (module._parameters and not own)
+            or module._forward_hooks
+            or module._forward_pre_hooks
+            or "forward" in vars(module)
+        ):
+            return None
     if shape is None:
         return None
     twin = Llama(shape)
     share(hf, twin)
-    return twin.eval()
+    whole = not any(weight.is_meta for weight in twin.parameters())
+    return twin.eval() if whole else None
 
 
 def stored(folder: Path, device: torch.device | None = None) -> Llama:

@@ -113,6 +113,17 @@ def test_other_forms_of_llama_keep_the_modules_of_transformers(more: dict[str, A
     assert llama.over(plain(**more)) is None
 
 
+def test_what_was_changed_in_memory_keeps_the_modules_of_transformers() -> None:
+    class Other(torch.nn.Linear):
+        """As a quantised one."""
+
+    hooked, patched, exchanged = plain(), plain(), plain()
+    hooked.model.layers[1].register_forward_hook(lambda _m, _i, out: out)
+    patched.model.norm.forward = lambda x: x
+    exchanged.model.layers[0].mlp.up_proj = Other(48, 80, bias=False)
+    assert [llama.over(hf) for hf in (hooked, patched, exchanged)] == [None] * 3
+
+
 def test_derivatives_of_every_kind_pass_through_a_block() -> None:
     from torch.func import jvp, vjp, vmap
 
