@@ -136,6 +136,7 @@ class Norm(nn.Module):
         self.eps, self.share = torch.tensor(eps, device="cpu"), 1 / width
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[..., width]``, in the dtype of x."""
         wide = x if x.dtype == torch.float32 else x.float()
         # eps + mean of the squares in the fewest steps: as a number, or by `mean`, each costs more
         mean = torch.add(self.eps, wide.square().sum(-1, keepdim=True), alpha=self.share)
@@ -153,6 +154,7 @@ class Projection(nn.Linear):
         """Nothing: weights come from elsewhere."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[..., width]`` to ``[..., out]``."""
         return product(x, self.weight)
 
 
@@ -197,6 +199,7 @@ class MLP(nn.Module):
         self.down_proj = Projection(shape.d_mlp, shape.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[..., d_model]``, of the normed stream as wide."""
         gate, up = product(x, self.gate_proj.weight), product(x, self.up_proj.weight)
         return self.down_proj(nn.functional.silu(gate) * up)
 

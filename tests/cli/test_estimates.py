@@ -229,12 +229,12 @@ def test_a_store_takes_what_fires(llama: Any, tmp_path: Path, monkeypatch: Any) 
     found = FeatureStore.build(latents, llama, tokens, path=tmp_path / "store")
     n = len(found.where)
     assert n > 1000 and {each.seconds for each in told.values()} == {3 * 2 + 40}
-    assert told[None].memory_bytes == 1000 + 60 * n + 4 * tokens.numel()
+    assert told[None].memory_bytes == 1000 + 95 * n + 4 * tokens.numel()
     assert told[tmp_path / "store"].disk_bytes == pytest.approx((tmp_path / "store").stat().st_size, abs=2000)
     assert not told[None].disk_bytes
     monkeypatch.setattr(estimates, "RUN", 100)  # then runs go to the disk
     many = estimates.store(latents, llama, tokens)
-    assert many.disk_bytes == 16 * n and many.memory_bytes == 1000 + 60 * 100 + 4 * tokens.numel()
+    assert many.disk_bytes == 16 * n and many.memory_bytes == 1000 + 95 * 100 + 4 * tokens.numel()
 
 
 def test_a_training_is_its_steps_and_its_harvest(llama: Any, monkeypatch: Any) -> None:
