@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-MOST_STEPS = 20_000  # lines of a template's program; those of known models take hundreds a message
+MOST_STEPS = 50_000  # lines of a template's program; those of known models take hundreds a message
 _MOST = 10**5  # a number in a template, and letters of a text that it builds beside the messages
 _LONG = re.compile(r"\d{6,}")
 
