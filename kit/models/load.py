@@ -126,7 +126,7 @@ def _embedded(where: torch.device, kind: torch.dtype) -> TransformerBridge:
     """The embedded model, its bridge not made yet (:mod:`kit.models.unopened`)."""
     folder = weights.fetch(str(kind).removeprefix("torch."))
     decoder = llama.stored(folder, where)
-    shape, words = decoder.shape, _tokenizer(folder, embedded=True)
+    shape, words = decoder.shape, _tokenizer(folder, embedded=True, quick=True)
     theirs = _for_bridge(words)
     names = ("n_layers", "d_model", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx")
     others = {
@@ -213,14 +213,8 @@ def _in_memory(model: Any, tokenizer: Any, dtype: str | torch.dtype, device: str
     return hf, _tokenizer(tokenizer)
 
 
-def _tokenizer(source: Any, embedded: bool = False) -> Any:
+def _tokenizer(source: Any, embedded: bool = False, quick: bool = False) -> Any:
     from transformers import PreTrainedTokenizerBase
-
-    if embedded:  # its first token is a sink, whatever stands there: let it be the BOS
-        from transformers import PreTrainedTokenizerFast  # whose import brings no model in
-
-        return weights.from_hub_or_disk(PreTrainedTokenizerFast.from_pretrained, os.fspath(source), add_bos_token=True)
-    from transformers import AutoTokenizer
 
     if isinstance(source, PreTrainedTokenizerBase):
         return source
@@ -228,7 +222,13 @@ def _tokenizer(source: Any, embedded: bool = False) -> Any:
         raise TypeError(
             f"tokenizer is a {type(source).__name__}: give a tokenizer of transformers, or its folder or name"
         )
-    return weights.from_hub_or_disk(AutoTokenizer.from_pretrained, os.fspath(source))
+    if quick:  # its import brings no model in
+        from transformers import PreTrainedTokenizerFast as Loader
+    else:
+        from transformers import AutoTokenizer as Loader
+    # the embedded model's first token is a sink, whatever stands there: let it be the BOS
+    more = {"add_bos_token": True} if embedded else {}
+    return weights.from_hub_or_disk(Loader.from_pretrained, os.fspath(source), **more)
 
 
 @contextmanager

@@ -261,3 +261,12 @@ def test_it_is_made_once_by_threads_that_ask_together_and_again_after_a_failure(
     for thread in threads:
         thread.join()
     assert found == ["inside"] * 4 and len(made) == 2
+
+
+def test_the_embedded_model_takes_a_tokenizer_of_the_users(tmp_path: Any) -> None:
+    words = copy.deepcopy(runtime(kit.load_model()).tokenizer)
+    words.save_pretrained(tmp_path)
+    assert runtime(kit.load_model(tokenizer=words)).tokenizer is words
+    assert runtime(kit.load_model(tokenizer=tmp_path)).tokenizer("a").input_ids == words("a").input_ids
+    with pytest.raises(TypeError, match="tokenizer is a int"):
+        kit.load_model(tokenizer=3)
