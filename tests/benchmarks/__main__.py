@@ -34,7 +34,8 @@ def main() -> int:
     model = kit.load_model()
     dtype = next(model.parameters()).dtype
     print(f"{threads.cores()} cores, {dtype}, torch {torch.__version__}\n")
-    rows = [start.figure(pairs=3 if args.quick else 7), token.figure(model)]
+    one = token.measure(model)
+    rows = [start.figure(pairs=3 if args.quick else 7), token.figure(one)]
     rows += ratios.table(model, pairs=3 if args.quick else 7)
     rows += unlabelled.table(
         model, seeds=1 if args.quick else 3, reference=args.reference, python=args.reference_python or sys.executable
@@ -49,7 +50,7 @@ def main() -> int:
         word = "ok" if row.held else "MISSED"
         numbers = f"{row.must:>10}{row.aim:>10}{row.shown:>10}{row.quiet:>10}{row.busy:>10}   {row.spread}"
         print(f"{row.what:<{wide}}{numbers}  {word}")
-    print("\nwhere the time of a token goes, one row on one thread\n\n" + token.table(token.measure(model)))
+    print("\nwhere the time of a token goes, one row on one thread\n\n" + token.table(one))
     print("\nof a ladder of nine\n\n" + token.table(token.measure(model, rows=9)))
     held = [row.held for row in rows]
     if not args.quick:

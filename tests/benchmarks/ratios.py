@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -68,14 +69,21 @@ def pairs_of(a: Callable[[], Any], b: Callable[[], Any], pairs: int) -> list[flo
     return found
 
 
-def alone(a: Callable[[], Any], b: Callable[[], Any], pairs: int) -> list[float]:
-    """:func:`pairs_of` on one thread."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, as if the user had said so."""
     usual = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return pairs_of(a, b, pairs)
+        yield
     finally:
         torch.set_num_threads(usual)
+
+
+@one_thread()
+def alone(a: Callable[[], Any], b: Callable[[], Any], pairs: int) -> list[float]:
+    """:func:`pairs_of` on one thread."""
+    return pairs_of(a, b, pairs)
 
 
 def table(model: Any, pairs: int) -> list[Figure]:

@@ -17,9 +17,7 @@ from torch import nn
 import kit
 from kit.models.bridge import runtime
 from kit.models.fast_linear import product
-from tests.benchmarks.ratios import Figure, no_end, seconds
-
-_PROMPT = "Tell me about your favourite day of the week and say why you like it so much."
+from tests.benchmarks.ratios import _PROMPT, Figure, no_end, one_thread, seconds
 
 
 def parts(model: Any, rows: int = 1, steps: int = 25) -> dict[str, list[float]]:
@@ -71,18 +69,12 @@ def parts(model: Any, rows: int = 1, steps: int = 25) -> dict[str, list[float]]:
 @torch.inference_mode()
 def measure(model: Any, rows: int = 1) -> dict[str, list[float]]:
     """:func:`parts` on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with no_end(model):
-            return parts(model, rows)
-    finally:
-        torch.set_num_threads(before)
+    with one_thread(), no_end(model):
+        return parts(model, rows)
 
 
-def figure(model: Any) -> Figure:
+def figure(found: dict[str, list[float]]) -> Figure:
     """The row of the speed table: the bandwidth limit over a token."""
-    found = measure(model)
     ratios = [a / b for a, b in zip(found["reading as many bytes"], found["a step"], strict=True)]
     return Figure("a token, one thread: share of the memory's limit", ">= 0.5", ">= 0.65", ratios)
 
