@@ -37,6 +37,7 @@ class UnknownExercise(KeyError):
 
 # One a kernel, begun with what earlier kernels kept in this machine's record.
 _PROGRESS: dict[str, Progress] = {}
+_PASSED: dict[str, Any] = {}  # by exercise, the answer that passed in this kernel
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def check(id: str, answer: Any, **context: Any) -> Outcome:
     try:
         exercise.spec(answer, **context)
     except Exception as error:
+        _PASSED.pop(id, None)
         if is_stub(error):
             return todo()
         if not isinstance(error, Wrong):
@@ -146,9 +148,19 @@ def check(id: str, answer: Any, **context: Any) -> Outcome:
         note = record.note(id, mine, "failed")
         more = f"Next: kit.exercises.{'solution' if mine.open else 'hint'}({id!r})"
         return Outcome(f"Not yet: {name}", str(error), more, note)
+    _PASSED[id] = answer
     note = record.note(id, mine, "passed")
     moral = exercise.moral or "This does what was asked."
     return Outcome(f"Passed: {name}", moral, passed=True, note=note)
+
+
+def mine(id: str) -> Any:
+    """What later cells use: the answer that passed its last check in this kernel, else the solution.
+
+    So a notebook computes with the reader's own function, and runs before there is one. Raises
+    `UnknownExercise`.
+    """
+    return _PASSED.get(find(id).id, find(id).solution)
 
 
 def hint(id: str) -> Card:

@@ -139,7 +139,7 @@ BEGINNINGS = [
 
 
 def main() -> None:
-    model = kit.load_model()
+    model = kit.load_model(dtype="float32")
     decoder, words = runtime(model).decoder, model.tokenizer
     end = words.eos_token_id
     torch.manual_seed(SEED)

@@ -24,6 +24,7 @@ SAMPLE = nb01.RECOVERY
 @pytest.fixture(autouse=True)
 def fresh_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exercises, "_PROGRESS", {})
+    monkeypatch.setattr(exercises, "_PASSED", {})
 
 
 @pytest.fixture
@@ -287,6 +288,18 @@ def test_pytorchs_not_implemented_error_is_not_a_stub() -> None:
         recovery(None, None, None)
     outcome = exercises.check("01.2", recovery)
     assert not outcome.todo and "NotImplementedError" in outcome.message
+
+
+def test_later_cells_use_the_answer_that_passed_else_the_solution() -> None:
+    def answer(patched: Any, clean: Any, corrupt: Any) -> Any:
+        return (patched - corrupt) / (clean - corrupt)
+
+    assert exercises.mine(SAMPLE.id) is SAMPLE.solution
+    assert exercises.check(SAMPLE.id, answer) and exercises.mine(SAMPLE.id) is answer
+    assert not exercises.check(SAMPLE.id, lambda patched, clean, corrupt: patched)
+    assert exercises.mine(SAMPLE.id) is SAMPLE.solution  # an answer that was changed for the worse is not used
+    with pytest.raises(exercises.UnknownExercise, match="no exercise '01.9'"):
+        exercises.mine("01.9")
 
 
 def test_passing_the_result_instead_of_the_function_is_named() -> None:
