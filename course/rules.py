@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from course import DTYPE
 from kit.base.files import junk, read_text
 
 if TYPE_CHECKING:
@@ -114,6 +115,9 @@ def _frame_problems(notebook: NotebookNode) -> list[str]:
         lines = cell.source.count("\n") + 1
         if cell.cell_type == "code" and lines > LINES:
             found.append(f"cell {number}: {lines} lines, at most {LINES}")
+        for call in re.findall(r"kit\.load_model\(([^()]*)\)", cell.source if cell.cell_type == "code" else ""):
+            if f'dtype="{DTYPE}"' not in call:
+                found.append(f'cell {number}: load_model without dtype="{DTYPE}", in which the course computes')
         if not cell.source.strip():
             found.append(f"cell {number}: empty")
         if path := _machine_path(cell.source):

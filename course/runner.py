@@ -45,21 +45,13 @@ class NotebookError(Exception):
 
 
 def execute(
-    path: Path,
-    *,
-    small: bool = False,
-    prelude: Sequence[str] = (),
-    epilogue: Sequence[str] = (),
-    passes: int = 1,
-    dtype: str | None = "float32",
+    path: Path, *, small: bool = False, prelude: Sequence[str] = (), epilogue: Sequence[str] = (), passes: int = 1
 ) -> tuple[NotebookNode, float]:
     """Run a notebook in a fresh kernel; returns it with new outputs, and the seconds it took.
 
     The code cells in `prelude` and `epilogue` run before and after it and are not kept. `passes=2`
-    runs its cells again in the same kernel. `dtype` is the model's: float32, so that numbers in the
-    prose are found again on every machine; None leaves it to the machine. Nothing is written, nor
-    is the reader's record of exercises read: outputs must not depend on who ran it. Raises
-    `NotebookError`.
+    runs its cells again in the same kernel. Nothing is written, nor is the reader's record of
+    exercises read: outputs must not depend on who ran it. Raises `NotebookError`.
     """
     from nbclient import NotebookClient
     from nbclient.exceptions import CellControlSignal, DeadKernelError
@@ -85,7 +77,6 @@ def execute(
         "PYTHONPATH": os.pathsep.join(filter(None, search)),
         "KIT_SMALL": str(int(small)),
         "KIT_PROGRESS": "off",
-        "KIT_DTYPE": dtype or os.environ.get("KIT_DTYPE", ""),
         "PYTHONHASHSEED": "0",
     }
     environment.pop("MPLBACKEND", None)  # as Jupyter shows figures, whatever the shell prefers
@@ -178,11 +169,27 @@ def refresh(path: Path) -> float:
     return seconds
 
 
+def again(path: Path) -> tuple[bool, str]:
+    """Run a notebook and compare what it prints with what is stored; writes nothing.
+
+    Returns whether its prose holds here, and that in a line. Raises `NotebookError`.
+    """
+    from course.again import SHARE, compare, share
+
+    made, _ = execute(path)
+    found = compare(read(path), made)
+    worst = sorted(found, key=lambda c: c.same / c.parts)[:3]
+    cells = ", ".join(f"cell {c.cell} {c.same / c.parts:.0%}" for c in worst if c.same < c.parts)
+    holds = share(found) >= SHARE
+    return holds, f"{share(found):.0%} of its output again{f' ({cells})' if cells else ''}"
+
+
 def main(arguments: Sequence[str] | None = None, report: Callable[[str], None] = print) -> int:
     """The command line; returns 1 if a notebook failed or has problems."""
     parser = argparse.ArgumentParser(prog="python -m course.runner", description=main.__doc__)
     parser.add_argument("names", nargs="*", help="notebooks (03, or a file name); default: all")
     parser.add_argument("--check", action="store_true", help="run nothing, look at what is stored")
+    parser.add_argument("--again", action="store_true", help="run, and compare with what is stored")
     parser.add_argument("--folder", type=Path, default=FOLDER, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     try:
@@ -195,6 +202,11 @@ def main(arguments: Sequence[str] | None = None, report: Callable[[str], None] =
     for path in paths:
         took = "stored"
         try:
+            if options.again:
+                holds, took = again(path)
+                report(f"{path.name}  {took}  {'ok' if holds else 'DIFFERS'}")
+                status |= not holds
+                continue
             if not options.check:
                 report(f"{path.name} ...")
                 took = f"{refresh(path):.1f} s"

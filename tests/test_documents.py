@@ -95,7 +95,7 @@ def test_the_changelog_has_this_version_or_says_that_it_comes() -> None:
 
 def test_contributing_names_parts_of_the_suite_that_are_all_of_it() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 100  # under two screens
+    assert len(text.splitlines()) <= 115  # two screens
     tests = ROOT / "tests"
     named = re.findall(r"\btests/[a-z]+\b(?![/.])", "\n".join(re.findall(r"pytest -n 2 (.+)`", text)))
     assert len(named) == len(set(named))

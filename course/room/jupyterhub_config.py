@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # for `course`
 
+from course import DTYPE
 from course.room import cgroups, seats, settings, slips
 from course.room.behind_server import TASKS
 from kit.base import threads
@@ -71,6 +72,7 @@ c.Spawner.environment = {
     "KIT_HUB_NOTEBOOKS": str(ROOT / "notebooks"),
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
+    "KIT_DTYPE": DTYPE,  # one for all seats, whatever CPUs they have
     "TOKENIZERS_PARALLELISM": "false",
 }
 # what the instructor's table reads; one dtype for all; how threads wait, where a seat has several

@@ -20,9 +20,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from course import DTYPE
 from kit import __version__
 from kit.base.files import cache_dir, read_bytes
-from kit.cli.doctor import Check, attempt, machine_dtype, plain
+from kit.cli.doctor import Check, attempt, plain
 from kit.cli.pins import interpreter, pip_install
 from kit.models import weights
 
@@ -145,11 +146,10 @@ def _cache() -> Check:
     """Every learner's kernel maps the same files: all may read them, none may change them."""
     if os.name != "posix":
         return Check("model cache", None, "not tried: this system has no file modes")
-    dtype = machine_dtype()
-    folder = weights.cached(dtype)
+    folder = weights.cached(DTYPE)
     fetch = f"{interpreter()} -m kit fetch"
     if folder is None:
-        return Check("model cache", False, f"{weights.EMBEDDED} is not here yet ({dtype})", fetch)
+        return Check("model cache", False, f"{weights.EMBEDDED} is not here yet ({DTYPE})", fetch)
     folder = folder.resolve()
     files = [folder, *folder.rglob("*")]
     closed = [p for p in files if not _others_may(p, stat.S_IXOTH | stat.S_IROTH if p.is_dir() else stat.S_IROTH)]

@@ -30,6 +30,7 @@ import psutil
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
+from course import DTYPE
 from kit.base.threads import cores
 from kit.cli.pins import reinstall
 from kit.models.load import preload
@@ -182,12 +183,11 @@ def serve(descriptor: int) -> None:
     import transformer_lens.model_bridge
 
     from kit.models import weights
-    from kit.models.load import model_dtype
     from kit.widgets import SteeringPanel
 
     assert ipykernel.kernelapp and ipywidgets and transformer_lens.model_bridge and SteeringPanel
-    if not torch.cuda.is_available() and weights.cached(model_dtype()):  # CUDA cannot be forked
-        preload()
+    if not torch.cuda.is_available() and weights.cached(DTYPE):  # CUDA cannot be forked
+        preload(DTYPE)
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page that holds an object
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks for the kernels' status

@@ -115,16 +115,22 @@ def _doctor(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _fetch(_args: argparse.Namespace, _rest: list[str]) -> int:
-    """Convert the model to the dtype that this machine uses; replace a folder that is damaged."""
-    wanted = doctor.machine_dtype()
-    for dtype in dict.fromkeys(("bfloat16", wanted)):
+    """Convert the model to the dtypes that are used here; replace a folder that is damaged."""
+    wanted = _wanted()
+    for dtype in dict.fromkeys(("bfloat16", *wanted)):
         status = weights.status(dtype)
         if status["present"] and not status["ok"]:
             sys.stderr.write(f"{status['path']} is damaged: making it again\n")
             shutil.rmtree(status["path"])
-    sys.stdout.write(f"{weights.fetch(wanted)}\n")
+    for dtype in wanted:
+        sys.stdout.write(f"{weights.fetch(dtype)}\n")
     waiting.once()
     return 0
+
+
+def _wanted() -> list[str]:
+    """What this machine computes in and, where the course is, what that computes in everywhere."""
+    return list(dict.fromkeys((doctor.machine_dtype(), *["float32"] * (find_spec("course") is not None))))
 
 
 def _lab(args: argparse.Namespace, arguments: list[str]) -> int:
@@ -144,7 +150,8 @@ def _fetch_where_it_can_write() -> None:
     why, mend = blocked()
     if why:
         raise OSError(f"{why}: {mend}")
-    weights.fetch(doctor.machine_dtype())
+    for dtype in _wanted():
+        weights.fetch(dtype)
     waiting.once()
 
 

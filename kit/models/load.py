@@ -253,10 +253,10 @@ def _no_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def preload() -> None:
-    """Load the embedded model now for the first plain :func:`load_model` of this process, or of
-    each process that is forked from it (``kit lab --warm``)."""
-    model = opened(load_model())
+def preload(dtype: str = "auto") -> None:
+    """Load the embedded model now for the first :func:`load_model` of this process that asks for no
+    more than ``dtype``, or of each process that is forked from it (``kit lab --warm``)."""
+    model = opened(load_model(dtype=dtype))
     residual_scale(model, 0)  # measured once per model
     _PRELOADED.append(model)
 

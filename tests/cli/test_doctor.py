@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 import kit
+from course import DTYPE
 from course.__main__ import main
 from course.room import machines
 from kit import cli
@@ -523,7 +524,7 @@ def test_a_cache_that_learners_cannot_read(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("KIT_CACHE", str(place / "cache"))
     try:
         assert "not here yet" in machines._cache().detail
-        folder = place / "cache" / weights.EMBEDDED / model_dtype()
+        folder = place / "cache" / weights.EMBEDDED / DTYPE
         folder.mkdir(parents=True)
         for name in ("kit.json", "model.safetensors"):
             (folder / name).write_text("{}")

@@ -69,6 +69,6 @@ def test_runs_from_top_to_bottom_offline(path: Path) -> None:
     notebook = rules.read(path)
     passes = 2 if path == PATHS[0] else 1  # the first one also a second time in the same kernel
     done, _ = runner.execute(  # the budget is held when outputs are made: this is no timing
-        path, small=True, prelude=[GUARDED], epilogue=solved(notebook), passes=passes, dtype=None
+        path, small=True, prelude=[GUARDED], epilogue=solved(notebook), passes=passes
     )
     assert [cell.source for cell in done.cells] == [cell.source for cell in notebook.cells]
