@@ -35,7 +35,7 @@ _NAMES = {  # functions and classes, and the modules that define them
 }
 _FOLDERS = {  # modules, by the folder in which they are
     "kit.base": "directions progress threads",
-    "kit": "base data models plots sae search steering widgets",
+    "kit": "base data lens models plots sae search steering widgets",
     "kit.models": "activations hook_points logit_lens lora positions sites tokens weights",
     "kit.steering": "context export generation intervention rank_one render sampling vectors",
     "kit.search": "contrast cpe dct features jacobians layer_slice maps melbo optimise "

@@ -16,7 +16,7 @@ FLOORS = [  # low to high; what shares a floor never imports one another
     {"kit.base", "kit.plots"},
     {"kit.models"},
     {"kit.steering"},
-    {"kit.search", "kit.sae"},
+    {"kit.search", "kit.sae", "kit.lens"},
     {"kit.data"},
     {"kit.widgets"},
     {"kit.cli"},
@@ -30,7 +30,7 @@ ENTRIES = {
     "kit.dct": "kit.search.dct",
 }
 MOST_REACHED = {"kit.generate": 23, "SteeringPanel": 43}
-MOST_LINES = {"kit": 23_600, "kit and course": 34_600}
+MOST_LINES = {"kit": 25_000, "kit and course": 36_500}
 DOORS = {"kit", "kit.widgets"}  # load what they hand on by name, when it is asked for
 
 Edge = tuple[str, str]

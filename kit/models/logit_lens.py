@@ -48,8 +48,8 @@ def logit_lens(model: TransformerBridge, direction: Tensor, n: int = 10, *, mads
     """
     if direction.shape != (model.cfg.d_model,):
         raise ValueError(f"direction has shape {list(direction.shape)}: give [{model.cfg.d_model}]")
-    rows, drop, end = _unembedding(model), long_tokens(model, mads), _end(model)
-    logits = rows @ end.normed(direction.to(rows)) * end.factor
+    drop = long_tokens(model, mads)
+    logits = direction_logits(model, direction[None])[0]
     logits[drop] = 0.0
     order = logits.argsort(descending=True)
     order = order[~torch.isin(order, drop)]
@@ -58,6 +58,47 @@ def logit_lens(model: TransformerBridge, direction: Tensor, n: int = 10, *, mads
         [(int(i), float(logits[i])) for i in order.flip(0)[:n]],
         drop.tolist(),
     )
+
+
+@torch.no_grad()
+def direction_logits(model: TransformerBridge, rows: Tensor) -> Tensor:
+    """What directions ``[k, d_model]`` add to the logits of each token, but for the size of the
+    stream that the final norm divides by: float32 ``[k, d_vocab]``.
+
+    Raises:
+        ValueError: an architecture whose logits are not made so.
+    """
+    words, end = _unembedding(model), _end(model)
+    return end.normed(rows.to(words)) @ words.T * end.factor
+
+
+@torch.no_grad()
+def token_directions(model: TransformerBridge, tokens: Sequence[int]) -> Tensor:
+    """By what a stream before the final norm is multiplied for each token's logit, less the mean
+    over the vocabulary (which no probability sees): float32 ``[tokens, d_model]``.
+
+    Raises:
+        ValueError: an architecture whose logits are not made so.
+    """
+    words, end = _unembedding(model), _end(model)
+    return end.readers(words[list(tokens)]) - end.readers(words.mean(0))
+
+
+@torch.no_grad()
+def stream_logits(model: TransformerBridge, stream: Tensor) -> Tensor:
+    """What the model would say if ``stream`` ``[..., d_model]`` came out of its last block: by its
+    own final norm, unembedding, factor and soft cap; float32 ``[..., d_vocab]``.
+
+    Raises:
+        ValueError: an architecture whose logits are not made so.
+    """
+    decoder: Any = runtime(model).decoder
+    head: Any = decoder.get_output_embeddings()
+    weight, end = head.weight, _end(model)
+    stream = stream.to(weight)
+    normed = stream if end.norm is None else end.norm(stream)
+    logits = nn.functional.linear(normed.to(weight), weight, getattr(head, "bias", None)).float() * end.factor
+    return logits if end.cap is None else end.cap * (logits / end.cap).tanh()
 
 
 @torch.no_grad()
@@ -118,13 +159,14 @@ class _End:
         norm: the final one; None where there is none.
         gain: ``[d_model]``, the norm's.
         centred: whether the norm takes the mean out.
-        factor: of the logits.
+        factor: of the logits; cap: at which they bend, None where they do not.
     """
 
     norm: nn.Module | None
     gain: Tensor
     centred: bool
     factor: float = 1.0
+    cap: float | None = None
 
     def normed(self, rows: Tensor) -> Tensor:
         """What the norm makes of pieces of the stream ``[..., d_model]``, but for its size."""
@@ -181,14 +223,15 @@ def _end(model: TransformerBridge) -> _End:
         raw = nn.functional.linear(normed.to(head.weight), head.weight, bias).float()
         want = logits[0].float().to(raw.device)
         config = decoder.config.get_text_config() if hasattr(decoder, "config") else None  # ours is plain
-        if cap := next((c for name in _CAPS if (c := getattr(config, name, None))), None):
+        cap = next((c for name in _CAPS if (c := getattr(config, name, None))), None)
+        if cap:
             want = cap * (want / cap).clamp(-1 + 1e-6, 1 - 1e-6).atanh()
         factor = _of_config(float((want * raw).sum() / raw.square().sum()), config)
         if (gap := difference((factor * raw).cpu(), want.cpu(), model.cfg.dtype)) > most(model):
             raise ValueError(
                 _no_lens(model, f"norm and unembedding give logits that are off by {gap:.0%} of their spread")
             )
-        return replace(end, factor=factor)
+        return replace(end, factor=factor, cap=cap)
 
     return runtime(model).kept("lens", measure)
 
