@@ -22,6 +22,7 @@ _HOME = {
     "LinkBrowser": "latents.links",
     "MatchBrowser": "latents.matches",
     "TrainingView": "training.view",
+    "LensView": "lens.view",
 }
 
 __all__ = [*_HOME]

@@ -328,3 +328,13 @@ def test_what_does_not_fit_is_refused_by_name(fitted: Lens, call: Any, says: str
 
     with pytest.raises(ValueError, match=says):
         call(Given)
+
+
+def test_a_filter_hides_forms_of_words_and_no_others() -> None:
+    import codecs
+
+    from kit.lens.filter import HIDDEN, is_vulgar
+
+    assert len(HIDDEN) > 40
+    assert all(is_vulgar(codecs.decode(word, "rot13")) for word in (" fuvg", "Shpxvat", " juberf"))
+    assert not any(is_vulgar(word) for word in (" assume", " class", " cocktail", " grape", " analysis", "", " the"))

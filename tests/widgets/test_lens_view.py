@@ -1,0 +1,127 @@
+"""LensView: cells and words that can be clicked, words that go onto the panel, a frozen state."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import kit
+from kit.lens import Lens, markup
+from kit.widgets import LensView, SteeringPanel
+from kit.widgets.lens import view as module
+from tests import tiny
+
+TEXT = "The kettle hummed while rain ran down."
+
+
+@pytest.fixture(scope="module")
+def lens(tmp_path_factory: pytest.TempPathFactory) -> Lens:
+    model = tiny.load(tmp_path_factory.mktemp("model"), "llama", chat=True)
+    rng = torch.Generator().manual_seed(0)
+    width = model.cfg.d_model
+    return Lens(model, {at: torch.eye(width) + 0.2 * torch.randn(width, width, generator=rng) for at in (0, 2)})
+
+
+def test_every_token_and_layer_has_a_cell_with_its_words(lens: Lens) -> None:
+    view = LensView(lens.model, TEXT, lens, trace=(" the",))
+    cells = re.findall(r'data-layer="(\d)" data-position="(\d+)"', view.grid.html)
+    pieces = view.reading.pieces
+    assert {*cells} == {(str(layer), str(at)) for layer in (0, 2) for at in range(len(pieces))}
+    assert [layer for layer, _ in cells][:: len(pieces)] == ["2", "0"]  # the model ends on top
+    title = re.search(r'data-layer="0" data-position="3"[^>]*title="([^"]*)"', view.grid.html)
+    assert title is not None
+    for part in ("layer 0, token 3", "Jacobian lens:", "logit lens:", "rank of &#x27; the&#x27;:"):
+        assert part in title[1]
+    view.close()
+
+
+def test_a_click_opens_a_cell(lens: Lens) -> None:
+    view = LensView(lens.model, TEXT, lens)
+    assert view.chosen == (2, len(view.reading.pieces) - 1)
+    view.grid.clicked = ["cell", 0, 3, 1]
+    assert view.chosen == (0, 3) and "layer 0" in view.words.html
+    word, p = view.reading.words(3, 0)[0]
+    assert markup.shown(word) in view.words.html and f"{p:.2f}" in view.words.html
+    view.which.value = "logit lens"
+    plain, _ = view.reading.words(3, 0, plain=True)[0]
+    cell = re.search(r'data-layer="0" data-position="3"[^>]*>(.*?)</td>', view.grid.html)
+    assert cell is not None and cell[1] == markup.shown(plain)
+    assert "outline:2px" in view.grid.html
+    with pytest.raises(ValueError, match="layer=1: read were 0, 2"):
+        view.show(1, 0)
+    view.close()
+
+
+def test_a_word_goes_onto_the_panel(lens: Lens) -> None:
+    panel = SteeringPanel(lens.model, [], TEXT, max_new_tokens=2)
+    view = LensView(lens.model, TEXT, lens, panel=panel, coefficient=0.2)
+    marks = re.findall(r'data-mark="(kit-word-2-\d+)"', view.words.html)
+    assert len(marks) == 16 and f'href="data:,{marks[0]}" draggable="true"' in view.words.html
+    view.words.clicked = ["word", marks[0], 1]
+    (row,) = panel.vector_rows
+    token = int(marks[0].rsplit("-", 1)[1])
+    want = lens.direction(lens.words_of([token])[0], 2)
+    assert torch.equal(row.vector.direction, want.direction) and row.vector.layer == 2
+    assert row.coefficient == pytest.approx(0.2) and "on the panel" in view._message.value
+    panel.stop()
+    panel.controller.wait(60)
+    view.close()
+    panel.close()
+
+
+def test_without_a_panel_a_word_says_where_it_would_go(lens: Lens) -> None:
+    view = LensView(lens.model, TEXT, lens)
+    assert "data-mark" not in view.words.html
+    view.words.clicked = ["word", "kit-word-2-5", 1]
+    assert "panel=panel" in view._message.value
+    with pytest.raises(ValueError, match="panel=None: give LensView the panel"):
+        view.to_panel(" the", 0)
+    view.close()
+
+
+def test_another_text_is_read(lens: Lens) -> None:
+    view = LensView(lens.model, TEXT, lens)
+    before = view.reading
+    view.text.value = "Twelve old clocks"
+    assert view.reading is not before and "layer 2" in view.words.html
+    view.text.value = " "
+    assert "text is empty" in view._message.value
+    view.close()
+
+
+def test_the_filter_hides_and_says_so(lens: Lens, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = LensView(lens.model, TEXT, lens)
+    bad = view.reading.words(3, 0)[0][0]
+    monkeypatch.setattr(module, "is_vulgar", lambda word: word == bad)
+    assert "hidden by a list" not in view.frozen_html
+    view.filter.value = True
+    cell = re.search(r'data-layer="0" data-position="3"[^>]*title="([^"]*)"[^>]*>(.*?)</td>', view.grid.html)
+    assert cell is not None and "–" in cell[2] and repr(bad) not in cell[1]
+    assert "hidden by a list" in view.frozen_html and codecs.decode("fuvg", "rot13") not in view.frozen_html
+    view.close()
+
+
+def test_a_frozen_view_has_its_words_and_no_script(lens: Lens) -> None:
+    view = LensView(lens.model, TEXT, lens)
+    frozen = view.frozen_html
+    assert "<script" not in frozen and 'data-layer="2"' in frozen and "data-mark" not in frozen
+    assert all(markup.shown(piece) in frozen for piece in view.reading.pieces)
+    view.close()
+
+
+def test_what_a_model_says_is_escaped(lens: Lens) -> None:
+    read = lens.read(kit.text_tokens(lens.model, TEXT), k=2)
+    object.__setattr__(read, "spell", lambda ids: ["<b>\"'"] * len(ids))
+    made: Any = markup.grid(read)
+    assert "<b>" not in made and "&lt;b&gt;" in made
+
+
+def test_a_lens_of_another_model_is_refused(lens: Lens, tmp_path: Path) -> None:
+    other = tiny.load(tmp_path, "llama", seed=3)
+    with pytest.raises(ValueError, match="lens: it is of another model"):
+        LensView(other, TEXT, lens)
