@@ -220,10 +220,12 @@ class Lens:
                 top, other = scores.topk(k), logit.topk(k)
                 peak = float(top.values.mean())
                 p = (1 + int((chance >= peak).sum())) / (len(chance) + 1)
-                pairs = [
-                    list(zip(self.words_of(t.indices.tolist()), t.values.tolist(), strict=True)) for t in (top, other)
+                ids = [t.indices.tolist() for t in (top, other)]
+                named = [
+                    list(zip(self.words_of(i), t.values.tolist(), strict=True))
+                    for i, t in zip(ids, (top, other), strict=True)
                 ]
-                found.append(Words(pairs[0], pairs[1], peak, p))
+                found.append(Words(*named, peak, p, *ids))
         return found
 
     def direction(self, word: str, layer: int) -> SteeringVector:

@@ -71,7 +71,8 @@ class Words:
 
     Attributes:
         lens: words and scores by the Jacobian lens, highest first; ``plain``: by the logit lens. A
-            score is a logit in standard deviations over the vocabulary.
+            score is a logit in standard deviations over the vocabulary. ``ids``, ``plain_ids``:
+            which tokens they are.
         peak: the mean score of the first; ``p``: the share of random directions, itself among them,
             that peak at least as high.
     """
@@ -80,6 +81,8 @@ class Words:
     plain: list[tuple[str, float]]
     peak: float
     p: float
+    ids: list[int] = field(repr=False)
+    plain_ids: list[int] = field(repr=False)
 
     @property
     def readable(self) -> bool:

@@ -1,0 +1,87 @@
+"""What words are worth: on a small model where an arm's truth is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import kit
+from course.studies import words
+from kit.lens import Lens
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def lens(tmp_path_factory: pytest.TempPathFactory) -> Lens:
+    model = tiny.load(tmp_path_factory.mktemp("model"), "llama", chat=True)
+    width = model.cfg.d_model
+    return Lens(model, {0: torch.eye(width), 2: torch.eye(width)})
+
+
+@pytest.fixture
+def facts(lens: Lens, monkeypatch: pytest.MonkeyPatch) -> words.Known:
+    """Eight tokens in one place of a sentence; what the model says after each is its right answer."""
+    model = lens.model
+    row = kit.text_tokens(model, "rain ran down the kitchen")[0]
+    rows = row.repeat(8, 1)
+    rows[:, 3] = torch.arange(40, 48)
+    answers = words._last(model, rows).argmax(-1)
+    made = words.Known([str(i) for i in range(8)], rows, 3, answers)
+    monkeypatch.setattr(words, "known", lambda _model, _wording: made)
+    return made
+
+
+def test_the_whole_difference_swaps_what_the_model_says(lens: Lens, facts: words.Known) -> None:
+    table = words.swaps(lens, "x", n_pairs=20)
+    assert list(table.index) == [0, 2] and table["pairs"].tolist() == [20, 20]
+    assert table.loc[0, "difference"] == 1.0  # after block 0 nothing of the token is elsewhere
+    assert len(set(facts.answers.tolist())) > 2, "the sentence does not tell these tokens apart"
+    assert table["random"].max() < 1.0
+    # this lens is the identity: both ways of writing are one
+    assert table["lens"].tolist() == table["logit lens"].tolist()
+
+
+def test_a_step_is_added_at_its_row_and_place_only(lens: Lens, facts: words.Known) -> None:
+    model = lens.model
+    plain = words._last(model, facts.tokens)
+    steps = torch.zeros(8, model.cfg.d_model)
+    steps[2] = 5.0
+    moved = words._last(model, facts.tokens, 0, 3, steps)
+    same = [torch.allclose(a, b, atol=1e-5) for a, b in zip(plain, moved, strict=True)]
+    assert same == [i != 2 for i in range(8)] and kit.hooks_left(model) == []
+
+
+def test_too_few_known_facts_are_an_error(lens: Lens, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="the model knows 0 of these capitals"):
+        words.swaps(lens, words.WORDINGS[0])
+
+
+def test_the_last_stream_is_no_distance_from_what_is_said(lens: Lens) -> None:
+    model = lens.model
+    rows = torch.stack([kit.text_tokens(model, text)[0, :20] for text in tiny.SENTENCES[:2]])
+    width, last = model.cfg.d_model, model.cfg.n_layers - 1
+    whole = Lens(model, {0: torch.zeros(width, width) + torch.eye(width), last: torch.eye(width)})
+    table = words.depth(whole, rows, skip=2)
+    assert table.loc[last, "KL, lens"] == pytest.approx(0, abs=1e-5) and table.loc[last, "rank, lens"] == 0
+    assert table.loc[0, "KL, lens"] == pytest.approx(table.loc[0, "KL, logit lens"])
+    assert table.loc[0, "KL, lens"] > 0.01
+
+
+def test_a_typed_word_beats_chance_at_an_equal_kl(lens: Lens, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "JUDGED_ON", words.JUDGED_ON[:2])
+    monkeypatch.setattr(words, "_NATS", 0.2)
+    concepts: Any = {" the": "the", " and": "and"}
+    deep = Lens(lens.model, {2: torch.eye(lens.model.cfg.d_model)})
+    table = words.typed(deep, 2, concepts, nats=0.2)
+    assert list(table.index) == ["the", "and"]
+    assert (table["lens"] > table["random"]).all() and table["lens"].equals(table["logit lens"])
+    assert {"mean difference", "instruction", "instruction's KL", "lens at that KL"} <= {*table.columns}
+
+
+def test_names_say_what_steering_promotes_where_the_lens_is_true(lens: Lens) -> None:
+    last = Lens(lens.model, {2: torch.eye(lens.model.cfg.d_model)})
+    vectors = [tiny.vector(lens.model, 2, seed) for seed in range(4)]
+    found = words.agreement(last, vectors, k=5)
+    assert found["lens"] == pytest.approx(found["logit lens"]) and found["lens"] > found["shuffled"] + 0.5
