@@ -59,7 +59,7 @@ PUSHED = Exercise.of(
     spec=_pushed_spec,
     hints=(
         "A fraction in a receipt reads: steered positions / positions there were.",
-        "Add what was steered in the prompt to what was steered while decoding.",
+        "The receipt has two such fractions. Which of the four numbers counts a change that was made?",
     ),
     wrong={
         "n new tokens need n - 1 decode steps: the prompt's own pass gives the first": (
@@ -106,7 +106,7 @@ STEP = Exercise.of(
     spec=_step_spec,
     hints=(
         "Coefficient 1 is as long as a typical residual vector. Which position is not typical?",
-        "Drop position 0, take the median of the rest, multiply by the size of the coefficient.",
+        "A slice leaves a position out; of mean and median, one is not moved by an odd token. Then mind the sign.",
     ),
     wrong={
         "the mean over all positions: BOS is so long that it decides alone": "abs(coefficient) * norms.mean()",
@@ -114,7 +114,7 @@ STEP = Exercise.of(
         "this is the unit, the length of coefficient 1": "norms[1:].median()",
         "a length is not negative: the sign says where to, not how far": "coefficient * norms[1:].median()",
     },
-    moral="This is why 0.3 means about the same on any layer of any model.",
+    moral="0.3 is the same share of the stream at any layer of any model. What it costs there, it does not say.",
 )
 
 EXERCISES = [PUSHED, STEP]

@@ -1,4 +1,4 @@
-"""Exercises of notebook 01, hooks: logit lens, patching, a fact's way, ablating a direction."""
+"""Exercises of notebook 01, hooks: logit lens, patching, ablating and adding a direction."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ LENS = Exercise.of(
     spec=_lens_spec,
     hints=(
         "The model itself does two things after its last block; do the same, only earlier.",
-        "First ln_final(resid), which keeps [pos, d_model]; then a matrix product with W_U.",
+        "The second step is a matrix product: [pos, d_model] on the left, [d_model, d_vocab] on the right. What comes before it?",
     ),
     on_error="W_U is [d_model, d_vocab]: it goes on the right of the matrix product, untransposed",
     wrong={
@@ -104,7 +104,7 @@ RECOVERY = Exercise.of(
     spec=_recovery_spec,
     hints=(
         "Put patched = corrupt into your formula: it must give 0. Then patched = clean: 1.",
-        "Distance travelled over the whole distance; both are measured from corrupt.",
+        "How far did the patch come, of the whole way? Both are measured from the same end.",
     ),
     wrong={
         "clean and corrupt are swapped: the corrupt run has to score 0": "(patched - clean) / (corrupt - clean)",
@@ -175,7 +175,7 @@ BLOCK = Exercise.of(
     spec=_block_spec,
     hints=(
         "Read one column of the heat map, the one of the country, from the first block on.",
-        "heat[:, 0] is that column; find the first entry below 0.5.",
+        "Where the column drops, is the answer the last block above one half, or the next one?",
     ),
     wrong={
         "too early: the fact has not left this position yet": lambda **context: moving_block(**context) - 1,
@@ -233,7 +233,7 @@ HEAD = Exercise.of(
     spec=_head_spec,
     hints=(
         "hook_z is [batch, pos, head, d_head]; write clean values into [:, -1, head] only.",
-        "One run for each head, the score recovery(gap(...)) for each run, then the largest.",
+        "`put` takes the place as its second argument, `patched` gives the recovery: nine runs, and compare them.",
     ),
     wrong={
         "this head helps, yet another one brings more": 0,
@@ -289,7 +289,7 @@ ABLATE = Exercise.of(
     spec=_ablate_spec,
     hints=(
         "How long is the shadow of each position on the direction? Subtract exactly that shadow.",
-        "unit = direction / direction.norm(); the shadow is (resid @ unit), one number for each position, times unit.",
+        "The shadow's length is a dot product with a direction of length 1; the shadow points along that direction.",
     ),
     wrong={
         "direction was not normalised: divide it by its norm first": ("direction / direction.norm()", "direction"),
@@ -306,4 +306,82 @@ ABLATE = Exercise.of(
     moral="Nothing downstream can read this direction any more; all that is orthogonal survived.",
 )
 
-EXERCISES = [LENS, RECOVERY, BLOCK, HEAD, ABLATE]
+# --- 01.6 steer ----------------------------------------------------------------------------------
+
+
+def adding(
+    c: float,
+    scale: float,
+    v: torch.Tensor,  # [d_model]
+    where: int | slice,
+) -> Callable[[torch.Tensor, Any], torch.Tensor]:
+    """A hook that adds the step c * scale * v at some positions, and leaves the others.
+
+    c: the coefficient; scale: how long coefficient 1 is; v: a direction [d_model] of length 1
+    where: an index or a slice of positions
+    -> a function of (activation [batch, pos, d_model], hook) that gives the changed activation
+    """
+
+    def hook_fn(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        changed = activation.clone()
+        changed[:, where] += c * scale * v
+        return changed
+
+    return hook_fn
+
+
+def _adding_spec(answer: Any) -> None:
+    import torch
+
+    seed = torch.Generator().manual_seed(16)
+    activation = torch.randn(2, 5, 6, generator=seed)  # [batch, pos, d_model]
+    v = torch.randn(6, generator=seed)
+    v = v / v.norm()
+    for c, where in ((0.3, slice(None)), (-0.5, 3), (0.2, slice(1, 4))):
+        hook = call(answer, c, 150.0, v.clone(), where, likely="return the inner function, hook_fn")
+        if not callable(hook):
+            raise Wrong(
+                arrived=describe(hook),
+                expected="a function of an activation and a hook",
+                likely="the step was returned, or the changed activation: return the function that adds it",
+            )
+        given = activation.clone()
+        got = call(hook, given, None, likely="the inner function takes (activation, hook); where is an index of pos")
+        steered = list(range(5))[where] if isinstance(where, slice) else [where]
+        want = activation.clone()
+        for row in range(2):
+            for pos in steered:  # one position at a time
+                want[row, pos] = activation[row, pos] + torch.stack([c * 150.0 * x for x in v])
+
+        known = ((cause, made(activation.clone(), None)) for cause, made in ADDING.known(c, 150.0, v, where))
+        compare(got, want, known, atol=1e-3)
+        if not torch.equal(given, activation):
+            raise Wrong(
+                arrived="an activation that was changed in place",
+                expected="a new tensor, and the given one as it was",
+                likely="clone() the activation first: others have cached the one that is given",
+            )
+
+
+ADDING = Exercise.of(
+    adding,
+    id="01.6",
+    title="the adding hook",
+    spec=_adding_spec,
+    hints=(
+        "`put` above is nearly it: it overwrites. What is to stand at these positions instead?",
+        "Clone first. Then all rows of the batch, the positions `where`; v is as wide as the last dimension.",
+    ),
+    wrong={
+        "overwritten: add the step to what is there": ("+= c * scale * v", "= c * scale * v"),
+        "scale is missing: a coefficient is in units of it": ("c * scale * v", "c * v"),
+        "every position was changed: only those in `where`": ("[:, where]", "[:]"),
+        "the step was subtracted": ("+= c", "-= c"),
+        "only the first row of the batch was changed": ("[:, where]", "[0, where]"),
+        "clone() the activation first": ("activation.clone()", "activation"),
+        "the changed activation: return the function that adds it": "c * scale * v",
+    },
+    moral="This is all that steering is. What a kit adds: units, receipts, and an end.",
+)
+
+EXERCISES = [LENS, RECOVERY, BLOCK, HEAD, ABLATE, ADDING]

@@ -1,4 +1,4 @@
-"""Exercises of notebook 02, steering vectors: mean difference, AUROC, label control, a layer."""
+"""Exercises of notebook 02, steering vectors: a mean, AUROC, a probe, a control, a layer."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MEAN = Exercise.of(
     spec=_mean_spec,
     hints=(
         "Two steps: a vector from one mean to the other, then give it length 1.",
-        "difference = positive.mean(0) - negative.mean(0); its length is difference.norm().",
+        "The order matters twice: which mean is subtracted from which, and averaging before scaling.",
     ),
     on_error="average each side over its texts first, dim 0: the sides need not be equally many",
     wrong={
@@ -111,7 +111,7 @@ AUROC = Exercise.of(
     spec=_auroc_spec,
     hints=(
         "Make a table [n, m] of who beats whom; positive[:, None] > negative does it at once.",
-        "Two tables, > and ==; the answer is the mean of the first plus half that of the second.",
+        "A second table says who ties. How much does a tie count, and how do you turn points into a chance?",
     ),
     wrong={
         "ties count nothing: give half a point to each": "above.mean()",
@@ -128,7 +128,77 @@ AUROC = Exercise.of(
 )
 
 
-# --- 02.3 the label control ----------------------------------------------------------------------
+# --- 02.3 what a probe minimises -----------------------------------------------------------------
+
+
+def probe_loss(
+    w: torch.Tensor,  # [d]
+    b: torch.Tensor,
+    x: torch.Tensor,  # [n, d]
+    y: torch.Tensor,  # [n]
+) -> torch.Tensor:
+    """What a logistic probe makes small, one number: |w|^2 / 2 + 0.1 * (sum of -log p over texts).
+
+    p is the probability of a text's own side; that of "positive" is sigmoid(x @ w + b).
+
+    w: weights [d]; b: a number, not penalised; x: texts [n, d]; y: [n], 1 positive, 0 negative
+    """
+    import torch
+
+    score = (2 * y - 1) * (x @ w + b)  # above 0 where the text is on its own side
+    surprise = -torch.nn.functional.logsigmoid(score)
+    return w @ w / 2 + 0.1 * surprise.sum()
+
+
+def _loss_spec(answer: Any) -> None:
+    import math
+
+    import torch
+
+    seed = torch.Generator().manual_seed(23)
+    x, y = torch.randn(7, 4, generator=seed), torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0])
+    w, b = torch.randn(4, generator=seed), torch.tensor(0.7)
+    want = sum(float(number) ** 2 for number in w) / 2
+    for text, side in zip(x, y, strict=True):  # one text at a time
+        p = 1 / (1 + math.exp(-float((text * w).sum() + b)))
+        want += 0.1 * -math.log(p if side == 1 else 1 - p)
+    LOSS.expect(answer, w, b, x, y, want=torch.tensor(want))
+    far = torch.tensor([200.0, 0.0, 0.0, 0.0])  # a text that is very sure, on the wrong side
+    got = call(answer, far, b, -x[:1].abs() - 1, torch.ones(1))
+    if not torch.as_tensor(got).float().isfinite().all():
+        raise Wrong(
+            arrived=describe(got),
+            expected="a finite loss also where the probe is far off",
+            likely="log(sigmoid(...)) overflows: torch.nn.functional.logsigmoid does both in one",
+        )
+
+
+LOSS = Exercise.of(
+    probe_loss,
+    id="02.3",
+    title="what a probe minimises",
+    spec=_loss_spec,
+    hints=(
+        "sigmoid(-s) is 1 - sigmoid(s): what must a negative text's score be multiplied with?",
+        "2 * y - 1 is +1 or -1. torch.nn.functional.logsigmoid is safe where log(sigmoid(s)) is not.",
+    ),
+    on_error="x @ w is [n]: one score for each text",
+    wrong={
+        "averaged over the texts: it is a sum": ("surprise.sum()", "surprise.mean()"),
+        "the penalty is missing: without it weights grow without end": "0.1 * surprise.sum()",
+        "half the squared length of w, not all of it": ("w @ w / 2", "w @ w"),
+        "the length of w, not half its square": ("w @ w / 2", "w.norm()"),
+        "0.1 is missing": ("0.1 * ", ""),
+        "the sides are turned round": ("2 * y - 1", "1 - 2 * y"),
+        "negatives were counted as positives: p is that of a text's own side": ("(2 * y - 1) * ", ""),
+        "the bias is missing: x @ w + b": ("x @ w + b", "x @ w"),
+        "log(sigmoid(...)) overflows": ("torch.nn.functional.logsigmoid(score)", "torch.log(torch.sigmoid(score))"),
+    },
+    moral="Small weights and few surprises: 0.1 says how much a surprise weighs.",
+)
+
+
+# --- 02.4 the label control ----------------------------------------------------------------------
 
 
 def swap_half(
@@ -220,12 +290,12 @@ def _swap_spec(answer: Any) -> None:
 
 SWAP = Exercise.of(
     swap_half,
-    id="02.3",
+    id="02.4",
     title="the label control",
     spec=_swap_spec,
     hints=(
         "Draw n // 2 row numbers first. torch.randperm(n, generator=rng) shuffles all of them.",
-        "Clone both sides, then fill up[chosen] from negative and down[chosen] from positive.",
+        "Read from the sides that were given, write into copies: else the second line reads what the first wrote.",
     ),
     wrong={
         "a coin for each pair gives half only on average": (
@@ -242,7 +312,7 @@ SWAP = Exercise.of(
     moral="Same texts, same code, no label left on average: what survives is not your concept.",
 )
 
-# --- 02.4 choose a layer -------------------------------------------------------------------------
+# --- 02.5 choose a layer -------------------------------------------------------------------------
 
 CEILING = 0.5  # nats a token
 
@@ -309,13 +379,13 @@ def _layer_example() -> dict[str, Any]:
 
 LAYER = Exercise.of(
     best_layer,
-    id="02.4",
+    id="02.5",
     title="choose a layer",
     stub="layer_of_choice = ...  # a number from the first column",
     spec=_layer_spec,
     hints=(
         "First strike out every cell of the right-hand map that is above 0.5. Then look left.",
-        "table.groupby(['layer', 'coefficient'])[['effect', 'kl']].mean(), then kl <= 0.5.",
+        "A cell is a layer and a coefficient, with a row a prompt: groupby, mean, then the ceiling, then the largest.",
     ),
     wrong={
         "the largest effect of all, but it costs": ("cells[cells.kl <= 0.5]", "cells"),
@@ -327,4 +397,4 @@ LAYER = Exercise.of(
     example=_layer_example,
 )
 
-EXERCISES = [MEAN, AUROC, SWAP, LAYER]
+EXERCISES = [MEAN, AUROC, LOSS, SWAP, LAYER]

@@ -56,7 +56,7 @@ JUDGED = Exercise.of(
     spec=_judged_spec,
     hints=(
         "The threshold is made of train[labels].mean() and train[~labels].mean() alone.",
-        "says = test > threshold; then the mean of says[truth], and of ~says[~truth], as floats.",
+        "Each share has its own statements: index with truth, and with ~truth. A false one is right where it is not called true.",
     ),
     on_error="train[labels] are the true ones' scores, train[~labels] the false ones'",
     wrong={
@@ -117,7 +117,7 @@ REWRITTEN = Exercise.of(
     spec=_rewritten_spec,
     hints=(
         "C^-1 k is torch.linalg.solve(C, k). A key q with q^T C^-1 k = 0 must not move at all.",
-        "torch.outer(v - W @ k, read) is the numerator; k @ read is the denominator. Add it to W.",
+        "The change is a column times a row: check that W' k = v. The number below makes that so.",
     ),
     on_error="read = torch.linalg.solve(C, k); torch.outer(v - W @ k, read) is [d, n]",
     wrong={
@@ -184,7 +184,7 @@ SCORED = Exercise.of(
     spec=_scored_spec,
     hints=(
         "Three shares: fact and paraphrases count p[:, 1] > p[:, 0], neighbours p[:, 0] > p[:, 1].",
-        "3 / (1/a + 1/b + 1/c). In torch 1 / 0 is inf, and 3 / inf is 0: no special case.",
+        "The harmonic mean is 1 over the mean of 1/share. In torch 1 / 0 is inf, and 1 / inf is 0: no special case.",
     ),
     on_error="p[:, 0] is the answer that was right before, p[:, 1] the new one",
     wrong={
