@@ -1,4 +1,4 @@
-"""Exercises of notebook 03, live steering: what a push costs, where it acts, how pushes add up."""
+"""Exercises of notebook 03: a push, what it costs, where it acts, how pushes add up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,62 @@ if TYPE_CHECKING:
     import torch
 
 
-# --- 03.1 distinct-2 -----------------------------------------------------------------------------
+# --- 03.1 the push -------------------------------------------------------------------------------
+
+
+def push(resid: torch.Tensor, coefficients: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """The residual stream with each row's own coefficient times the step added at every position.
+
+    resid: [rows, pos, d_model]; coefficients: [rows]; step: [d_model] -> [rows, pos, d_model]
+    """
+    return resid + coefficients[:, None, None] * step
+
+
+def _push_spec(answer: Any) -> None:
+    import torch
+
+    seed = torch.Generator().manual_seed(31)
+    for rows, pos in ((3, 3), (3, 4), (4, 1)):  # as many rows as positions, other numbers, one new token
+        resid = torch.randn(rows, pos, 6, generator=seed)
+        coefficients = torch.tensor([-0.4, 0.0, 0.3, 1.0])[:rows]
+        step = 5 * torch.randn(6, generator=seed)
+        want = resid.clone()
+        for row in range(rows):  # the definition, one token at a time
+            for i in range(pos):
+                want[row, i] += coefficients[row] * step
+        PUSH.expect(answer, resid, coefficients, step, want=want)
+
+
+PUSH = Exercise.of(
+    push,
+    id="03.1",
+    title="a push for each row",
+    spec=_push_spec,
+    hints=(
+        "The same step for every token of a row, and another multiple of it for every row.",
+        "Write the three shapes under each other, ends aligned. Where do the coefficients lack dimensions? "
+        "Indexing with None makes one of size 1.",
+    ),
+    on_error="coefficients is [rows]: give it the two dimensions that it lacks behind",
+    wrong={
+        "the coefficients ran along the positions: each belongs to a row": "resid + coefficients[:, None] * step",
+        "every row got the first coefficient": "resid + coefficients[0] * step",
+        "every row got the sum of the coefficients: each has its own": "resid + coefficients.sum() * step",
+        "the step replaced the stream: add it to resid": "coefficients[:, None, None] * step + 0 * resid",
+        "the sign is turned round: a positive coefficient adds the step": "resid - coefficients[:, None, None] * step",
+        "the step has its length already: do not divide by it": (
+            "resid + coefficients[:, None, None] * step / step.norm()"
+        ),
+        "only the last position was pushed: every one is": (
+            "resid + coefficients[:, None, None] * step * (resid.new_ones(resid.shape[1]).cumsum(0) "
+            "== resid.shape[1])[:, None]"
+        ),
+    },
+    moral="This line is all of steering; the rest is bookkeeping.",
+)
+
+
+# --- 03.2 distinct-2 -----------------------------------------------------------------------------
 
 
 def distinct_2(tokens: list[int]) -> float:
@@ -44,12 +99,12 @@ def _distinct_spec(answer: Any) -> None:
 
 DISTINCT = Exercise.of(
     distinct_2,
-    id="03.1",
+    id="03.2",
     title="distinct-2 by hand",
     spec=_distinct_spec,
     hints=(
         "[5, 6, 5, 6, 5] holds four pairs, and two of them are different.",
-        "zip(tokens, tokens[1:]) walks over the pairs; a set keeps one of each.",
+        "Pair each token with the one after it; Python's set() drops what occurs twice. What of the empty list?",
     ),
     wrong={
         "single tokens were counted: count pairs of neighbours": "len(set(tokens)) / max(len(tokens), 1)",
@@ -66,7 +121,7 @@ DISTINCT = Exercise.of(
 )
 
 
-# --- 03.2 KL divergence --------------------------------------------------------------------------
+# --- 03.3 KL divergence --------------------------------------------------------------------------
 
 
 def kl(steered: torch.Tensor, unsteered: torch.Tensor) -> torch.Tensor:
@@ -102,12 +157,13 @@ def _kl_spec(answer: Any) -> None:
 
 KL = Exercise.of(
     kl,
-    id="03.2",
+    id="03.3",
     title="the cost of a push, in nats",
     spec=_kl_spec,
     hints=(
         "An average, under the steered probabilities, of how much likelier each token became.",
-        "log_p and log_q by log_softmax(-1); then the sum over tokens of p * (log_p - log_q).",
+        "Inside the average stand log-probabilities, and logits are none yet; its weights are probabilities. "
+        "Which dimension is summed, which is kept?",
     ),
     on_error="both are [pos, d_vocab]: the softmax runs over the last dimension",
     wrong={
@@ -128,7 +184,7 @@ KL = Exercise.of(
 )
 
 
-# --- 03.3 the same step for a mix ----------------------------------------------------------------
+# --- 03.4 the same step for a mix ----------------------------------------------------------------
 
 
 def fair_coefficient(a: torch.Tensor, b: torch.Tensor, c: float) -> torch.Tensor:
@@ -164,12 +220,12 @@ def _mix_spec(answer: Any) -> None:
 
 MIX = Exercise.of(
     fair_coefficient,
-    id="03.3",
+    id="03.4",
     title="a fair dose for a mix",
     spec=_mix_spec,
     hints=(
         "Draw two arrows of length 1 and their sum. How long is it at 90 degrees, at 10, at 170?",
-        "x * length of (a + b) has to equal c.",
+        "At coefficient x the step is x (a + b). Write down its length and that of the step c a.",
     ),
     wrong={
         "halved: that is right only when both point the same way": "c / 2",
@@ -181,7 +237,7 @@ MIX = Exercise.of(
 )
 
 
-# --- 03.4 a position mask ------------------------------------------------------------------------
+# --- 03.5 a position mask ------------------------------------------------------------------------
 
 
 def steer_here(prompt: int, first: int, count: int) -> torch.Tensor:
@@ -225,12 +281,12 @@ def _mask_spec(answer: Any) -> None:
 
 MASK = Exercise.of(
     steer_here,
-    id="03.4",
+    id="03.5",
     title="a position mask that survives a cache",
     spec=_mask_spec,
     hints=(
         "With a cache, a pass often computes one position only. Which one is it?",
-        "torch.arange(first, first + count) are the true positions; compare them with prompt - 3.",
+        "Number this pass as it stands in the whole text, not from 0; from which number on is a token steered?",
     ),
     wrong={
         "counted from the start of this pass: add first, a cache hides what came before": (
@@ -245,4 +301,4 @@ MASK = Exercise.of(
     "steers the wrong tokens and says nothing.",
 )
 
-EXERCISES = [DISTINCT, KL, MIX, MASK]
+EXERCISES = [PUSH, DISTINCT, KL, MIX, MASK]

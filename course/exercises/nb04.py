@@ -1,4 +1,4 @@
-"""Exercises of notebook 04, heads and honesty: held-out accuracy, best of many, z, intervals."""
+"""Exercises of notebook 04: one head, held-out pairs, the best of many, intervals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,57 @@ if TYPE_CHECKING:
     import torch
 
 
-# --- 04.1 accuracy on pairs that were left out ---------------------------------------------------
+# --- 04.1 a head's direction among all heads -----------------------------------------------------
+
+
+def embed(direction: torch.Tensor, head: int, n_heads: int) -> torch.Tensor:
+    """A vector [n_heads * d_head] that is `direction` [d_head] in its head and 0 elsewhere."""
+    d_head = len(direction)
+    flat = direction.new_zeros(n_heads * d_head)
+    flat[head * d_head : (head + 1) * d_head] = direction
+    return flat
+
+
+def _embed_spec(answer: Any) -> None:
+    import torch
+
+    seed = torch.Generator().manual_seed(43)
+    direction = torch.randn(5, generator=seed)
+    n_heads, d_head, head = 4, 5, 2
+    want = torch.tensor([direction[i % d_head].item() if i // d_head == head else 0.0 for i in range(n_heads * d_head)])
+    EMBED.expect(answer, direction, head, n_heads, want=want)
+    last = torch.cat([torch.zeros((n_heads - 1) * d_head), direction])
+    EMBED.expect(answer, direction, n_heads - 1, n_heads, want=last)
+
+
+EMBED = Exercise.of(
+    embed,
+    id="04.1",
+    title="one head among nine",
+    spec=_embed_spec,
+    hints=(
+        "The heads' outputs lie one after the other: head 0 owns the first d_head numbers.",
+        "Where does the block of head 0 end, and so where do those of head 1 and of head h begin?",
+    ),
+    on_error="the slice of a head is head * d_head to (head + 1) * d_head",
+    wrong={
+        "the heads are interleaved: each head owns a block of d_head neighbours": (
+            "head * d_head : (head + 1) * d_head",
+            "head::n_heads",
+        ),
+        "starts at head: the block starts at head * d_head": (
+            "head * d_head : (head + 1) * d_head",
+            "head : head + d_head",
+        ),
+        "every head got the direction: the others must stay 0": "direction.repeat(n_heads)",
+        "one head too far: heads count from 0": "flat.roll(d_head)",
+        "this is [n_heads, d_head]: flatten it": "flat.reshape(n_heads, d_head)",
+    },
+    moral="Steering a head is ordinary steering, with a vector that is zero outside one block.",
+)
+
+
+# --- 04.2 accuracy on pairs that were left out ---------------------------------------------------
 
 
 def held_out(diff: torch.Tensor) -> torch.Tensor:
@@ -40,12 +90,13 @@ def _held_out_spec(answer: Any) -> None:
 
 HELD_OUT = Exercise.of(
     held_out,
-    id="04.1",
+    id="04.2",
     title="accuracy on pairs that were left out",
     spec=_held_out_spec,
     hints=(
         "The sum of all other rows is the sum of all rows minus the row itself.",
-        "others = diff.sum(0) - diff is [pairs, d]; (others * diff).sum(-1) is one number a pair.",
+        "The dot product of two vectors is the sum of their elementwise product; do it for all rows at once, "
+        "then count how many are above 0.",
     ),
     on_error="others and diff are both [pairs, d]: multiply elementwise, then sum over d",
     wrong={
@@ -61,7 +112,7 @@ HELD_OUT = Exercise.of(
 )
 
 
-# --- 04.2 the best of many under the null --------------------------------------------------------
+# --- 04.3 the best of many under the null --------------------------------------------------------
 
 
 def p_of_best(observed: torch.Tensor, null: torch.Tensor) -> torch.Tensor:
@@ -91,12 +142,12 @@ def _null_max_spec(answer: Any) -> None:
 
 NULL_MAX = Exercise.of(
     p_of_best,
-    id="04.2",
+    id="04.3",
     title="the best of many",
     spec=_null_max_spec,
     hints=(
         "We looked at all heads and kept the best. Do the same in every draw.",
-        "best = null.max(dim=0).values has one number a draw; how often is it >= observed.max()?",
+        "First make one number of each draw: that of its best head. A draw that only ties with us did as well, too.",
     ),
     on_error="take the maximum over dim=0, heads",
     wrong={
@@ -111,56 +162,6 @@ NULL_MAX = Exercise.of(
         "this is how often chance is worse: turn the comparison round": (">=", "<"),
     },
     moral="Chance gets the same 270 tickets that we had.",
-)
-
-
-# --- 04.3 a head's direction among all heads -----------------------------------------------------
-
-
-def embed(direction: torch.Tensor, head: int, n_heads: int) -> torch.Tensor:
-    """A vector [n_heads * d_head] that is `direction` [d_head] in its head and 0 elsewhere."""
-    d_head = len(direction)
-    flat = direction.new_zeros(n_heads * d_head)
-    flat[head * d_head : (head + 1) * d_head] = direction
-    return flat
-
-
-def _embed_spec(answer: Any) -> None:
-    import torch
-
-    seed = torch.Generator().manual_seed(43)
-    direction = torch.randn(5, generator=seed)
-    n_heads, d_head, head = 4, 5, 2
-    want = torch.tensor([direction[i % d_head].item() if i // d_head == head else 0.0 for i in range(n_heads * d_head)])
-    EMBED.expect(answer, direction, head, n_heads, want=want)
-    last = torch.cat([torch.zeros((n_heads - 1) * d_head), direction])
-    EMBED.expect(answer, direction, n_heads - 1, n_heads, want=last)
-
-
-EMBED = Exercise.of(
-    embed,
-    id="04.3",
-    title="one head among nine",
-    spec=_embed_spec,
-    hints=(
-        "The heads' outputs lie one after the other: head 0 owns the first d_head numbers.",
-        "Start from zeros of length n_heads * d_head and fill one slice.",
-    ),
-    on_error="the slice of a head is head * d_head to (head + 1) * d_head",
-    wrong={
-        "the heads are interleaved: each head owns a block of d_head neighbours": (
-            "head * d_head : (head + 1) * d_head",
-            "head::n_heads",
-        ),
-        "starts at head: the block starts at head * d_head": (
-            "head * d_head : (head + 1) * d_head",
-            "head : head + d_head",
-        ),
-        "every head got the direction: the others must stay 0": "direction.repeat(n_heads)",
-        "one head too far: heads count from 0": "flat.roll(d_head)",
-        "this is [n_heads, d_head]: flatten it": "flat.reshape(n_heads, d_head)",
-    },
-    moral="Steering a head is ordinary steering, with a vector that is zero outside one block.",
 )
 
 
@@ -195,7 +196,7 @@ INTERVAL = Exercise.of(
     spec=_interval_spec,
     hints=(
         "values[draws] gives all resamples at once, [R, n]. What is the mean of each?",
-        "means = values[draws].mean(1), then means.quantile(means.new_tensor([0.025, 0.975])).",
+        "95% in the middle leave 5% outside: how much of it on each side? A tensor has a method quantile.",
     ),
     on_error="values[draws] is [R, n]: a mean over dim=1 leaves one number a resample",
     wrong={
@@ -210,4 +211,4 @@ INTERVAL = Exercise.of(
     moral="Twelve probes are few: the interval says how few.",
 )
 
-EXERCISES = [HELD_OUT, NULL_MAX, EMBED, INTERVAL]
+EXERCISES = [EMBED, HELD_OUT, NULL_MAX, INTERVAL]
