@@ -48,8 +48,7 @@ def logit_lens(model: TransformerBridge, direction: Tensor, n: int = 10, *, mads
     """
     if direction.shape != (model.cfg.d_model,):
         raise ValueError(f"direction has shape {list(direction.shape)}: give [{model.cfg.d_model}]")
-    rows, drop, end = _unembedding(model), long_tokens(model, mads), _end(model)
-    logits = rows @ end.normed(direction.to(rows)) * end.factor
+    drop, logits = long_tokens(model, mads), direct_logits(model, direction)
     logits[drop] = 0.0
     order = logits.argsort(descending=True)
     order = order[~torch.isin(order, drop)]
@@ -58,6 +57,18 @@ def logit_lens(model: TransformerBridge, direction: Tensor, n: int = 10, *, mads
         [(int(i), float(logits[i])) for i in order.flip(0)[:n]],
         drop.tolist(),
     )
+
+
+@torch.no_grad()
+def direct_logits(model: TransformerBridge, direction: Tensor) -> Tensor:
+    """What a direction ``[d_model]`` adds to each token's logit before the final norm's scale, if
+    nothing came between: ``[d_vocab]``, on the unembedding's device.
+
+    Raises:
+        ValueError: an architecture whose logits are not made so.
+    """
+    rows, end = _unembedding(model), _end(model)
+    return rows @ end.normed(direction.to(rows)) * end.factor
 
 
 @torch.no_grad()
