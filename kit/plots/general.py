@@ -79,7 +79,7 @@ def spread(groups: Mapping[str, Sequence[float]], *, xlabel: str = "", title: st
     rng = np.random.default_rng(0)  # dots step aside, always in the same way
     for row, y in enumerate(found.values()):
         aside = rng.uniform(-0.22, 0.22, y.size)
-        axis.plot(y, row + aside, ".", color=COLOURS[0], alpha=0.5, markersize=5, zorder=2)
+        axis.plot(y, row + aside, ".", color=COLOURS[0], alpha=0.7, markersize=5, zorder=2)
         axis.plot([y.mean()] * 2, [row - 0.36, row + 0.36], color=COLOURS[1], linewidth=3)
     finish(axis, xlabel, "", title)
     return figure

@@ -161,7 +161,7 @@ def logits(model: TransformerBridge, row: Tensor) -> str:
     found[long_tokens(model).cpu()] = 0.0
     low, high = float(found.min()), float(found.max())
     counts = torch.histc(found, 60, low, high)
-    return histogram(counts, torch.linspace(low, high, 61), x="logit, direct path", y="vocabulary")
+    return histogram(counts, torch.linspace(low, high, 61), x="logit, direct path", y="tokens")
 
 
 def lens(found: Lens, texts: Words) -> str:

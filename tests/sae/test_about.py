@@ -67,7 +67,7 @@ def test_a_page_shows_the_whole_of_it(model: Any, store: FeatureStore) -> None:
     i = busiest(store)
     effects = [about.effect(store, model, i, e) for e in store.top(i, 8)]
     bare, html = pages.page(store, model, i), pages.page(store, model, i, label="mine <", effects=effects)
-    for axis in ("activation", "tokens (√)", "logit, direct path", "vocabulary (√)"):
+    for axis in ("activation", "tokens (√)", "logit, direct path"):
         assert f">{axis}</text>" in bare, "axes have titles"
     assert "correlated with" in bare and f'<span data-latent="{about.correlated(store, i, 1)["latent"][0]}">' in bare
     assert "without the latent" not in bare and "without the latent, the loss on the next token" in html

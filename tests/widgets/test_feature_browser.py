@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from kit.sae import Directions, FeatureStore, Latent
+from kit.sae import FeatureStore, Latent
 from kit.sae.about import overlap
 from kit.widgets.latents.labels import Labels
 from kit.widgets import FeatureBrowser, SteeringPanel
@@ -95,8 +96,10 @@ def test_labels_and_lists_are_kept_for_the_dictionary(model: Any, store: Feature
     again.name.value = ""
     again.mark.value = False
     assert FeatureBrowser(store, model, labels=path).labels.lists == {"doubtful": [b]}
-    other_kind = Labels(Directions([tiny.vector(model, 1)]), path)
-    assert not other_kind.of and not other_kind.lists, "another dictionary's latents are others"
+    anew = copy.deepcopy(store.dictionary)
+    anew.sae.W_enc.data *= 2
+    theirs = Labels(anew, path)
+    assert not theirs.of and not theirs.lists, "another dictionary's latents are others"
     path.write_text("{}")
     with pytest.raises(ValueError, match="is no file of labels"):
         FeatureBrowser(store, model, labels=path)

@@ -42,7 +42,7 @@ class VectorRow(w.HBox):
             f'<div title="{inline(vector.name)}" style="white-space:nowrap;overflow:hidden;'
             f'text-overflow:ellipsis;font-size:14px"><b>{inline(vector.name)}</b> '
             f'<span style="opacity:.75;font-size:12px">{self.where}</span></div>',
-            layout=w.Layout(width="190px", min_width="104px", flex="0 1 190px"),
+            layout=w.Layout(width="220px", min_width="104px", flex="0 1 220px"),
         )
         self.slider = w.FloatSlider(
             value=0.0,
