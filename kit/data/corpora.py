@@ -50,9 +50,9 @@ def browsing(
     """Rows of text to look at latents on: many and mixed, so that rare latents show themselves too.
 
     Args:
-        source: as :func:`corpus` takes it: ``"nltk"`` fetches 21 MB, once. None takes NLTK's corpora
-            where they are on this machine, and asks no network: else the texts that the kit ships
-            (:func:`kit.data.texts`, 38,000 tokens).
+        source: as :func:`corpus` takes it: ``"nltk"`` fetches 21 MB, once. None takes NLTK's
+            corpora where they are on this machine, and asks no network: else the texts that the
+            kit ships (:func:`kit.data.texts`, 38,000 tokens).
         tokens: at most so many, drawn from all of the text; a store of 400,000 takes minutes.
         context: tokens a row.
 

@@ -20,9 +20,9 @@ class CorpusLens:
 
     The plain lens (:func:`kit.sae.logit_lens`) is headed by tokens that nobody writes, and by the
     same few tokens for many latents. Here a token counts only if the corpus has it, and its logit
-    is told as a z-score over latents: less the mean that all latents' rows, at norm 1, give it, over
-    their standard deviation. So 3 is what three standard deviations of the dictionary is, for a
-    common and for a rare token alike; what all latents promote is at 0.
+    is told as a z-score over latents: less the mean that all latents' rows, at norm 1, give it,
+    over their standard deviation. So what all latents promote is at 0, and 3 means as much for a
+    common token as for a rare one.
 
     Attributes:
         tokens: ids that are looked at, ``[kinds]``.
