@@ -107,6 +107,18 @@ def direct_attribution(model: TransformerBridge, rows: Tensor, stream: Tensor, t
 
 
 @torch.no_grad()
+def said_of(model: TransformerBridge, tokens: Tensor) -> Tensor:
+    """By what a direction is multiplied for each token's logit: ``[tokens, d_model]``, float32; the
+    final norm's gain, its centring and the logits' factor are in it, as in :func:`logit_lens`.
+
+    Raises:
+        ValueError: an architecture whose logits are not made so.
+    """
+    rows = _words(model)
+    return _end(model).readers(rows[tokens.to(rows.device)].float())
+
+
+@torch.no_grad()
 def said_by(model: TransformerBridge) -> Tensor:
     """A square root ``[d_model, d_model]`` of how directions act on log-odds: the length of
     ``direction @ root`` is that of the change of all logits, less their mean over the vocabulary.
