@@ -155,7 +155,7 @@ def check(id: str, answer: Any, **context: Any) -> Outcome:
 
 
 def mine(id: str) -> Any:
-    """What later cells use: the answer that passed its last check in this kernel, else the solution.
+    """What later cells use: the answer that passed last in this kernel, else the solution.
 
     So a notebook computes with the reader's own function, and runs before there is one. Raises
     `UnknownExercise`.

@@ -31,7 +31,7 @@ def describe(value: Any) -> str:
 
 
 def as_tensor(value: Any) -> Any:
-    """A list, an array or a number as a tensor, float32 where it is of floats; all else as it is."""
+    """A list, an array or a number as a tensor, float32 if it is of floats; all else as it is."""
     import torch
 
     if isinstance(value, torch.Tensor | str | bytes):
@@ -83,9 +83,9 @@ def call(answer: Any, *args: Any, likely: str = "") -> Any:
 def compare(got: Any, want: Any, known: Iterable[tuple[str, Any]] = (), *, atol: float = 1e-4) -> None:
     """Raise `Wrong` unless tensor `got` equals `want` in type, shape and values.
 
-    `want` is a tensor or what makes one, and so is `got`: lists and arrays of right numbers are right,
-    and `Exercise.usable` makes tensors of them for later cells. `known` pairs a likely cause with
-    what that mistake gives.
+    `want` is a tensor or what makes one, and so is `got`: right numbers in a list or an array are
+    right, and `Exercise.usable` makes tensors of them for later cells. `known` pairs a likely cause
+    with what that mistake gives.
     """
     import torch
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 from math import isnan
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from kit.base.html import INK, LINE, PLAIN, SAFE, SANS, WRAP, inline, number
 from kit.models.logit_lens import Lens, direct_logits, logit_lens, long_tokens
-from kit.sae.about import Effect, correlated
 from kit.sae.ablation import Ablation
+from kit.sae.about import Effect, correlated
 from kit.sae.compare import Neighbours
+from kit.sae.corpus_lens import CorpusLens
 from kit.sae.prompt import By, Reading
 from kit.sae.store import Example, FeatureStore
 
@@ -29,13 +30,6 @@ if TYPE_CHECKING:
 FONT = f"font:13px/1.55 {SANS}"
 SILENT = "<p>It never fires on this corpus: there is nothing to show.</p>"
 Words = Callable[[Sequence[int]], list[str]]
-
-
-class Reads(Protocol):
-    """A lens of a dictionary's latents."""
-
-    def read(self, latent: int, n: int) -> Lens:
-        """Both ends of what a latent says."""
 
 
 def words(model: TransformerBridge) -> Words:
@@ -222,7 +216,6 @@ def page(
     more: str = "",
     label: str = "",
     effects: Sequence[Effect] = (),
-    lens_of: Reads | None = None,
 ) -> str:
     """Everything about one latent: examples from its whole range, histograms, logits, company.
 
@@ -232,7 +225,6 @@ def page(
         label: what its reader calls it.
         effects: :func:`kit.sae.about.effect` of the ``n_top`` strongest examples; the mouse shows
             them.
-        lens_of: a lens to show in place of the plain one, which is then a click away.
 
     Raises:
         ValueError: no such latent.
@@ -250,9 +242,7 @@ def page(
     counts, edges = store.histogram(latent)
     strongest = store.top(latent, n_top)
     told = [*effects, *[None] * len(strongest)]
-    top = [
-        example(e, texts, full, store.whole(latent, e), effect=one) for e, one in zip(strongest, told, strict=False)
-    ]
+    top = [example(e, texts, full, store.whole(latent, e), effect=one) for e, one in zip(strongest, told, strict=False)]
     bins = [
         f'<div style="margin-top:6px;opacity:.8">{low:.3g} to {high:.3g}: {share:.1%} of firings</div>'
         + "".join(example(e, texts, full) for e in some)
@@ -266,9 +256,9 @@ def page(
     alike = ", ".join(f"{to(int(r.latent))} ({r.r:+.2f})" for r in correlated(store, latent, 5).itertuples())
     row = dictionary.rows[latent].to(model.cfg.device)
     said = lens(logit_lens(model, row, 6), texts)
-    if lens_of is not None:
+    if (scored := _scored(store, model)) is not None:
         plain = f'<details><summary style="cursor:pointer;opacity:.7">plain logit lens</summary>{said}</details>'
-        said = f"{lens(lens_of.read(latent, 6), texts)}{note('z-scores over all latents, of tokens of the corpus')}{plain}"
+        said = f"{lens(scored.read(latent, 6), texts)}{note('z-scores over latents, of tokens that the corpus has')}{plain}"
     return box(
         f'{head}<div style="display:flex;gap:32px;flex-wrap:wrap;margin:8px 0">'
         f"<div><b>activations</b><br>{histogram(counts, edges)}"
@@ -282,6 +272,17 @@ def page(
         f'<div style="margin-top:10px"><b>strongest</b>{_sum(strongest, effects)}{"".join(top)}</div>'
         f'<div style="margin-top:10px"><b>over its whole range</b>{"".join(bins)}</div>'
     )
+
+
+def _scored(store: FeatureStore, model: TransformerBridge) -> CorpusLens | None:
+    """The store's lens over its corpus, made at its first page; None if the corpus is too small."""
+    kept = vars(store)
+    if "pages' lens" not in kept:
+        try:
+            kept["pages' lens"] = CorpusLens(store, model)
+        except ValueError:
+            kept["pages' lens"] = None
+    return kept["pages' lens"]
 
 
 def _sum(shown: Sequence[Example], effects: Sequence[Effect]) -> str:

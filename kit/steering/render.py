@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 # Mean KL to the unsteered model in nats a token at which the word for the distance changes.
 NEAR, FAR = 0.5, 1.5
-# Damage, on texts long enough to show it: fewer than half of all token pairs distinct is a loop. The
-# other limit is on the median token's -log p under the unsteered model, since a few surprising words
-# make no rubble. Greedy texts of the embedded model, 40 tokens, three directions, two prompts: up to
-# coefficient 0.3 at most log 3.7, where one reads on; from 0.45 often log 4 to log 10, where one does not.
+# Damage, on texts long enough to show it: fewer than half of all token pairs distinct is a loop.
+# The other limit is on the median token's -log p under the unsteered model, since a few surprising
+# words make no rubble. Greedy texts of the embedded model (40 tokens, two vectors, two prompts):
+# at most log 3.7 up to coefficient 0.3, where they read well; up to log 9.9 from 0.45 on.
 LOOP, ODD, _LONG = 0.5, log(8), 12
 _FULL = 3.0  # nats: the end of the meter, and the darkest token
 # a grid, so that meters of equal width break their lines alike
@@ -98,8 +98,8 @@ def _tooltip(piece: str, measure: TokenMeasure) -> str:
 
 
 def dose_meter(row: Row) -> str:
-    """KL on a scale with its two thresholds, the words for distance and damage, perplexity under the
-    unsteered model and distinct-2."""
+    """KL on a scale with its two thresholds, the words for distance and damage, perplexity under
+    the unsteered model and distinct-2."""
     bar, words = "", []
     if distance(row):
         ends = [0.0, NEAR, FAR, _FULL]

@@ -35,8 +35,8 @@ NARROW = {"description_width": "initial"}
 class Page(anywidget.AnyWidget):
     """Invisible part of a view, its eyes: names the view as a region, and every control that has
     none after its label, tooltip or placeholder, also those that come later; marks the view when
-    its kernel is gone; looks whether what was frozen (of class ``frozen``) is there; and tells which
-    latent (:func:`kit.sae.pages.to`) was clicked in a view of class ``kit-picks``."""
+    its kernel is gone; looks whether what was frozen (of class ``frozen``) is there; and tells
+    which latent (:func:`kit.sae.pages.to`) was clicked in a view of class ``kit-picks``."""
 
     _esm = Path(__file__).with_name("page.js")
     label, frozen = (traitlets.Unicode().tag(sync=True) for _ in range(2))

@@ -9,7 +9,7 @@ import torch
 
 from kit.models.logit_lens import direct_logits, long_tokens
 from kit.models.tokens import text_tokens
-from kit.sae import FeatureStore, about, pages
+from kit.sae import CorpusLens, FeatureStore, about, pages
 from tests.sae.test_feature_store import busiest, dense, dictionary, model, store, tokens
 
 
@@ -59,7 +59,9 @@ def test_an_effect_is_the_difference_of_two_runs(model: Any, store: FeatureStore
         else:
             assert found.loss[at].isnan()
         for token, low, high in found.raised[at]:
-            assert (low, high) == pytest.approx((float(without[place, token].exp()), float(plain[place, token].exp())), abs=1e-5)
+            assert (low, high) == pytest.approx(
+                (float(without[place, token].exp()), float(plain[place, token].exp())), abs=1e-5
+            )
     assert max(abs(x) for x in found.loss.nan_to_num(0).tolist()) > 1e-3
 
 
@@ -84,15 +86,12 @@ def test_the_logit_histogram_counts_every_token(model: Any, store: FeatureStore)
         assert torch.allclose(direct_logits(model, row), want, atol=1e-3)
 
 
-def test_a_lens_of_its_own_stands_before_the_plain_one(model: Any, store: FeatureStore) -> None:
-    from kit.models.logit_lens import Lens
-
-    class Reads:
-        def read(self, latent: int, n: int) -> Lens:
-            return Lens([(5, 9.25)], [(6, -9.25)], [])
-
-    html = pages.page(store, model, 3, lens_of=Reads())
-    assert html.index("+9.25") < html.index("plain logit lens") < html.index("suppresses", html.index("plain logit lens"))
+def test_the_lens_of_the_corpus_stands_before_the_plain_one(model: Any, store: FeatureStore) -> None:
+    html, best = pages.page(store, model, 3), CorpusLens(store, model).read(3, 1).top[0][1]
+    first, plain = html.split("plain logit lens")
+    assert f"{best:+.2f}" in first and "z-scores" in first and "promotes" in first and "promotes" in plain
+    few = FeatureStore.build(store.dictionary, model, torch.arange(3, 43).reshape(2, 20))
+    assert "plain logit lens" not in pages.page(few, model, 3), "no token is there three times"
 
 
 def test_a_line_break_breaks_no_example() -> None:

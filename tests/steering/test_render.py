@@ -109,8 +109,7 @@ def test_unmeasured_and_unsteered_text_is_plain() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kl", "word"),
-    [(0.0, "near"), (0.49, "near"), (0.5, "far"), (1.49, "far"), (1.5, "very far"), (40.0, "very far")],
+    ("kl", "word"), [(0.0, "near"), (0.49, "near"), (0.5, "far"), (1.49, "far"), (1.5, "very far"), (40.0, "very far")]
 )
 def test_the_dose_meter_says_how_far(kl: float, word: str) -> None:
     assert render.distance(row(kl=kl)) == word

@@ -11,8 +11,8 @@ import torch
 
 from kit.sae import FeatureStore, Latent
 from kit.sae.about import overlap
-from kit.widgets.latents.labels import Labels
 from kit.widgets import FeatureBrowser, SteeringPanel
+from kit.widgets.latents.labels import Labels
 from tests import tiny
 from tests.sae.test_feature_store import dictionary, model, store, tokens
 

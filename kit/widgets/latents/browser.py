@@ -1,4 +1,4 @@
-"""FeatureBrowser: search a dictionary's latents, open one, label it, try a text on it, steer with it."""
+"""FeatureBrowser: search latents, open one, label it, try a text on it, steer with it."""
 
 from __future__ import annotations
 
@@ -238,8 +238,8 @@ class FeatureBrowser(View):
         self._show_own()
 
     def show_effects(self) -> None:
-        """What the open latent does to the loss and to the next tokens on its strongest examples, to
-        see with the mouse; see :func:`kit.sae.about.effect`."""
+        """What the open latent does to the loss and to the next tokens on its strongest examples,
+        which the mouse shows; see :func:`kit.sae.about.effect`."""
         i = self.latent
         self._effects[i] = [effect(self.store, self._lm, i, e) for e in self.store.top(i, _TOP)]
         self.show(i)

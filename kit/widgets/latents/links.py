@@ -110,8 +110,7 @@ class LinkBrowser(View):
     @property
     def frozen_html(self) -> str:
         column = "".join(
-            f'<div style="height:{_STEP}px;line-height:{_STEP}px">'
-            f"{inline(self._label(_OTHER[self.side], i))}</div>"
+            f'<div style="height:{_STEP}px;line-height:{_STEP}px">{inline(self._label(_OTHER[self.side], i))}</div>'
             for i, _share in self.others
         )
         ends = [f"<div>{column}</div>", f"<div>{self._svg()}</div>", f"<div>{self._centre.value}</div>"]

@@ -109,7 +109,9 @@ class PromptView(View):
             for field in (self.first, self.second):
                 field.value = pages.spaced(field.value)
         first, second = (f" {t[1:]}" if t.startswith("·") else t for t in (self.first.value, self.second.value))
-        self.reading = read_prompt(self.store, self._lm, self.text.value, answers=(first, second) if first and second else None)
+        self.reading = read_prompt(
+            self.store, self._lm, self.text.value, answers=(first, second) if first and second else None
+        )
         pieces = self._words(self.reading.tokens.tolist())
         with self._silent():
             self.token.options = [_ALL, *((f"{i}  {p!r}", i) for i, p in enumerate(pieces))]

@@ -205,7 +205,9 @@ class BlindRating(View):
         ]
         self.ratings = Ratings(items, path, seed)
         self._text = w.HTML()
-        self.score = w.ToggleButtons(options=_SCORES, value=None, description="how good?", style={"button_width": "44px"})
+        self.score = w.ToggleButtons(
+            options=_SCORES, value=None, description="how good?", style={"button_width": "44px"}
+        )
         self.guess = w.ToggleButtons(
             options=[("not steered", False), ("steered", True)],
             value=None,  # what is chosen already is chosen too often

@@ -58,7 +58,9 @@ class VectorRow(w.HBox):
             self.slider.add_class(name)
         self._shade = w.HTML(layout=w.Layout(width="0", flex="0 0 0", margin="0"))
         self._range = w.HTML(layout=w.Layout(width="144px", flex="0 0 144px", margin="2px"))
-        self.find = frame.button("Find near range", "144px", f"measure up to which coefficients the mean KL stays below {NEAR} nats a token")
+        self.find = frame.button(
+            "Find near range", "144px", f"measure up to which coefficients the mean KL stays below {NEAR} nats a token"
+        )
         self.remove = frame.button("×", "30px", f"remove {isolated(vector.name)}")
         self.remove.add_class("kit-icon")
         super().__init__(
@@ -149,9 +151,8 @@ def _shaded(name: str, safe: tuple[float, float], ends: tuple[float, float]) -> 
 
 
 def range_label(dose: Dose) -> tuple[str, str]:
-    """What a range is called on screen, and why: a bound on distance, in the words of the dose meter,
-    or the radius of training, which says nothing about distance
-    (:func:`kit.search.features.vector`)."""
+    """What a range is called on screen, and why: a bound on distance, in the dose meter's words, or
+    the radius of training (:func:`kit.search.features.vector`), which bounds none."""
     low, high = dose.low or 0.0, dose.high or 0.0
     ends = f"{signed(low)} to {signed(high)}"
     if dose.kind != "radius":
