@@ -76,10 +76,7 @@ class Exercise:
         return candidate(**context) if self.kind == "value" and callable(candidate) else candidate
 
     def usable(self, answer: Any) -> Any:
-        """An answer that passed, as later cells use it: where the solution gives a tensor, it does.
-
-        `compare` lets lists and arrays of right numbers pass.
-        """
+        """An answer that passed, for later cells: where the solution gives a tensor, it does."""
         if self.kind != "function" or self.solution.__annotations__.get("return") != "torch.Tensor":
             return answer
 

@@ -33,6 +33,7 @@ def themed(make: Callable[..., Figure]) -> Callable[..., Figure]:
 
         with plt.style.context(THEME):
             figure = make(*args, **kwargs)
+            axis: Any
             for axis in [each for one in figure.axes for each in (one, *one.child_axes)]:
                 for name in "xy":  # ticks that are made when it is drawn ask then for their colour
                     colours = {k: plt.rcParams[f"{name}tick.{k}"] for k in ("color", "labelcolor")}

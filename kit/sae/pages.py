@@ -97,10 +97,10 @@ def example(
     """One example, on a line of its own; with ``whole``, a click shows the row that it is from, and
     with ``effect`` the mouse shows what the latent does to the predictions after each token."""
     pieces, values = texts(e.tokens.tolist()), e.values.tolist()
-    more = [] if effect is None else [_effect(*told, texts) for told in zip(effect.loss.tolist(), effect.raised)]
+    under = [] if effect is None else [_effect(*told, texts) for told in zip(effect.loss.tolist(), effect.raised)]
     line = (
         f'<span style="display:inline-block;min-width:4.5em;font-variant-numeric:tabular-nums">{number(e.value)}</span>'
-        f'<span style="{WRAP}">{shaded(pieces, values, full, breaks=False, more=more)}</span>'
+        f'<span style="{WRAP}">{shaded(pieces, values, full, breaks=False, more=under)}</span>'
     )
     if whole is None:
         return f'<div style="padding:3px 0">{line}</div>'

@@ -135,7 +135,7 @@ class FeatureBrowser(View):
             control.observe(lambda c: self._try(lambda: self.show(c["new"])), "value")
         self.sort.observe(lambda c: self._try(lambda: self.sort_by(c["new"])), "value")
         self.read.on_click(lambda _b: self._try(lambda: self.try_text(self.text.value)))
-        self.find.observe(lambda c: self._try(lambda: c["new"].strip() and self.search(c["new"])), "value")
+        self.find.observe(lambda c: self._try(lambda: self._search(c["new"])), "value")
         self.name.observe(lambda c: self._try(lambda: self.label(c["new"]), "not kept: "), "value")
         self.group.observe(lambda _c: self._try(self._show_own), "value")
         self.mark.observe(lambda c: self._try(lambda: self.put(self.group.value, c["new"]), "not kept: "), "value")
@@ -306,6 +306,10 @@ class FeatureBrowser(View):
 
     def _pick(self, latent: int) -> None:
         self.show(latent)
+
+    def _search(self, text: str) -> None:
+        if text.strip():
+            self.search(text)
 
     def _line(self, latent: int, figure: str) -> str:
         """A latent in the list: number, figure, label, and the tokens that it fires on most."""

@@ -4,7 +4,8 @@ dictionary, known by its weights. Knows no widget."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,10 @@ class Labels:
         Raises:
             OSError: the file cannot be written.
         """
-
-        def change() -> None:
+        with self._changing():
             self.of.pop(latent, None)
             if text.strip():
                 self.of[latent] = text.strip()
-
-        self._save(change)
 
     def put(self, latent: int, name: str, on: bool = True) -> None:
         """Put a latent on a list, or take it off; a list that is empty is gone.
@@ -58,21 +56,20 @@ class Labels:
         """
         if not name.strip():
             raise ValueError("name is empty: give the list a name")
-
-        def change() -> None:
+        with self._changing():
             rest = [i for i in self.lists.pop(name.strip(), []) if i != latent]
             if rest or on:
                 self.lists[name.strip()] = [*rest, latent] if on else rest
 
-        self._save(change)
-
-    def _save(self, change: Callable[[], None]) -> None:
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Change what the file holds now: another kernel may have written, too."""
         if self.path is None:
-            change()
+            yield
             return
-        with locked(self.path):  # another kernel may have written, too
+        with locked(self.path):
             kept = self._read(self.path)
-            change()
+            yield
             labels = {str(i): text for i, text in sorted(self.of.items())}
             kept[self._key] = {"name": self._name, "labels": labels, "lists": self.lists}
             with whole(self.path) as part:
