@@ -85,7 +85,7 @@ def shaded(
             spans.append(text)
             continue
         hue = SAFE if value > 0 else INK
-        title = "\n".join([f"{value:.3g}", *more[i : i + 1]])
+        title = "\n".join([f"{'activation ' if more else ''}{value:.3g}", *more[i : i + 1]])
         look = f"background:rgba({hue},{0.6 * share:.2f});border-bottom:{1 + round(2 * share)}px solid rgba({hue},.9)"
         spans.append(f'<span title="{inline(title)}" style="{look if share >= 0.02 else ""}">{text}</span>')
     return "".join(spans)
