@@ -504,6 +504,14 @@ def test_a_latent_is_found_read_tried_and_dragged(browser: Any, tmp_path: Path) 
         features.locator(".widget-select select").select_option(index=1)
         title = features.locator(f"b:has-text('{second}')").first
         _wait(lambda: title.count() and title.is_visible())
+        other = features.locator("[data-latent]").first
+        number = other.get_attribute("data-latent")
+        _wait(lambda: other.get_attribute("role") == "link")
+        other.focus()
+        p.keyboard.press("Enter")
+        _wait(lambda: features.locator("input[type=number]").first.input_value() == number)
+        features.locator("[data-latent]").first.click()
+        _wait(lambda: features.locator("input[type=number]").first.input_value() != number)
         field = features.locator("textarea").first
         field.fill("The ship sailed across the ocean to a small island.")
         features.get_by_role("button", name="Read", exact=True).click()

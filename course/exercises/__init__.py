@@ -155,12 +155,13 @@ def check(id: str, answer: Any, **context: Any) -> Outcome:
 
 
 def mine(id: str) -> Any:
-    """What later cells use: the answer that passed its last check here, else the solution.
+    """What later cells use: the answer that passed last in this kernel, else ours.
 
     So a notebook computes with the reader's own function, and runs before there is one. Raises
     `UnknownExercise`.
     """
-    return _PASSED.get(find(id).id, find(id).solution)
+    exercise = find(id)
+    return exercise.usable(_PASSED[exercise.id]) if exercise.id in _PASSED else exercise.solution
 
 
 def hint(id: str) -> Card:

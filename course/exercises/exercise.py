@@ -9,11 +9,11 @@ import linecache
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from itertools import chain
 from typing import Any
 
-from course.exercises.specs import Wrong, call, compare, describe
+from course.exercises.specs import Wrong, as_tensor, call, compare, describe
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,17 @@ class Exercise:
     def answer(self, candidate: Any, context: Mapping[str, Any]) -> Any:
         """The answer that `candidate` (the solution or a wrong answer) stands for."""
         return candidate(**context) if self.kind == "value" and callable(candidate) else candidate
+
+    def usable(self, answer: Any) -> Any:
+        """An answer that passed, for later cells: where the solution gives a tensor, it does."""
+        if self.kind != "function" or self.solution.__annotations__.get("return") != "torch.Tensor":
+            return answer
+
+        @wraps(answer)
+        def as_the_solution(*args: Any, **kwargs: Any) -> Any:
+            return as_tensor(answer(*args, **kwargs))
+
+        return as_the_solution
 
     def known(self, *args: Any) -> Iterator[tuple[str, Any]]:
         """The likely cause of each wrong answer, and what it makes of copies of these arguments.

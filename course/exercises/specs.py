@@ -30,6 +30,34 @@ def describe(value: Any) -> str:
         return f"a {type(value).__name__}"
 
 
+def as_tensor(value: Any) -> Any:
+    """A list, an array or a number as a tensor, float32 if it is of floats; all else as it is."""
+    import torch
+
+    if isinstance(value, torch.Tensor | str | bytes):
+        return value
+    try:
+        found = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        return value
+    return found.float() if found.is_floating_point() else found
+
+
+def apart(got: Any, want: Any, *, rtol: float, atol: float) -> tuple[str, str]:
+    """`got` and `want` in a few words; of tensors of one shape, the first entries that differ."""
+    if not hasattr(got, "isclose") or got.shape != want.shape or not got.dim():
+        return describe(got), describe(want)
+    a, b = got.detach().double(), want.detach().double()
+    off = (~a.isclose(b, rtol=rtol, atol=atol)).nonzero().tolist()
+    first = [tuple(place) for place in off[:3]]
+
+    def told(x: Any) -> str:
+        entries = ", ".join(f"{list(at)} is {float(x[at]):.4g}" for at in first)
+        return f"{describe(x).partition(':')[0]}: {entries}{', ...' if len(off) > 3 else ''}"
+
+    return f"{told(got)} ({len(off)} of {got.numel()} entries differ)", told(want)
+
+
 def call(answer: Any, *args: Any, likely: str = "") -> Any:
     """Call the learner's function; turn what goes wrong inside it into `Wrong`.
 
@@ -55,11 +83,15 @@ def call(answer: Any, *args: Any, likely: str = "") -> Any:
 def compare(got: Any, want: Any, known: Iterable[tuple[str, Any]] = (), *, atol: float = 1e-4) -> None:
     """Raise `Wrong` unless tensor `got` equals `want` in type, shape and values.
 
-    `want` is a tensor or what makes one; `known` pairs a likely cause with what that mistake gives.
+    `want` is a tensor or what makes one, and so is `got`: right numbers in a list or an array are
+    right, and `Exercise.usable` makes tensors of them for later cells. `known` pairs a likely cause
+    with what that mistake gives.
     """
     import torch
 
     want = torch.as_tensor(want)
+    plain = not isinstance(got, torch.Tensor)
+    got = as_tensor(got)
 
     def same(other: Any) -> bool:
         other = torch.as_tensor(other)
@@ -67,11 +99,12 @@ def compare(got: Any, want: Any, known: Iterable[tuple[str, Any]] = (), *, atol:
         return close and torch.allclose(got.double(), other.double(), rtol=1e-3, atol=atol)
 
     def wrong(likely: str) -> Wrong:
-        return Wrong(arrived=describe(got), expected=describe(want), likely=likely)
+        arrived, expected = apart(got, want, rtol=1e-3, atol=atol)
+        return Wrong(arrived=arrived, expected=expected, likely=likely)
 
-    if not isinstance(got, torch.Tensor):
-        raise wrong("return a tensor: no list, no array, no .item()")
-    if not got.is_floating_point():
+    if not isinstance(got, torch.Tensor) or (plain and not got.dim() and want.dim()):
+        raise wrong(f"return a tensor of shape {list(want.shape)}: no .item(), no text, no ragged list")
+    if not plain and not got.is_floating_point():
         raise wrong("the result was rounded or compared: keep floating-point numbers")
     if same(want):
         return

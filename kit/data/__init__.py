@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kit.base.shipped import contrast, contrast_names, neutral_texts, path, texts
-from kit.data.corpora import corpus, split
+from kit.data.corpora import browsing, corpus, split
+from kit.data.prose import tidy
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from kit.steering.vectors import SteeringVector
 
 __all__ = [
+    "browsing",
     "contrast",
     "contrast_names",
     "corpus",
@@ -29,6 +31,7 @@ __all__ = [
     "path",
     "split",
     "texts",
+    "tidy",
     "vector",
     "vector_names",
 ]

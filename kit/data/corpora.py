@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kit.base import texts
+from kit.base import shipped, texts
+from kit.data.prose import tidy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformer_lens.model_bridge import TransformerBridge
 
 NLTK = ("brown", "abc", "movie_reviews", "webtext", "state_union", "inaugural")
 
@@ -16,7 +22,8 @@ def corpus(source: str | Path) -> list[str]:
     Args:
         source: a file of one text a line, or of JSON lines with a "text" (``.jsonl``,
             ``.jsonl.gz``), or the word ``"nltk"`` for the English corpora of NLTK that the shipped
-            dictionaries are from (fetched once by ``nltk.download``).
+            dictionaries are from (fetched once by ``nltk.download``, and put right by
+            :func:`kit.data.tidy`).
 
     Raises:
         FileNotFoundError: no such file; OSError: NLTK's corpora are not here and cannot be
@@ -30,11 +37,54 @@ def corpus(source: str | Path) -> list[str]:
             _nltk(name)
             words = getattr(nltk.corpus, name)
             found += [" ".join(words.words(i)) if name == "brown" else words.raw(i) for i in words.fileids()]
-        return found
+        return [tidy(text) for text in found]
     file = Path(source)
     if not file.exists():
         raise FileNotFoundError(f"source={str(source)!r}: give a file of texts, or 'nltk'")
     return texts.read(file, paragraphs=False)
+
+
+def browsing(
+    model: TransformerBridge, source: str | Path | None = None, tokens: int = 400_000, context: int = 128
+) -> Tensor:
+    """Rows of text to look at latents on: many and mixed, so that rare latents show themselves too.
+
+    Args:
+        source: as :func:`corpus` takes it: ``"nltk"`` fetches 21 MB, once. None takes NLTK's
+            corpora where they are on this machine, and asks no network: else the texts that the
+            kit ships (:func:`kit.data.texts`, 38,000 tokens).
+        tokens: at most so many, drawn from all of the text; a store of 400,000 takes minutes.
+        context: tokens a row.
+
+    Returns:
+        LongTensor ``[rows, context]``, the same rows for the same source.
+
+    Raises:
+        ValueError: fewer than one row of tokens; else as :func:`corpus` and :func:`kit.sae.pack`.
+    """
+    import torch
+
+    from kit.models.tokens import pack
+
+    if not tokens >= context:
+        raise ValueError(f"tokens={tokens!r}: a row alone has {context}")
+    if source is None and all(map(_here, NLTK)):
+        source = "nltk"
+    some = shipped.texts() if source is None else corpus(source)
+    rows = pack(model, some, context)
+    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    return rows[drawn[: tokens // context].to(rows.device)]
+
+
+def _here(name: str) -> bool:
+    """Whether a corpus of NLTK is on this machine."""
+    import nltk
+
+    for place in (f"corpora/{name}", f"corpora/{name}.zip"):
+        with suppress(LookupError):
+            nltk.data.find(place)
+            return True
+    return False
 
 
 def _nltk(name: str) -> None:
@@ -48,10 +98,8 @@ def _nltk(name: str) -> None:
 
     from kit.models.weights import no_network, patience
 
-    for place in (f"corpora/{name}", f"corpora/{name}.zip"):
-        with suppress(LookupError):
-            nltk.data.find(place)
-            return
+    if _here(name):
+        return
     before, downloader.NETWORK_TIMEOUT = downloader.NETWORK_TIMEOUT, patience()
     try:
         done, why = nltk.download(name, quiet=True), "the download failed"

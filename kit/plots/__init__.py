@@ -2,7 +2,9 @@
 
 Each function returns a closed matplotlib figure, which Jupyter shows once, as the value of a cell.
 Colours are told apart by colour-blind readers (Okabe-Ito lines, viridis, blue-red for signs), and
-every figure says the same without colour: numbers in cells, markers on lines, names on axes.
+every figure says the same without colour: numbers in cells, markers on lines, names on axes. They
+follow a notebook's theme, light or dark; ``plt.style.use("kit.plots.jupyter")`` makes other figures
+do so too.
 """
 
 from __future__ import annotations

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kit.plots.style import BAND, COLOURS, array, draw, finish, host, panel
+from kit.plots.style import BAND, COLOURS, INK, array, draw, finish, host, panel, themed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@themed
 def linear_radius(radius: Any) -> Figure:
     """Non-linear over linear part of the change against the radius, and the radius chosen.
 
@@ -33,8 +34,8 @@ def linear_radius(radius: Any) -> Figure:
     label = f"range of {each.shape[1]} random directions"
     axis.fill_between(at, each.min(1), each.max(1), label=label, **BAND)
     axis.plot(at, mean, color=COLOURS[0], marker="o", markersize=4, label="their root mean square")
-    axis.axvline(radius.value, color="black", linestyle="--", linewidth=1)
-    axis.axhline(radius.ratio, color="black", linestyle=":", linewidth=1)
+    axis.axvline(radius.value, color=INK, linestyle="--", linewidth=1)
+    axis.axhline(radius.ratio, color=INK, linestyle=":", linewidth=1)
     label = f"chosen: R = {radius.value:.3g}, coefficient {radius.coefficient:.2g}, ratio {radius.ratio:.2g}"
     axis.plot([radius.value], [radius.ratio], "*", color=COLOURS[1], markersize=13, zorder=5, label=label)
     axis.set_xscale("log")
@@ -58,6 +59,7 @@ def _plain_ticks(axis: Any, times: float) -> None:
     axis.set_minor_locator(NullLocator())
 
 
+@themed
 def history(
     histories: Mapping[str, Any] | Sequence[float] | Any, *, ylabel: str = "objective", title: str = ""
 ) -> Figure:
@@ -82,6 +84,7 @@ def history(
     return figure
 
 
+@themed
 def spectrum(values: Mapping[str, Any] | Any, control: Any = None, *, ylabel: str = "alpha", title: str = "") -> Figure:
     """Values by rank (alpha, singular values, norms of change), beside what random ones reach.
 
@@ -105,7 +108,7 @@ def spectrum(values: Mapping[str, Any] | Any, control: Any = None, *, ylabel: st
         name = "random directions"
         if runs.ndim == 1:
             axis.axhspan(runs.min(), runs.max(), label=name, **BAND)
-            axis.axhline(np.median(runs), color="black", linestyle="--", linewidth=1, label="their median")
+            axis.axhline(np.median(runs), color=INK, linestyle="--", linewidth=1, label="their median")
         else:
             runs = -np.sort(-runs, axis=1)
             axis.fill_between(np.arange(1, runs.shape[1] + 1), runs.min(0), runs.max(0), label=name, **BAND)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kit.plots.style import COLOURS, SHADES, draw, finish, panel
+from kit.plots.style import BAND, COLOURS, INK, SHADES, draw, finish, panel, themed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
+@themed
 def curves(
     x: Sequence[float],
     lines: Mapping[str, Sequence[float]],
@@ -43,11 +44,10 @@ def curves(
         grid = np.array(runs, dtype=float)
         if grid.ndim != 2 or grid.shape[1] != len(x):
             raise ValueError(f"band {name!r} has shape {list(grid.shape)}: give [runs, {len(x)}]")
-        axis.fill_between(
-            x, grid.min(0), grid.max(0), color=SHADES[i % len(SHADES)], alpha=0.6, label=name, linewidth=0
-        )
+        look = BAND | {"color": SHADES[i % len(SHADES)]}
+        axis.fill_between(x, grid.min(0), grid.max(0), label=name, **look)
     if chance is not None:
-        axis.axhline(chance, color="black", linestyle="--", linewidth=1)
+        axis.axhline(chance, color=INK, linestyle="--", linewidth=1)
     for name, y in lines.items():
         if len(y) != len(x):
             raise ValueError(f"line {name!r} has {len(y)} values for {len(x)} of x")
@@ -57,6 +57,7 @@ def curves(
     return figure
 
 
+@themed
 def spread(groups: Mapping[str, Sequence[float]], *, xlabel: str = "", title: str = "", zero: float = 0.0) -> Figure:
     """One dot a value, a row for each group, and a bar at the group's mean.
 
@@ -78,12 +79,13 @@ def spread(groups: Mapping[str, Sequence[float]], *, xlabel: str = "", title: st
     rng = np.random.default_rng(0)  # dots step aside, always in the same way
     for row, y in enumerate(found.values()):
         aside = rng.uniform(-0.22, 0.22, y.size)
-        axis.plot(y, row + aside, ".", color=COLOURS[0], alpha=0.5, markersize=5, zorder=2)
+        axis.plot(y, row + aside, ".", color=COLOURS[0], alpha=0.7, markersize=5, zorder=2)
         axis.plot([y.mean()] * 2, [row - 0.36, row + 0.36], color=COLOURS[1], linewidth=3)
     finish(axis, xlabel, "", title)
     return figure
 
 
+@themed
 def intervals(rows: Mapping[str, Sequence[float]], *, xlabel: str = "", title: str = "", zero: float = 0.0) -> Figure:
     """A dot and its interval, a row each.
 
@@ -110,7 +112,7 @@ def intervals(rows: Mapping[str, Sequence[float]], *, xlabel: str = "", title: s
 def _rows_of(names: list[str], zero: float) -> tuple[Figure, Axes]:
     """A panel with a row for each name, from the top, and a vertical line."""
     figure, axis = panel(7, 1.0 + 0.27 * len(names))
-    axis.axvline(zero, color="black", linestyle="--", linewidth=1)
+    axis.axvline(zero, color=INK, linestyle="--", linewidth=1)
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.4, -0.6)
     return figure, axis

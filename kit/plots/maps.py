@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kit.plots.style import DPI, array, host, panel
+from kit.plots.style import DPI, array, host, panel, themed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +21,7 @@ _LABELS = {
 }
 
 
+@themed
 def heat_map(
     table: pd.DataFrame | Mapping[str, pd.DataFrame], values: Sequence[str] = ("effect", "kl"), *, title: str = ""
 ) -> Figure:
@@ -89,6 +90,7 @@ def _write(axis: Axes, image: Any, row: int, column: int, text: str, size: int) 
     axis.text(column, row, text, ha="center", va="center", fontsize=size, color="white" if dark else "black")
 
 
+@themed
 def cosines(V: Any, labels: Sequence[str] | None = None, *, signed: bool = False, title: str = "") -> Figure:
     """Cosines between directions: what is alike, beside what random directions would show.
 

@@ -7,6 +7,7 @@ from kit.models.sites import Site
 from kit.models.tokens import pack
 from kit.sae.ablation import Ablation, ablated_text
 from kit.sae.compare import Match, Neighbours, children, importance, mcs, mcs_table, sparse_probe
+from kit.sae.corpus_lens import CorpusLens
 from kit.sae.dictionary import Dictionary, load
 from kit.sae.latents import Directions, Latents, Neurons
 from kit.sae.pages import page
@@ -19,6 +20,7 @@ from kit.sae.training import Report, Training, explained_variance, train
 
 __all__ = [
     "Ablation",
+    "CorpusLens",
     "Dictionary",
     "Directions",
     "Example",

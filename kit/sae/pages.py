@@ -1,7 +1,8 @@
 """A latent's page as HTML: no script, no network, the same in a saved notebook.
 
 Every piece of text passes ``html.escape``. Colour says how strongly the latent fires on a token;
-the underline says the same without colour.
+the underline says the same without colour. Latents of the page's own dictionary are marked
+(:func:`to`): a view that shows the page opens those that are clicked.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from html import escape
 from math import isnan
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from kit.base.html import INK, LINE, PLAIN, SAFE, SANS, WRAP, inline, number
-from kit.models.logit_lens import Lens, logit_lens
+from kit.models.logit_lens import Lens, direction_logits, logit_lens, long_tokens
 from kit.sae.ablation import Ablation
+from kit.sae.about import Effect, correlated
 from kit.sae.compare import Neighbours
+from kit.sae.corpus_lens import CorpusLens
 from kit.sae.prompt import By, Reading
 from kit.sae.store import Example, FeatureStore
 
@@ -43,6 +47,11 @@ def spelled(piece: str) -> str:
     return inline(repr(piece)[1:-1])
 
 
+def spaced(text: str) -> str:
+    """A text that begins with a space, which none sees, with a dot in its place."""
+    return f"·{text[1:]}" if text.startswith(" ") else text
+
+
 def code(texts: Words, token: int) -> str:
     """A token's text, set as code."""
     return f"<code>{spelled(texts([token])[0])}</code>"
@@ -53,32 +62,45 @@ def note(inner: str) -> str:
     return f'<div style="opacity:.7;font-size:12px">{inner}</div>'
 
 
-def shaded(pieces: Sequence[str], values: Sequence[float], full: float) -> str:
+def to(latent: int) -> str:
+    """A latent's number, to click at where a view can open it."""
+    return f'<span data-latent="{latent}">#{latent}</span>'
+
+
+def shaded(
+    pieces: Sequence[str], values: Sequence[float], full: float, *, breaks: bool = True, more: Sequence[str] = ()
+) -> str:
     """Pieces of text, each shaded by its value: blue above zero, vermillion below.
 
     Args:
         full: the value of the darkest shade.
+        breaks: whether a line break is one, or only its sign.
+        more: further lines to show when the mouse is on a piece, for each.
     """
     spans = []
-    for piece, value in zip(pieces, values, strict=True):
-        text = escape(piece).replace("\n", "⏎\n")
+    for i, (piece, value) in enumerate(zip(pieces, values, strict=True)):
+        text = escape(piece).replace("\n", "⏎\n" if breaks else "⏎")
         share = min(abs(value) / full, 1.0) if full > 0 else 0.0
-        if share < 0.02:
+        if share < 0.02 and not more:
             spans.append(text)
             continue
         hue = SAFE if value > 0 else INK
-        spans.append(
-            f'<span title="{value:.3g}" style="background:rgba({hue},{0.6 * share:.2f});'
-            f'border-bottom:{1 + round(2 * share)}px solid rgba({hue},.9)">{text}</span>'
-        )
+        title = "\n".join([f"{'activation ' if more else ''}{value:.3g}", *more[i : i + 1]])
+        look = f"background:rgba({hue},{0.6 * share:.2f});border-bottom:{1 + round(2 * share)}px solid rgba({hue},.9)"
+        spans.append(f'<span title="{inline(title)}" style="{look if share >= 0.02 else ""}">{text}</span>')
     return "".join(spans)
 
 
-def example(e: Example, texts: Words, full: float, whole: Example | None = None) -> str:
-    """One example, on a line of its own; with ``whole``, a click shows the row that it is from."""
+def example(
+    e: Example, texts: Words, full: float, whole: Example | None = None, *, effect: Effect | None = None
+) -> str:
+    """One example, on a line of its own; with ``whole``, a click shows the row that it is from, and
+    with ``effect`` the mouse shows what the latent does to the predictions after each token."""
+    pieces, values = texts(e.tokens.tolist()), e.values.tolist()
+    under = [] if effect is None else [_effect(*told, texts) for told in zip(effect.loss.tolist(), effect.raised)]
     line = (
         f'<span style="display:inline-block;min-width:4.5em;font-variant-numeric:tabular-nums">{number(e.value)}</span>'
-        f'<span style="{WRAP}">{shaded(texts(e.tokens.tolist()), e.values.tolist(), full)}</span>'
+        f'<span style="{WRAP}">{shaded(pieces, values, full, breaks=False, more=under)}</span>'
     )
     if whole is None:
         return f'<div style="padding:3px 0">{line}</div>'
@@ -90,8 +112,21 @@ def example(e: Example, texts: Words, full: float, whole: Example | None = None)
     )
 
 
-def histogram(counts: Tensor, edges: Tensor, width: int = 260, height: int = 64) -> str:
-    """Counts as bars, heights on a square-root scale, which keeps rare strong firings visible."""
+def _effect(loss: float, raised: Sequence[tuple[int, float, float]], texts: Words) -> str:
+    """What the mouse shows on a token: the loss on the next one, and what becomes likelier."""
+    lines = [] if isnan(loss) else [f"without the latent, the loss on the next token changes by {loss:+.3f} nats"]
+    lines += [f"{texts([i])[0]!r} {without:.1%} → {with_it:.1%} with it" for i, without, with_it in raised]
+    return "\n".join(lines)
+
+
+def histogram(
+    counts: Tensor, edges: Tensor, width: int = 260, height: int = 64, *, x: str = "activation", y: str = "tokens"
+) -> str:
+    """Counts as bars, heights on a square-root scale, which keeps rare strong firings visible.
+
+    Args:
+        x, y: what the axes show.
+    """
     tall = counts.float().sqrt()
     top = float(tall.max()) or 1.0
     step = width / len(counts)
@@ -100,13 +135,27 @@ def histogram(counts: Tensor, edges: Tensor, width: int = 260, height: int = 64)
         f'fill="rgb({SAFE})"><title>{float(edges[i]):.3g} to {float(edges[i + 1]):.3g}: {int(counts[i])}</title></rect>'
         for i, h in enumerate((tall / top * (height - 2)).tolist())
     )
+    low, high = float(edges[0]), float(edges[-1])
+    under = [(0.0, "start", f"{low:.3g}"), (width / 2, "middle", x), (float(width), "end", f"{high:.3g}")]
+    words = "".join(f'<text x="{at:.0f}" y="{height + 12}" text-anchor="{a}">{inline(t)}</text>' for at, a, t in under)
+    zero = -low / (high - low) * width if low < 0 < high else 0.0
+    lines = f"M0 {height}H{width}" + (f"M{zero:.1f} 0V{height}" if zero else "")
     return (
-        f'<svg viewBox="0 0 {width} {height + 14}" width="{width}" height="{height + 14}" '
-        f'role="img" aria-label="histogram of activations">{bars}'
-        f'<text x="0" y="{height + 12}" font-size="10" fill="currentColor">0</text>'
-        f'<text x="{width}" y="{height + 12}" font-size="10" text-anchor="end" '
-        f'fill="currentColor">{float(edges[-1]):.3g}</text></svg>'
+        f'<svg viewBox="-14 0 {width + 14} {height + 16}" width="{width + 14}" height="{height + 16}" '
+        f'font-size="10" fill="currentColor" role="img" aria-label="histogram: {inline(y)} by {inline(x)}">{bars}{words}'
+        f'<text transform="translate(-4 {height}) rotate(-90)">{inline(y)} (√)</text>'
+        f'<path d="{lines}" stroke="currentColor" stroke-opacity=".5"/></svg>'
     )
+
+
+def logits(model: TransformerBridge, row: Tensor) -> str:
+    """How many tokens of the vocabulary a row ``[d_model]`` makes how much likelier or less likely,
+    straight through the final norm's gain and the unembedding."""
+    found = direction_logits(model, row[None].to(model.cfg.device))[0].cpu()
+    found[long_tokens(model).cpu()] = 0.0
+    low, high = float(found.min()), float(found.max())
+    counts = torch.histc(found, 60, low, high)
+    return histogram(counts, torch.linspace(low, high, 61), x="logit, direct path", y="tokens")
 
 
 def lens(found: Lens, texts: Words) -> str:
@@ -165,12 +214,17 @@ def page(
     n_interval: int = 2,
     near: Neighbours | None = None,
     more: str = "",
+    label: str = "",
+    effects: Sequence[Effect] = (),
 ) -> str:
-    """Everything about one latent: examples from its whole range, histogram, logits, company.
+    """Everything about one latent: examples from its whole range, histograms, logits, company.
 
     Args:
         near: for lines on the nearest latents.
         more: HTML to show above the examples (:mod:`kit.sae.sections` makes some).
+        label: what its reader calls it.
+        effects: :func:`kit.sae.about.effect` of the ``n_top`` strongest examples; the mouse shows
+            them.
 
     Raises:
         ValueError: no such latent.
@@ -179,14 +233,16 @@ def page(
     where, value = store.entries(latent)
     head = (
         '<div style="display:flex;gap:12px;align-items:baseline;flex-wrap:wrap">'
-        f'<b style="font-size:15px">{inline(dictionary.name)} #{latent}</b>'
+        f'<b style="font-size:15px">{inline(dictionary.name)} #{latent}{inline(f": {label}") if label else ""}</b>'
         f"<span>fires on {len(where) / store.n_tokens:.3%} of {store.n_tokens:,} tokens</span></div>"
     )
     if not len(where):
         return box(head + SILENT)
     full = float(value.max())
     counts, edges = store.histogram(latent)
-    top = [example(e, texts, full, store.whole(latent, e)) for e in store.top(latent, n_top)]
+    strongest = store.top(latent, n_top)
+    told = [*effects, *[None] * len(strongest)]
+    top = [example(e, texts, full, store.whole(latent, e), effect=one) for e, one in zip(strongest, told, strict=False)]
     bins = [
         f'<div style="margin-top:6px;opacity:.8">{low:.3g} to {high:.3g}: {share:.1%} of firings</div>'
         + "".join(example(e, texts, full) for e in some)
@@ -196,19 +252,47 @@ def page(
     by_token = ", ".join(
         f"{code(texts, int(r.token))} ({r.share:.0%} of {r.count})" for r in store.by_token(latent, 6).itertuples()
     )
-    company = ", ".join(f"#{int(r.latent)} ({r.jaccard:.2f})" for r in store.together(latent, 5).itertuples())
-    said = logit_lens(model, dictionary.rows[latent].to(model.cfg.device), 6)
+    company = ", ".join(f"{to(int(r.latent))} ({r.jaccard:.2f})" for r in store.together(latent, 5).itertuples())
+    alike = ", ".join(f"{to(int(r.latent))} ({r.r:+.2f})" for r in correlated(store, latent, 5).itertuples())
+    row = dictionary.rows[latent].to(model.cfg.device)
+    said = lens(logit_lens(model, row, 6), texts)
+    if (scored := _scored(store, model)) is not None:
+        plain = f'<details><summary style="cursor:pointer;opacity:.7">plain logit lens</summary>{said}</details>'
+        said = f"{lens(scored.read(latent, 6), texts)}{note('z-scores over latents, of tokens that the corpus has')}{plain}"
     return box(
         f'{head}<div style="display:flex;gap:32px;flex-wrap:wrap;margin:8px 0">'
         f"<div><b>activations</b><br>{histogram(counts, edges)}"
         f"<div>mean {number(float(value.float().mean()))}, largest {number(full)}</div></div>"
-        f"<div>{lens(said, texts)}</div></div>"
+        f"<div><b>logits</b><br>{logits(model, row)}</div><div>{said}</div></div>"
         f"<div><b>tokens</b> {by_token or 'none twice'}</div>"
-        f"<div><b>fires together with</b> {company or 'none'}</div>"
+        f"<div><b>fires together with</b> {company or 'none'} <span style='opacity:.7'>both over either</span></div>"
+        f"<div><b>correlated with</b> {alike or 'none'}</div>"
         f"{'' if near is None else neighbours(near, latent)}"
         f'<div style="margin-top:10px">{more}</div>'
-        f'<div style="margin-top:10px"><b>strongest</b>{"".join(top)}</div>'
+        f'<div style="margin-top:10px"><b>strongest</b>{_sum(strongest, effects)}{"".join(top)}</div>'
         f'<div style="margin-top:10px"><b>over its whole range</b>{"".join(bins)}</div>'
+    )
+
+
+def _scored(store: FeatureStore, model: TransformerBridge) -> CorpusLens | None:
+    """The store's lens over its corpus, made at its first page; None if the corpus is too small."""
+    kept = vars(store)
+    if "pages' lens" not in kept:
+        try:
+            kept["pages' lens"] = CorpusLens(store, model)
+        except ValueError:
+            kept["pages' lens"] = None
+    return kept["pages' lens"]
+
+
+def _sum(shown: Sequence[Example], effects: Sequence[Effect]) -> str:
+    """What taking the latent out costs where it fires on the examples that are shown."""
+    costs = [c for e, f in zip(shown, effects) for c, v in zip(f.loss.tolist(), e.values) if v > 0 and not isnan(c)]
+    if not costs:
+        return ""
+    return note(
+        f"without it the loss on the next token changes by {sum(costs) / len(costs):+.3f} nats, a mean over the "
+        f"{len(costs)} tokens below on which it fires (its strongest examples, no fair sample); the mouse shows each"
     )
 
 
@@ -216,7 +300,7 @@ def neighbours(near: Neighbours, latent: int) -> str:
     """The nearest latents, with cosines: here, in the other dictionaries, and in what they say."""
 
     def some(pairs: Sequence[tuple[int, float]]) -> str:
-        return ", ".join(f"#{i} ({cosine:+.2f})" for i, cosine in pairs) or "none"
+        return ", ".join(f"{to(i)} ({cosine:+.2f})" for i, cosine in pairs) or "none"
 
     others = "".join(f"; {inline(each.name)} #{i} ({cosine:+.2f})" for each, i, cosine in near.elsewhere(latent))
     return (
@@ -237,7 +321,7 @@ def prompt(found: Reading, texts: Words, by: By = "activation", n: int = 5) -> s
             hue = SAFE if value > 0 else INK
             shown = f"{value:.0%}" if by == "quantile" else number(value)
             cells.append(
-                '<span style="display:inline-block;margin:1px 6px 1px 0;padding:0 6px;border-radius:9px;'
+                f'<span data-latent="{int(r.latent)}" style="display:inline-block;margin:1px 6px 1px 0;padding:0 6px;border-radius:9px;'
                 f"background:rgba({hue},{0.5 * abs(value) / top:.2f});border:1px solid rgba({hue},.6);"
                 f'font-variant-numeric:tabular-nums">#{int(r.latent)} {shown}</span>'
             )
@@ -248,7 +332,7 @@ def prompt(found: Reading, texts: Words, by: By = "activation", n: int = 5) -> s
         )
     told = ""
     if found.answers is not None:
-        a, b = (inline(repr(t)) for t in texts(found.answers))
+        a, b = (f"<code>{inline(spaced(t))}</code>" for t in texts(found.answers))
         told = f"<div>logit({a}) - logit({b}) = {found.difference:+.2f}</div>"
     return box(f'{told}<table style="border-collapse:collapse;margin:0">{"".join(lines)}</table>')
 

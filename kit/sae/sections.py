@@ -58,7 +58,7 @@ def both_models(store: FeatureStore, latent: int, n: int = 4) -> str:
         lines.append(f'<div style="margin-top:10px">{example(e, texts, top[0].value)}</div>')
         lines += [
             f'<div style="padding:2px 0 2px 4.5em"><span style="opacity:.7">{name} {number(float(values[e.at]))}</span>'
-            f'<br><span style="{WRAP}">{shaded(pieces, values.tolist(), full)}</span></div>'
+            f'<br><span style="{WRAP}">{shaded(pieces, values.tolist(), full, breaks=False)}</span></div>'
             for name, values in zip(_MODELS, part, strict=True)
         ]
     lines.append(

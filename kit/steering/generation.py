@@ -62,7 +62,7 @@ class Generation:
         return [row.text for row in self.rows]
 
     def __str__(self) -> str:
-        return "\n\n".join(f"[{label(row.coefficients)}] {visible(row.text)}" for row in self.rows)
+        return "\n\n".join(f"[{label(row.coefficients, self.names)}] {visible(row.text)}" for row in self.rows)
 
     def _repr_html_(self) -> str:
         from kit.steering import render

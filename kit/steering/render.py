@@ -5,13 +5,16 @@ inline CSS and no script, so that it looks the same in JupyterLab (light and dar
 nbconvert's pages and in a saved notebook that nobody runs.
 
 Colour says how far steering moved a token: one hue, more of it for a larger KL divergence. The
-underline says the same without colour.
+underline says the same without colour. Far is not broken: a right answer where the model would have
+refused is far, too. So distance and damage have words of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from math import exp, log
+from statistics import median
 from typing import TYPE_CHECKING
 
 from kit.base.html import CELL, INK, LINE, MONO, PLAIN, SAFE, SANS, SOFT, WRAP, inline, isolated, number
@@ -20,26 +23,36 @@ from kit.steering.results import Row, label
 if TYPE_CHECKING:
     from kit.steering.results import Receipt, TokenMeasure
 
-# Mean KL to the unsteered model in nats a token at which the words change. On the embedded model
-# text stays on its subject below the first, changes its manner up to the second, and loses its
-# grammar beyond (notebook 03 lets you check). Fewer than half of all token pairs distinct reads as
-# a loop whatever the KL.
-STRONG, BREAKING, LOOP = 0.5, 1.5, 0.5
+# Mean KL to the unsteered model in nats a token at which the word for the distance changes.
+NEAR, FAR = 0.5, 1.5
+# Damage, on texts long enough to show it: fewer than half of all token pairs distinct is a loop.
+# The other limit is on the median token's -log p under the unsteered model, since a few surprising
+# words make no rubble. Greedy texts of the embedded model (40 tokens, two vectors, two prompts):
+# at most log 3.7 up to coefficient 0.3, where they read well; up to log 9.9 from 0.45 on.
+LOOP, ODD, _LONG = 0.5, log(8), 12
 _FULL = 3.0  # nats: the end of the meter, and the darkest token
 # a grid, so that meters of equal width break their lines alike
 _FACTS = (
-    "display:grid;grid-template-columns:repeat(auto-fit,minmax(84px,1fr));font-size:12px;"
+    "display:grid;grid-template-columns:repeat(auto-fit,minmax(112px,1fr));gap:0 8px;font-size:12px;"
     "line-height:1.4;white-space:nowrap;font-variant-numeric:tabular-nums"
 )
 
 
-def verdict(row: Row) -> str:
-    """``fine``, ``strong`` or ``breaking``; empty when the row was not measured or not steered."""
+def distance(row: Row) -> str:
+    """``near``, ``far`` or ``very far``; empty when the row was not measured or not steered."""
     if row.kl is None or row.coefficients is None:
         return ""
-    if row.kl >= BREAKING or (len(row.tokens) > 10 and row.distinct_2 < LOOP):
-        return "breaking"
-    return "strong" if row.kl >= STRONG else "fine"
+    return "near" if row.kl < NEAR else "far" if row.kl < FAR else "very far"
+
+
+def damage(row: Row) -> str:
+    """What is wrong with a steered text: ``loops`` or ``rambles``; empty where nothing shows, and
+    for texts of fewer than 12 tokens, which cannot show it."""
+    if row.coefficients is None or len(row.tokens) < _LONG:
+        return ""
+    if row.distinct_2 < LOOP:
+        return "loops"
+    return "rambles" if row.measures and median(m.nll for m in row.measures) > ODD else ""
 
 
 def tokens(row: Row, tooltips: bool = True) -> str:
@@ -66,7 +79,7 @@ def _shade(kl: float) -> str:
     if not kl >= 0.02:
         return ""
     alpha = 0.55 * min(1.0, kl / _FULL) ** 0.5
-    width = 1 + (kl >= STRONG) + (kl >= BREAKING)
+    width = 1 + (kl >= NEAR) + (kl >= FAR)
     line = f"border-bottom:{width}px solid rgba({INK},.9)" if kl >= 0.1 else ""
     return f"background:rgba({INK},{alpha:.2f});{line}"
 
@@ -85,10 +98,11 @@ def _tooltip(piece: str, measure: TokenMeasure) -> str:
 
 
 def dose_meter(row: Row) -> str:
-    """KL on a scale with its two thresholds, the word for it, perplexity and distinct-2."""
+    """KL on a scale with its two thresholds, the words for distance and damage, perplexity under
+    the unsteered model and distinct-2."""
     bar, words = "", []
-    if verdict(row):
-        ends = [0.0, STRONG, BREAKING, _FULL]
+    if distance(row):
+        ends = [0.0, NEAR, FAR, _FULL]
         zones = "".join(
             f'<div style="width:{(b - a) / _FULL:.1%};background:rgba({INK},{alpha})"></div>'
             for a, b, alpha in zip(ends[:-1], ends[1:], (0.12, 0.3, 0.55), strict=True)
@@ -100,7 +114,9 @@ def dose_meter(row: Row) -> str:
             f"left:calc({at:.1%} - 2px);top:-3px;width:4px;height:12px;border-radius:2px;"
             f'background:var(--jp-ui-font-color1,currentColor)"></div></div>'
         )
-        words = [f"<b>{verdict(row)}</b>", f"KL {number(row.kl)}"]
+        words = [f"<b>{distance(row)}</b>: KL {number(row.kl)}"]
+    if damage(row):
+        words.append(f'<b style="color:rgb({INK})">damaged: {damage(row)}</b>')
     facts = [*words, f"perplexity {number(row.perplexity, 1)}", f"distinct-2 {number(row.distinct_2)}"]
     return (
         f'{bar or _blank_bar()}<div style="{_FACTS};color:{SOFT}">'
@@ -116,8 +132,9 @@ def _blank_bar() -> str:
 def meter_legend() -> str:
     """What the meter's words mean."""
     return (
-        f"Mean KL to the unsteered model, nats a token: fine below {STRONG}, strong below "
-        f"{BREAKING}, then breaking; breaking too when under half of the token pairs are distinct. "
+        f"Distance, the mean KL to the unsteered model in nats a token: near below {NEAR}, far below {FAR}, "
+        "then very far. Damaged is another matter: a text loops when under half of its token pairs are distinct, "
+        f"and rambles when the unsteered model gives half of its tokens less than one chance in {exp(ODD):.0f}. "
         "Hover over a token for what it replaced."
     )
 
@@ -140,7 +157,7 @@ def column(
         waiting: what stands there before the first token.
     """
     text = tokens(row, tooltips) or f'<span style="color:{SOFT}">{escape(waiting)}</span>'
-    meter = dose_meter(row) if row.tokens else f"{_blank_bar()}<div style='height:16px'></div>"
+    meter = dose_meter(row) if row.tokens else f"{_blank_bar()}<div style='height:34px'></div>"
     return (
         f'<div class="{PLAIN}" style="border:1px solid {LINE};border-radius:6px;padding:8px 12px 9px;'
         f"height:100%;box-sizing:border-box;display:flex;flex-direction:column;line-height:1.5;"
@@ -178,14 +195,14 @@ def ladder(rows: Sequence[Row], names: Sequence[str], about: Receipt) -> str:
         f'<th style="{CELL};font-weight:600">{name}</th>'
         for name in ("coefficient", "text", "KL", "perplexity", "distinct-2")
     )
-    lines = []
+    lines, vectors = [], names
     for row in rows:
         kl = None if row.coefficients is None else row.kl
         numbers = (number(kl), number(row.perplexity, 1), number(row.distinct_2))
         cells = "".join(f'<td style="{CELL};font-variant-numeric:tabular-nums">{n}</td>' for n in numbers)
         lines.append(
             f'<tr style="background:none"><td style="{CELL};white-space:nowrap">'
-            f'{escape(label(row.coefficients))}</td><td dir="auto" style="{CELL};{WRAP}">'
+            f'{escape(label(row.coefficients, vectors))}</td><td dir="auto" style="{CELL};{WRAP}">'
             f"{tokens(row)}</td>{cells}</tr>"
         )
     names = " and ".join(map(isolated, names)) or "no vector"

@@ -26,7 +26,8 @@ class Entry:
 
 @dataclass
 class Receipt:
-    """What a run really steered. ``str(receipt)`` is what the panel shows.
+    """What a run really steered. ``str(receipt)`` is what the panel shows; an intervention that
+    changed nothing (at coefficient 0, say) has no line there.
 
     Attributes:
         entries: one for each intervention.
@@ -53,6 +54,8 @@ class Receipt:
     def __str__(self) -> str:
         lines = []
         for e in self.entries:
+            if not any(map(any, e.ratios)):
+                continue
             layers = ", ".join(map(str, sorted(set(e.layers))))
             sizes = [sorted(r)[len(r) // 2] for r in e.ratios if r]
             size = (
@@ -122,11 +125,16 @@ class Row:
         return len(set(pairs)) / len(pairs) if pairs else 1.0
 
 
-def label(coefficients: tuple[float | None, ...] | None) -> str:
-    """How a row is called on screen: ``unsteered``, ``+0.30``, ``+0.30, off``."""
+def label(coefficients: tuple[float | None, ...] | None, names: Sequence[str] = ()) -> str:
+    """How a row is called on screen: ``unsteered``, ``+0.30``; of several vectors, by their names,
+    those that are on: ``happy +0.30, calm -0.10``."""
     if coefficients is None:
         return "unsteered"
-    return ", ".join("off" if c is None else f"{c:+.2f}" for c in coefficients)
+    if len(coefficients) != len(names) or len(names) == 1:
+        return ", ".join("off" if c is None else f"{c:+.2f}" for c in coefficients)
+    on = [(name, c) for name, c in zip(names, coefficients, strict=True) if c is not None]
+    shown = [(name, c) for name, c in on if c] or on
+    return ", ".join(f"{isolated(name)} {c:+.2f}" for name, c in shown) or "all off"
 
 
 def _mean(values: Sequence[float]) -> float | None:

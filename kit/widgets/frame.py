@@ -35,11 +35,13 @@ NARROW = {"description_width": "initial"}
 class Page(anywidget.AnyWidget):
     """Invisible part of a view, its eyes: names the view as a region, and every control that has
     none after its label, tooltip or placeholder, also those that come later; marks the view when
-    its kernel is gone; and looks whether what was frozen (of class ``frozen``) is there."""
+    its kernel is gone; looks whether what was frozen (of class ``frozen``) is there; and tells
+    which latent (:func:`kit.sae.pages.to`) was clicked in a view of class ``kit-picks``."""
 
     _esm = Path(__file__).with_name("page.js")
     label, frozen = (traitlets.Unicode().tag(sync=True) for _ in range(2))
     found = traitlets.Unicode().tag(sync=True)  # "yes <frozen>" or "no <frozen>"
+    picked = traitlets.Unicode().tag(sync=True)  # "<latent> <how many clicks so far>"
 
 
 _NOT_KEPT = (
@@ -183,6 +185,7 @@ class View(w.VBox):
         self._own = {*vars(self), "_own", "_shut"}  # what is left when it is closed
         self._message, self._area, self._eyes = message(), w.HTML(), Page()
         self._eyes.observe(lambda change: self._frozen(change["new"]), "found")
+        self._eyes.observe(lambda change: self._try(lambda: self._pick(int(change["new"].split()[0]))), "picked")
         self._outputs: dict[Any, Any] = {}  # by cell: a handle of what stands below this view there
         if here := cell():
             run, before = _MADE.get(here[0], (None, ()))
@@ -282,6 +285,9 @@ class View(w.VBox):
             for name in {*vars(self)} - self._own:
                 delattr(self, name)
         super().close()
+
+    def _pick(self, latent: int) -> None:
+        """What a click on a latent's number does; for views of class ``kit-picks``."""
 
     def _end(self) -> None:
         """Stop what runs; called once, also where a subclass's constructor raised."""

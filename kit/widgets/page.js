@@ -21,6 +21,11 @@ function nameAll(root, name) {
       control.setAttribute('aria-label', found);
     if (control.matches('.widget-readout')) control.setAttribute('role', 'textbox');
   }
+  if (!root.classList.contains('kit-picks')) return;
+  for (const latent of root.querySelectorAll('[data-latent]:not([role])')) {
+    latent.setAttribute('role', 'link');
+    latent.tabIndex = 0;
+  }
 }
 
 // whether a page shows something of this class that a notebook saves: what a widget holds is not
@@ -38,7 +43,13 @@ export default {
     });
   },
   render({ model, el }) {
-    let observer, root, waiting = 0;
+    let observer, root, waiting = 0, picks = 0;
+    const pick = (event) => {
+      const latent = event.target.closest?.('.kit-picks [data-latent]');
+      if (!latent || (event.type === 'keydown' && event.key !== 'Enter')) return;
+      model.set('picked', `${latent.dataset.latent} ${++picks}`);
+      model.save_changes();
+    };
     const kernel = model.widget_manager?.kernel;
     // a restart is seen by ipywidgets itself, which marks every widget of the old kernel
     const answers = () => root?.classList.toggle('kit-gone',
@@ -51,11 +62,13 @@ export default {
       observer = new MutationObserver(() => { waiting ||= requestAnimationFrame(again); });
       const what = { childList: true, subtree: true, attributeFilter: ['title'] };
       observer.observe(root, what);
+      for (const kind of ['click', 'keydown']) root.addEventListener(kind, pick);
       again();
     };
     start();
     return () => {
       observer?.disconnect();
+      for (const kind of ['click', 'keydown']) root?.removeEventListener(kind, pick);
       cancelAnimationFrame(waiting);
       for (const name of SIGNALS) kernel?.[name]?.disconnect(answers);
     };

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 import warnings
@@ -178,7 +179,7 @@ EXTRA_WRONG = {
         "only the last position": lambda r, n, w: n(r[-1]) @ w,
         "untransposed": lambda r, n, w: w @ n(r),
         "formula": lambda r, n, w: 2 * n(r) @ w,
-        "no list": lambda r, n, w: (n(r) @ w).tolist(),
+        "no text": lambda r, n, w: str(n(r) @ w),
         "nan or inf": lambda r, n, w: n(r) @ w / 0,
         "no return": lambda r, n, w: None,
     },
@@ -295,7 +296,7 @@ def test_later_cells_use_the_answer_that_passed_else_the_solution() -> None:
         return (patched - corrupt) / (clean - corrupt)
 
     assert exercises.mine(SAMPLE.id) is SAMPLE.solution
-    assert exercises.check(SAMPLE.id, answer) and exercises.mine(SAMPLE.id) is answer
+    assert exercises.check(SAMPLE.id, answer) and inspect.unwrap(exercises.mine(SAMPLE.id)) is answer
     assert not exercises.check(SAMPLE.id, lambda patched, clean, corrupt: patched)
     assert exercises.mine(SAMPLE.id) is SAMPLE.solution  # an answer that was changed for the worse is not used
     with pytest.raises(exercises.UnknownExercise, match="no exercise '01.9'"):
@@ -444,6 +445,41 @@ def test_compare_accepts_equal_and_views_errors() -> None:
     compare(torch.ones(2, dtype=torch.bfloat16), torch.ones(2))
     with pytest.raises(Wrong, match="largest difference 0.5"):
         compare(torch.ones(2), torch.tensor([1.0, 1.5]))
+
+
+def test_right_numbers_are_right_in_a_list_or_an_array_and_later_cells_get_a_tensor() -> None:
+    shares = exercises.find("10.1")
+    kinds = {
+        "list": lambda values, bins: shares.solution(values, bins).tolist(),
+        "array": lambda values, bins: shares.solution(values, bins).double().numpy(),
+        "tensor": lambda values, bins: shares.solution(values, bins),
+    }
+    for kind, answer in kinds.items():
+        assert exercises.check("10.1", answer), kind
+        found = exercises.mine("10.1")(torch.tensor([1.0, 2.0]), 2)
+        assert isinstance(found, torch.Tensor) and found.tolist() == [0.0, 1.0] and found.dtype == torch.float32
+    said = str(exercises.check("10.1", lambda values, bins: shares.solution(values, bins).flip(0).tolist()))
+    assert "strongest first: turn it round" in said
+    assert "no .item(), no text" in str(exercises.check("10.1", lambda values, bins: 0.5))
+
+
+@pytest.mark.parametrize("id", ["12.1", "13.1"])
+def test_what_arrived_and_what_was_expected_differ_in_what_is_printed(id: str) -> None:
+    exercise = exercises.find(id)
+    for _, answer in exercise.wrong:
+        said = str(exercises.check(id, answer))
+        arrived, expected = re.search(r"arrived: +(.*)\nexpected: +(.*)\n", said).groups()
+        assert arrived.partition(" (")[0] != expected, said
+
+
+def test_the_first_entries_that_differ_are_shown() -> None:
+    want = torch.zeros(2, 5)
+    got = want.clone()
+    got[1, 3], got[1, 4] = 2.0, 1.0
+    with pytest.raises(Wrong) as told:
+        compare(got, want)
+    assert "float32 [2, 5]: [1, 3] is 2, [1, 4] is 1 (2 of 10 entries differ)" in str(told.value)
+    assert "float32 [2, 5]: [1, 3] is 0, [1, 4] is 0" in str(told.value)
 
 
 def test_exercises_load_without_torch_so_they_store_no_tensors() -> None:

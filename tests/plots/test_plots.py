@@ -279,3 +279,58 @@ def test_figures_of_directions_are_closed_and_alike() -> None:
 
     assert png() == png()
     assert plt.get_fignums() == []
+
+
+# the theme
+
+
+def drawn() -> dict[str, Any]:
+    """A figure of each function of the kit, and one of plain matplotlib."""
+    with plt.style.context("kit.plots.jupyter"):
+        plain, axis = plt.subplots()
+        axis.plot([1, 2], label="a")
+        axis.set(title="t", xlabel="x", ylabel="y")
+        axis.legend()
+        plt.close(plain)
+    return {
+        "plain": plain,
+        "heat_map": plots.heat_map(table(), title="found"),
+        "curves": plots.curves([0, 1], {"a": [0, 1]}, bands={"b": [[0, 1], [1, 2]]}, chance=0.5, title="t"),
+        "spread": plots.spread({"a": [1.0, 2.0]}),
+        "intervals": plots.intervals({"a": (0.5, 0.2, 0.7)}),
+        "linear_radius": plots.linear_radius(radius()),
+        "history": plots.history({"a": [1.0, 2.0], "b": [2.0, 1.0]}),
+        "spectrum": plots.spectrum([1.0, 2.0], [0.5, 0.7]),
+        "cosines": plots.cosines([[1.0, 0.0], [1.0, 1.0]]),
+    }
+
+
+@pytest.mark.parametrize("name", list(drawn()))
+def test_figures_have_no_ground_and_their_ink_reads_on_both_themes(name: str) -> None:
+    from matplotlib import text
+    from matplotlib.colors import to_rgb, to_rgba
+    from matplotlib_inline.backend_inline import _fetch_figure_metadata
+
+    def contrast(colour: Any, ground: str) -> float:
+        def light(c: Any) -> float:
+            parts = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in to_rgb(c)]
+            return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+        low, high = sorted((light(colour), light(ground)))
+        return (high + 0.05) / (low + 0.05)
+
+    figure = drawn()[name]
+    figure.savefig(io.BytesIO())  # which makes the ticks that are made late
+    grounds = [figure.get_facecolor(), *(axis.get_facecolor() for axis in figure.axes)]
+    assert all(to_rgba(ground)[3] == 0 for ground in grounds)
+    words = [t for t in figure.findobj(text.Text) if t.get_text() and t.get_visible()]
+    in_cells = [t for axis in figure.axes for t in axis.texts]  # they have the cell's colour behind them
+    for t in set(words) - set(in_cells):
+        assert min(contrast(t.get_color(), ground) for ground in ("white", "#111111")) > 3.8, t.get_text()
+    assert _fetch_figure_metadata(figure) is None, "JupyterLab puts a slab behind it"
+
+
+def test_the_theme_stays_in_the_figures_of_the_kit() -> None:
+    before = dict(plt.rcParams)
+    drawn()
+    assert dict(plt.rcParams) == before

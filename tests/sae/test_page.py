@@ -23,7 +23,7 @@ def test_a_page_shows_the_whole_range(model: Any, store: FeatureStore) -> None:
     assert f"#{i}" in html and f"{float(store.density()[i]):.3%}" in html
     for title in ("strongest", "over its whole range", "promotes", "suppresses", "activations"):
         assert title in html
-    assert html.count("<details") == len(store.top(i, 8))
+    assert html.count("<details") == len(store.top(i, 8)) + html.count("plain logit lens")
     assert "<script" not in html and "http" not in html and "url(" not in html
     assert html.count("<div") == html.count("</div>")
 

@@ -103,4 +103,4 @@ def test_nltk_s_corpora_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(nltk.data, "path", [])  # none is here
     monkeypatch.setattr(nltk, "corpus", type("C", (), {n: Corpus() for n in NLTK}))
     found = kit.data.corpus("nltk")
-    assert asked == list(NLTK) and found[0] == "a word" and found[1:] == ["a text"] * 5
+    assert asked == list(NLTK) and found[0] == "A word" and found[1:] == ["A text"] * 5

@@ -109,24 +109,41 @@ def test_unmeasured_and_unsteered_text_is_plain() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kl", "word"),
-    [(0.0, "fine"), (0.49, "fine"), (0.5, "strong"), (1.49, "strong"), (1.5, "breaking"), (40.0, "breaking")],
+    ("kl", "word"), [(0.0, "near"), (0.49, "near"), (0.5, "far"), (1.49, "far"), (1.5, "very far"), (40.0, "very far")]
 )
-def test_words_of_the_dose_meter(kl: float, word: str) -> None:
-    assert render.verdict(row(kl=kl)) == word
-    assert f"<b>{word}</b>" in render.dose_meter(row(kl=kl))
-    assert word in render.meter_legend() or word == "fine"
+def test_the_dose_meter_says_how_far(kl: float, word: str) -> None:
+    assert render.distance(row(kl=kl)) == word
+    shown = render.dose_meter(row(kl=kl))
+    assert f"<b>{word}</b>: KL" in shown and "damaged" not in shown
+    assert word in render.meter_legend()
 
 
-def test_a_loop_is_breaking_whatever_its_kl() -> None:
-    looped = row(kl=0.1)
-    looped.tokens = [1, 2] * 10
-    assert render.verdict(looped) == "breaking"
+def written(tokens: list[int], nll: float, kl: float) -> Row:
+    return Row((0.2,), Receipt(), tokens, ["x"] * len(tokens), [TokenMeasure(kl, nll, [], [])] * len(tokens))
+
+
+def test_damage_is_what_the_text_suffers_however_far_it_went() -> None:
+    fluent = written(list(range(20)), 1.5, 10.7)
+    assert (render.distance(fluent), render.damage(fluent)) == ("very far", "")
+    looped = written([1, 2] * 10, 0.5, 0.1)
+    assert (render.distance(looped), render.damage(looped)) == ("near", "loops")
+    assert "damaged: loops" in render.dose_meter(looped) and "loops" in render.meter_legend()
+    rubble = written(list(range(20)), render.ODD + 0.5, 2.0)
+    assert render.damage(rubble) == "rambles" and "rambles" in render.meter_legend()
+    assert render.damage(written([1, 2] * 3, 9.0, 9.0)) == "", "too short to tell"
+
+
+def test_a_few_surprising_words_are_no_damage() -> None:
+    surprised = written(list(range(20)), 1.0, 3.0)
+    surprised.measures = [TokenMeasure(3.0, 12.0, [], [])] * 8 + surprised.measures[8:]
+    assert surprised.perplexity > 100 and render.damage(surprised) == ""
+    surprised.measures = []
+    assert render.damage(surprised) == "", "not measured"
 
 
 def test_the_unsteered_row_gets_no_verdict() -> None:
-    assert render.verdict(row(coefficients=None)) == ""
-    assert "fine" not in render.dose_meter(row(coefficients=None))
+    assert render.distance(row(coefficients=None)) == render.damage(row(coefficients=None)) == ""
+    assert "near" not in render.dose_meter(row(coefficients=None))
 
 
 def test_a_ladder_shows_coefficients_and_the_receipt() -> None:
@@ -134,6 +151,22 @@ def test_a_ladder_shows_coefficients_and_the_receipt() -> None:
     text = Reader(generation._repr_html_()).text
     for part in ("unsteered", "+0.20", "0.30", "happy", "nothing steered"):
         assert part in text
+
+
+def test_a_ladder_of_several_vectors_names_those_that_are_on() -> None:
+    rows = [row(coefficients=c) for c in ((None, 0.3, None), (0.1, -0.2, 0.0), (0.0, 0.0, 0.0), (None,) * 3)]
+    run = Generation([*rows, row(coefficients=None)], ["a", "b", "c"], Receipt())
+    text = Reader(run._repr_html_()).text
+    for part in ("b +0.30", "a +0.10, b -0.20", "a +0.00, b +0.00, c +0.00", "all off", "unsteered"):
+        assert part in text and f"[{part}]" in str(run)
+    assert "off, " not in text
+
+
+def test_a_receipt_has_no_line_for_what_changed_nothing() -> None:
+    still = Entry("still", [1], "add", [3], [2], [[0.0] * 5])
+    moved = Entry("moved", [2], "add", [3], [2], [[0.5] * 5])
+    assert "still" not in str(Receipt([still, moved], 3, 2)) and "moved" in str(Receipt([still, moved], 3, 2))
+    assert str(Receipt([still], 3, 2)).startswith("nothing steered")
 
 
 def test_frozen_html_is_reproducible() -> None:

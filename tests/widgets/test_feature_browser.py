@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from kit.sae import FeatureStore, Latent
+from kit.sae.about import overlap
 from kit.widgets import FeatureBrowser, SteeringPanel
+from kit.widgets.latents.labels import Labels
 from tests import tiny
 from tests.sae.test_feature_store import dictionary, model, store, tokens
 
 
 @pytest.fixture
 def browser(model: Any, store: FeatureStore) -> Any:
-    made = FeatureBrowser(store, model, like=torch.ones(48))
+    made = FeatureBrowser(store, model, like=torch.ones(48), labels=None)
     yield made
     made.close()
 
@@ -38,6 +42,88 @@ def test_the_list_is_sorted_by_what_one_chooses(browser: Any, store: FeatureStor
     assert cosine[browser.listed[0]] == cosine[store.density() > 0].max()
     with pytest.raises(ValueError, match="key='colour'"):
         browser.sort_by("colour")
+
+
+def test_the_list_marks_the_open_latent_or_none_and_says_what_each_fires_on(browser: Any, store: FeatureStore) -> None:
+    browser.show(7)
+    assert browser.list.value is None, "a dead latent is not listed, so no other may look open"
+    browser.sort_by("density")
+    assert browser.list.value is None
+    browser.show(browser.listed[4])
+    assert browser.list.value == browser.latent
+    i = browser.listed[4]
+    line = dict((i, line) for line, i in browser.list.options)[i]
+    top = store.by_token(i, 3, least=1)["token"].tolist()
+    assert all(repr(browser._lm.tokenizer.decode([t])) in line for t in top) and f"#{i}" in line
+
+
+def test_latents_that_fire_on_a_token_are_found(browser: Any, store: FeatureStore) -> None:
+    words = [browser._lm.tokenizer.decode([t]) for t in store.tokens.unique().tolist()]
+    token = max((t for t in words if t.strip().isalpha()), key=len)
+    browser.find.value = token.strip().upper()
+    same = [t for t in store.tokens.unique().tolist() if words_like(browser, t) == token.strip().casefold()]
+    values = overlap(store, same)
+    assert browser.listed[0] == browser.latent == int(values.argmax()) and repr(token) in browser.sort.value
+    assert all(values[i] > 0 for i in browser.listed)
+    browser.find.value = "qqqq"
+    assert "no token of the corpus reads so" in browser._message.value
+
+
+def words_like(browser: Any, token: int) -> str:
+    return browser._lm.tokenizer.decode([token]).strip().casefold()
+
+
+def test_labels_and_lists_are_kept_for_the_dictionary(model: Any, store: FeatureStore, tmp_path: Path) -> None:
+    path = tmp_path / "labels.json"
+    one, other = (FeatureBrowser(store, model, labels=path) for _ in range(2))
+    assert not path.exists(), "written at the first label"
+    a, b = one.listed[:2]
+    one.name.value = "  <b>commas</b> "
+    assert "<b>commas" not in one.frozen_html and "&lt;b&gt;commas" in one.frozen_html
+    assert "“<b>commas</b>”" in one.list.options[0][0]
+    one.mark.value = True
+    other.show(b)
+    other.group.value = "doubtful"
+    other.mark.value = True  # the first browser's entries stay in the file
+    again = FeatureBrowser(store, model, labels=path)
+    assert again.labels.of == {a: "<b>commas</b>"} and again.labels.lists == {"starred": [a], "doubtful": [b]}
+    assert again.name.value == "<b>commas</b>" and again.mark.value
+    again.sort_by("my list: doubtful")
+    assert again.listed == [b]
+    again.show(b)
+    assert not again.mark.value and again.name.value == ""
+    again.show(a)
+    again.name.value = ""
+    again.mark.value = False
+    assert FeatureBrowser(store, model, labels=path).labels.lists == {"doubtful": [b]}
+    anew = copy.deepcopy(store.dictionary)
+    anew.sae.W_enc.data *= 2
+    theirs = Labels(anew, path)
+    assert not theirs.of and not theirs.lists, "another dictionary's latents are others"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="is no file of labels"):
+        FeatureBrowser(store, model, labels=path)
+    one.name.value = "lost?"
+    assert "not kept" in one._message.value and "is no file of labels" in one._message.value
+
+
+def test_effects_are_shown_on_the_strongest_examples(browser: Any, store: FeatureStore) -> None:
+    assert "with it" not in browser.frozen_html
+    browser.weigh.click()
+    assert browser._message.value == "" and "→" in browser.frozen_html and "no fair sample" in browser.frozen_html
+    i = browser.latent
+    browser.show(browser.listed[1])
+    assert "no fair sample" not in browser.frozen_html
+    browser.show(i)
+    assert "no fair sample" in browser.frozen_html, "they are kept"
+
+
+def test_a_click_on_a_latent_of_the_page_opens_it(browser: Any) -> None:
+    other = browser.listed[2]
+    browser._eyes.picked = f"{other} 1"
+    assert browser.latent == other
+    browser._eyes.picked = "99999 2"
+    assert "latent=99999" in browser._message.value and browser.latent == other
 
 
 def test_list_and_number_open_a_page(browser: Any) -> None:

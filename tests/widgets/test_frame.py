@@ -304,6 +304,7 @@ def test_every_view_that_saves_tells_what_kept_it_from_it(
     rating = BlindRating(run, path=tmp_path / "missing" / "ratings.csv")
     monkeypatch.setattr("kit.widgets.panel.rating.whole", full)
     first = rating._text.value
+    rating.score.value, rating.guess.value = 3, True
     rating.next.click()
     assert "No space left on device" in rating._message.value
     assert "text 2 of" in rating._text.value != first, "the text that is rated next is on the screen"

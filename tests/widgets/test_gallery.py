@@ -679,11 +679,11 @@ def test_a_range_from_a_radius_makes_no_claim_about_cost(panel: Any) -> None:
     found = Dose(low=-0.1717, high=0.1717, kind="radius", target=0.5)
     panel.add(vector(**found.metadata()))
     row = panel.vector_rows[0]
-    assert "calibrated ±0.17" in row._range.value and "safe" not in row._range.value
+    assert ">radius ±0.17<" in row._range.value
     assert "non-linear part of the change is half the linear part" in row._range.value
     assert "KL" not in row._range.value and row.safe == (-0.1717, 0.1717)
     assert range_label(replace(found, target=0.25))[1].endswith("0.25 times the linear part")
     assert range_label(replace(found, target=None))[0] == "radius ±0.17"
-    assert range_label(replace(found, low=-0.1))[0] == "calibrated −0.10 to +0.17"
+    assert range_label(replace(found, low=-0.1))[0] == "radius −0.10 to +0.17"
     text, why = range_label(Dose(low=-0.4, high=0.4, target=0.7))
-    assert text == "safe −0.40 to +0.40" and "0.7 nats" in why
+    assert text == "KL<0.7 −0.40 to +0.40" and "0.7 nats" in why

@@ -26,6 +26,7 @@ def test_it_opens_at_the_strongest_link(made: LinkBrowser) -> None:
     best = made.links.top(1)
     assert (made.side, made.latent) == ("target", int(best["target"].iloc[0]))
     assert made.others[0] == (int(best["source"].iloc[0]), pytest.approx(best["share"].iloc[0]))
+    assert all(f">{share:+.1%}</text>" in made._svg() for _, share in made.others), "numbers on the live edges"
     assert len(made.others) == 5 and made._svg().count("<path") == 5
 
 

@@ -285,7 +285,7 @@ def test_find_safe_range_runs_on_the_worker(make: Any, monkeypatch: pytest.Monke
     row.find.click()
     assert panel.controller.wait(WAIT)
     assert seen == ["kit-panel"] and row.safe == (-0.3, 0.45)
-    assert row.ends == (-0.9, 0.9) and "safe −0.30 to +0.45" in row._range.value
+    assert row.ends == (-0.9, 0.9) and "near −0.30 to +0.45" in row._range.value
     assert "left:33.33%" in row._shade.value and "right:25.00%" in row._shade.value
     assert panel._message.value == ""
 
@@ -316,7 +316,7 @@ def test_a_loaded_factor_says_where_it_acts(make: Any, tmp_path: Path) -> None:
 def test_a_calibration_in_the_metadata_is_shaded_at_once(make: Any) -> None:
     known = {"calibration": {"target_kl": 0.5, "low": -0.4, "high": 0.45}}
     row = make(vector(metadata=known)).vector_rows[0]
-    assert row.safe == (-0.4, 0.45) and "safe −0.40" in row._range.value
+    assert row.safe == (-0.4, 0.45) and "near −0.40" in row._range.value
     odd = make(vector(metadata={"calibration": {"low": None}})).vector_rows[0]
     assert odd.safe is None
 
@@ -494,9 +494,12 @@ def test_ratings_summary() -> None:
 def test_blind_rating_hides_and_reveals(chat: Any, tmp_path: Path) -> None:
     rating = BlindRating(chat, vector(), ["The <b>kettle</b>"], [None, 0.9], max_new_tokens=5, path=tmp_path / "r.csv")
     assert "+0.90" not in rating._text.value and "&lt;b&gt;" in rating._text.value
-    rating.guess.value = True
-    rating.next.click()
-    rating.next.click()
+    for _ in range(2):
+        assert rating.score.value is rating.guess.value is None and rating.next.disabled, "nothing is chosen before"
+        rating.guess.value = True
+        assert rating.next.disabled
+        rating.score.value = 4
+        rating.next.click()
     assert "+0.90" in rating._text.value and "of 2 guesses" in rating._text.value
     assert rating.next.disabled
     written = kit.generate(chat, "The kettle", vector(), [None, 0.9], max_new_tokens=5)

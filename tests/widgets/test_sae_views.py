@@ -40,6 +40,7 @@ def test_rankings_tokens_and_answers(view: Any, model: Any, store: FeatureStore)
     assert "read the prompt with answers" in view._message.value
     view.by.value = "quantile"
     assert view._message.value == ""
+    assert view.token.label == "all tokens", "a blank menu says nothing"
     view.token.value = 3
     want = view.reading.ranked("quantile", 3, 40).latent.tolist()
     assert [i for _, i in view.list.options] == want
@@ -60,6 +61,23 @@ def test_a_pick_opens_the_latent_here_or_in_the_browser(view: Any, model: Any, s
     assert browser.latent == pick and not other._page.value
     other.close()
     browser.close()
+
+
+def test_a_leading_space_of_an_answer_is_seen(view: Any, model: Any) -> None:
+    text = next(t for i in range(3, 300) if (t := model.tokenizer.decode([i])).startswith(" ") and t.strip())
+    made = PromptView(view.store, model, TEXT, answers=(text, answers(model)[1]))
+    assert made.first.value == f"·{text[1:]}" and f"<code>·{text[1:]}</code>" in made.frozen_html
+    assert made.reading.answers[0] == model.tokenizer(text, add_special_tokens=False).input_ids[0]
+    made.first.value = text
+    assert made.first.value == f"·{text[1:]}" and not made._message.value
+    made.close()
+
+
+def test_pills_open_their_latent(view: Any) -> None:
+    pick = view.list.options[1][1]
+    assert f'data-latent="{pick}"' in view._table.value and "kit-picks" in view._dom_classes
+    view._eyes.picked = f"{pick} 1"
+    assert view.latent == view.list.value == pick and f"#{pick}" in view._page.value
 
 
 def test_texts_are_escaped_and_empty_ones_named(view: Any) -> None:

@@ -31,7 +31,7 @@ class GalleryControls:
             max=2.0,
             step=0.05,
             readout_format=".2f",
-            description="× calibrated",
+            description="× coefficient",
             continuous_update=False,
             style=frame.NARROW,
             layout=w.Layout(flex="1 1 260px", min_width="220px", max_width="480px"),

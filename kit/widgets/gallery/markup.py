@@ -62,7 +62,7 @@ def body(
         cost = render.dose_meter(r.row)
     else:
         known = "" if r.kl is None else f"KL {number(r.kl)}"
-        height = 47 if min_lines else 0  # so that nothing jumps when the meter comes
+        height = 53 if min_lines else 0  # so that nothing jumps when the meter comes
         cost = f'<div style="{_SOFT};min-height:{height}px;margin-top:6px">{known}</div>'
     line = " · ".join(facts)
     return (
@@ -160,7 +160,7 @@ def frozen(
     settings = [
         ("model", model),
         ("input", "chat" if request.chat else "raw text"),
-        ("× calibrated", f"{factor:g}"),
+        ("× coefficient", f"{factor:g}"),
         ("tokens", str(request.max_new_tokens)),
         ("positions", str(request.positions)),
     ]

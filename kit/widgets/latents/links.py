@@ -70,7 +70,7 @@ class LinkBrowser(View):
             self._message,
             self._graph,
             self._page,
-            classes=["kit-links"],
+            classes=["kit-links", "kit-picks"],
         )
         for i, button in enumerate(self.buttons):
             button.on_click(lambda _b, i=i: self._try(lambda: self.show(_OTHER[self.side], self.others[i][0])))
@@ -104,12 +104,14 @@ class LinkBrowser(View):
         self._graph.children = ends if side == "target" else ends[::-1]
         self._page.value = pages.page(self._stores[side], self._lm, latent, n_top=6, n_interval=1)
 
+    def _pick(self, latent: int) -> None:
+        self.show(self.side, latent)
+
     @property
     def frozen_html(self) -> str:
         column = "".join(
-            f'<div style="height:{_STEP}px;line-height:{_STEP}px">'
-            f"{inline(self._label(_OTHER[self.side], i))} <span style='opacity:.7'>{share:+.1%}</span></div>"
-            for i, share in self.others
+            f'<div style="height:{_STEP}px;line-height:{_STEP}px">{inline(self._label(_OTHER[self.side], i))}</div>'
+            for i, _share in self.others
         )
         ends = [f"<div>{column}</div>", f"<div>{self._svg()}</div>", f"<div>{self._centre.value}</div>"]
         row = "".join(ends if self.side == "target" else ends[::-1])
@@ -130,7 +132,8 @@ class LinkBrowser(View):
         n = len(self.others)
         high = max(_STEP * n, _STEP)
         full = max((abs(share) for _, share in self.others), default=1.0)
-        lines = []
+        lines, end = [], 8 if self.side == "target" else _WIDE - 8
+        anchor = "start" if self.side == "target" else "end"
         for i, (_, share) in enumerate(self.others):
             y, x = _STEP * (i + 0.5), (4, _WIDE - 4)
             a, b = x if self.side == "target" else x[::-1]
@@ -139,7 +142,9 @@ class LinkBrowser(View):
                 f'fill="none" stroke="rgb({SAFE if share > 0 else INK})" '
                 f'stroke-width="{1 + 7 * abs(share) / full:.1f}" stroke-opacity=".65">'
                 f"<title>{share:+.1%}</title></path>"
+                f'<text x="{end}" y="{y - 5:.0f}" text-anchor="{anchor}">{share:+.1%}</text>'
             )
         return (
-            f'<svg width="{_WIDE}" height="{high}" role="img" aria-label="links of the latent">{"".join(lines)}</svg>'
+            f'<svg width="{_WIDE}" height="{high}" font-size="11" fill="currentColor" role="img" '
+            f'aria-label="links of the latent">{"".join(lines)}</svg>'
         )

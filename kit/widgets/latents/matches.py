@@ -56,7 +56,7 @@ class MatchBrowser(View):
             frame.row(self.list, w.HTML(self._histogram()), gap="24px"),
             self._message,
             w.HBox([self._left, self._right], layout=w.Layout(grid_gap="14px", align_items="flex-start")),
-            classes=["kit-matches"],
+            classes=["kit-matches"],  # not "kit-picks": two dictionaries' latents stand here
         )
         self.order.observe(lambda _c: self._try(self._sort), "value")
         self.list.observe(lambda c: self._try(lambda: self.show(c["new"])), "value")
@@ -88,9 +88,7 @@ class MatchBrowser(View):
 
     def _histogram(self) -> str:
         counts = torch.histc(self.match.cosine, 40, 0, 1)
-        return '<div style="font-size:12px">maximal cosines</div>' + pages.histogram(
-            counts, torch.linspace(0, 1, 41), height=40
-        )
+        return pages.histogram(counts, torch.linspace(0, 1, 41), x="maximal cosine", y="latents")
 
     def _sort(self) -> None:
         order = self._order

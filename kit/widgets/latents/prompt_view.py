@@ -18,7 +18,7 @@ from kit.widgets.latents.browser import FeatureBrowser
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-_ALL = "all tokens"
+_ALL = ("all tokens", -1)  # not None, which a Dropdown takes for "nothing chosen"
 
 
 class PromptView(View):
@@ -70,9 +70,10 @@ class PromptView(View):
         )
         first, second = answers or ("", "")
         auto = w.Layout(flex="1 1 auto", width="auto")
-        self.first = w.Text(first, placeholder="answer", layout=auto, continuous_update=False)
+        first, second = map(pages.spaced, (first, second))
+        self.first = w.Text(first, placeholder="answer; · is a space", layout=auto, continuous_update=False)
         self.second = w.Text(second, placeholder="against", layout=auto, continuous_update=False)
-        self.token = w.Dropdown(options=[(_ALL, None)], tooltip="tokens", layout=w.Layout(width="220px"))
+        self.token = w.Dropdown(options=[_ALL], tooltip="tokens", layout=w.Layout(width="220px"))
         self.list = w.Select(rows=14, tooltip="latents", layout=w.Layout(width="300px"))
         self._table, self._page = w.HTML(layout=w.Layout(flex="1 1 480px", min_width="320px")), w.HTML()
         self.freeze_button = frame.freezer("this")
@@ -85,7 +86,7 @@ class PromptView(View):
             frame.row(w.VBox([self.token, self.list]), self._table, gap="14px", align="flex-start"),
             self._page,
             freeze=self.freeze_button,
-            classes=["kit-prompt"],
+            classes=["kit-prompt", "kit-picks"],
         )
         for control in (self.text, self.first, self.second):
             control.observe(lambda _c: self._try(self.run), "value")
@@ -104,11 +105,16 @@ class PromptView(View):
         """
         if not self.text.value.strip():
             raise ValueError("text is empty: give one")
-        pair = (self.first.value, self.second.value)
-        self.reading = read_prompt(self.store, self._lm, self.text.value, answers=pair if all(pair) else None)
+        with self._silent():
+            for field in (self.first, self.second):
+                field.value = pages.spaced(field.value)
+        first, second = (f" {t[1:]}" if t.startswith("·") else t for t in (self.first.value, self.second.value))
+        self.reading = read_prompt(
+            self.store, self._lm, self.text.value, answers=(first, second) if first and second else None
+        )
         pieces = self._words(self.reading.tokens.tolist())
         with self._silent():
-            self.token.options = [(_ALL, None), *((f"{i}  {p!r}", i) for i, p in enumerate(pieces))]
+            self.token.options = [_ALL, *((f"{i}  {p!r}", i) for i, p in enumerate(pieces))]
         self._draw()
 
     def show(self, latent: int) -> None:
@@ -122,6 +128,11 @@ class PromptView(View):
             self.browser.show(latent)
         else:
             self._page.value = pages.page(self.store, self._lm, latent, near=self._near)
+
+    def _pick(self, latent: int) -> None:
+        self.show(latent)
+        with self._silent():
+            self.list.value = latent if latent in [i for _, i in self.list.options] else None
 
     @property
     def has_run(self) -> bool:
@@ -138,7 +149,8 @@ class PromptView(View):
         if self.reading is None:
             return
         by: Any = self.by.value
-        listed = self.reading.ranked(by, self.token.value, 40)
+        position = None if self.token.value == _ALL[1] else self.token.value
+        listed = self.reading.ranked(by, position, 40)
         pieces = self._words(self.reading.tokens.tolist())
         with self._silent():  # a new list would open a page by itself
             self.list.options = [

@@ -271,16 +271,16 @@ class SteeringPanel(LiveView):
     def _calibrate(self, row: VectorRow) -> None:
         def job() -> None:
             try:
-                found = sweep.calibrate(self._lm, row.vector, render.STRONG)
+                found = sweep.calibrate(self._lm, row.vector, render.NEAR)
                 row.set_range(Dose(low=found.low, high=found.high, target=found.target_kl))
                 self._say("")
             except Exception as error:
-                self._say(f"no safe range for {isolated(row.vector.name)}: {error}", error=True)
+                self._say(f"no near range for {isolated(row.vector.name)}: {error}", error=True)
             finally:
                 row.find.disabled = False
 
         row.find.disabled = True
-        self._say(f"Finding the safe range of {isolated(row.vector.name)} …")
+        self._say(f"Finding the near range of {isolated(row.vector.name)} …")
         self.controller.call(job)
 
     def _save(self) -> None:

@@ -199,21 +199,28 @@ class BlindRating(View):
         super().__init__()
         items = [
             # a coefficient of 0 counts as unsteered
-            Item(row.text, label(row.coefficients), any(row.coefficients or ()), prompt)
+            Item(row.text, label(row.coefficients, one.names), any(row.coefficients or ()), prompt)
             for prompt, one in written
             for row in one.rows
         ]
         self.ratings = Ratings(items, path, seed)
         self._text = w.HTML()
-        self.score = w.ToggleButtons(options=_SCORES, value=3, description="how good?", style={"button_width": "44px"})
-        self.guess = w.ToggleButtons(
-            options=[("not steered", False), ("steered", True)], description="I think", style={"button_width": "110px"}
+        self.score = w.ToggleButtons(
+            options=_SCORES, value=None, description="how good?", style={"button_width": "44px"}
         )
-        self.next = w.Button(description="Next", button_style="primary")
+        self.guess = w.ToggleButtons(
+            options=[("not steered", False), ("steered", True)],
+            value=None,  # what is chosen already is chosen too often
+            description="I think",
+            style={"button_width": "110px"},
+        )
+        self.next = w.Button(description="Next", button_style="primary", tooltip="once both are chosen", disabled=True)
         self.reveal = w.Button(description="Reveal")
         buttons = w.HBox([self.next, self.reveal])
         self._arrange("Blind rating", self._text, self.score, self.guess, buttons, self._message)
         self.next.on_click(lambda _button: self._try(lambda: self.rate(self.score.value, self.guess.value)))
+        for choice in (self.score, self.guess):
+            choice.observe(lambda _change: self._ready(), "value")
         self.reveal.on_click(lambda _button: self._try(self._reveal))
         self._show()
 
@@ -230,6 +237,7 @@ class BlindRating(View):
         if item is None:
             self._reveal()
             return
+        self.score.value = self.guess.value = None
         done, n = len(self.ratings.answers), len(self.ratings.items)
         prompt = f'<div style="opacity:.75;margin-bottom:6px">{escape(item.prompt)}</div>'
         self._text.value = (
@@ -237,6 +245,9 @@ class BlindRating(View):
             f'role="status" style="{_BOX};min-height:6em;font-size:15px;line-height:1.5;'
             f'white-space:pre-wrap">{prompt * bool(item.prompt)}{escape(item.text)}</div>'
         )
+
+    def _ready(self) -> None:
+        self.next.disabled = self.score.value is None or self.guess.value is None
 
     def _reveal(self) -> None:
         for widget in (self.next, self.reveal, self.score, self.guess):

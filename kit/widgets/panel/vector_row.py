@@ -1,4 +1,4 @@
-"""One vector of a panel: on or off, slider with the safe range shaded, remove."""
+"""One vector of a panel: on or off, slider with its range shaded, remove."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import ipywidgets as w
 from kit.base.html import SAFE, inline, isolated
 from kit.steering.dose import Dose
 from kit.steering.intervention import Intervention
-from kit.steering.render import STRONG
+from kit.steering.render import NEAR
 from kit.widgets import frame
 from kit.widgets.panel.arms import signed
 
 
 class VectorRow(w.HBox):
-    """Checkbox, name and layer, slider in residual-scale units, "Find safe range", remove.
+    """Checkbox, name and layer, slider in residual-scale units, "Find near range", remove.
 
     Attributes:
         on, slider, find, remove: its inputs; see also :meth:`on_change`.
@@ -42,7 +42,7 @@ class VectorRow(w.HBox):
             f'<div title="{inline(vector.name)}" style="white-space:nowrap;overflow:hidden;'
             f'text-overflow:ellipsis;font-size:14px"><b>{inline(vector.name)}</b> '
             f'<span style="opacity:.75;font-size:12px">{self.where}</span></div>',
-            layout=w.Layout(width="190px", min_width="104px", flex="0 1 190px"),
+            layout=w.Layout(width="220px", min_width="104px", flex="0 1 220px"),
         )
         self.slider = w.FloatSlider(
             value=0.0,
@@ -58,7 +58,9 @@ class VectorRow(w.HBox):
             self.slider.add_class(name)
         self._shade = w.HTML(layout=w.Layout(width="0", flex="0 0 0", margin="0"))
         self._range = w.HTML(layout=w.Layout(width="144px", flex="0 0 144px", margin="2px"))
-        self.find = frame.button("Find safe range", "144px", f"measure which coefficients cost {STRONG} nats a token")
+        self.find = frame.button(
+            "Find near range", "144px", f"measure up to which coefficients the mean KL stays below {NEAR} nats a token"
+        )
         self.remove = frame.button("×", "30px", f"remove {isolated(vector.name)}")
         self.remove.add_class("kit-icon")
         super().__init__(
@@ -120,7 +122,7 @@ class VectorRow(w.HBox):
         self._resize(max(half, abs(self.slider.value)))
         text, why = range_label(dose)
         self._range.value = (
-            f'<div style="font-size:12px;opacity:.85;white-space:nowrap" title="{escape(why)}">{text}</div>'
+            f'<div style="font-size:12px;opacity:.85;white-space:nowrap" title="{escape(why)}">{escape(text)}</div>'
         )
         self._range.layout.display, self.find.layout.display = "", "none"
 
@@ -149,18 +151,17 @@ def _shaded(name: str, safe: tuple[float, float], ends: tuple[float, float]) -> 
 
 
 def range_label(dose: Dose) -> tuple[str, str]:
-    """What a range is called on screen, and why: a bound on cost, or the radius of training.
-
-    A radius (:func:`kit.search.features.vector`) says nothing about cost.
-    """
+    """What a range is called on screen, and why: a bound on distance, in the dose meter's words, or
+    the radius of training (:func:`kit.search.features.vector`), which bounds none."""
     low, high = dose.low or 0.0, dose.high or 0.0
     ends = f"{signed(low)} to {signed(high)}"
     if dose.kind != "radius":
-        target = STRONG if dose.target is None else dose.target
-        return f"safe {ends}", f"range in which the mean KL stays below {target:g} nats a token"
+        target = NEAR if dose.target is None else dose.target
+        word = "near" if target == NEAR else f"KL<{target:g}"
+        return f"{word} {ends}", f"range in which the mean KL stays below {target:g} nats a token; read the text, too"
     if low == -high:
         ends = signed(high).replace("+", "±")
     if dose.target is None:
-        return f"radius {ends}", "the norm at which it was trained; nobody calibrated it"
+        return f"radius {ends}", "the norm at which it was trained"
     part = "half" if abs(dose.target - 0.5) < 0.05 else f"{dose.target:.2g} times"
-    return f"calibrated {ends}", f"the norm where the non-linear part of the change is {part} the linear part"
+    return f"radius {ends}", f"the norm where the non-linear part of the change is {part} the linear part"
