@@ -220,12 +220,8 @@ class Lens:
                 top, other = scores.topk(k), logit.topk(k)
                 peak = float(top.values.mean())
                 p = (1 + int((chance >= peak).sum())) / (len(chance) + 1)
-                ids = [t.indices.tolist() for t in (top, other)]
-                named = [
-                    list(zip(self.words_of(i), t.values.tolist(), strict=True))
-                    for i, t in zip(ids, (top, other), strict=True)
-                ]
-                found.append(Words(*named, peak, p, *ids))
+                (words, ids), (other_words, other_ids) = self._listed(top), self._listed(other)
+                found.append(Words(words, other_words, peak, p, ids, other_ids))
         return found
 
     def direction(self, word: str, layer: int) -> SteeringVector:
@@ -329,6 +325,10 @@ class Lens:
         scores = (logits - logits.mean(-1, keepdim=True)) / logits.std(-1, keepdim=True)
         scores[:, long_tokens(self.model).cpu()] = -float("inf")
         return scores
+
+    def _listed(self, top: Any) -> tuple[list[tuple[str, float]], list[int]]:
+        ids: list[int] = top.indices.tolist()
+        return list(zip(self.words_of(ids), top.values.tolist(), strict=True)), ids
 
     def _peaks_of_chance(self, layer: int, k: int) -> Tensor:
         if layer not in self._chance:  # the first fifty scores of each, so that any k up to there is at hand
