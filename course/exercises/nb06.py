@@ -46,7 +46,7 @@ RATIO = Exercise.of(
     spec=_ratio_spec,
     hints=(
         "First a ratio for each direction: the length of a difference over the length of a line.",
-        "Norms over dim=-1, divide, square, mean, square root.",
+        "Five directions give five ratios. A root mean square is the root of the mean of their squares, not the mean.",
     ),
     on_error="both are [directions, d_model]: a norm runs over the last dimension",
     wrong={
@@ -96,7 +96,7 @@ MMCS = Exercise.of(
     spec=_mmcs_spec,
     hints=(
         "true @ found.T holds every cosine; which dimension belongs to the found ones?",
-        "Absolute values, then .max(dim=-1).values, then the mean.",
+        "Along the found ones take the best |cosine| (.max gives values and places), and only then a mean.",
     ),
     on_error="found is [m, d] and true is [n, d]: one of them has to be transposed",
     wrong={
@@ -161,7 +161,8 @@ STEP = Exercise.of(
     spec=_step_spec,
     hints=(
         "One call, piece.vjp(r * V, U), gives all that is needed: the changes and the gradients.",
-        "The gradients, each of length 1, are the new V; the changes, each of length 1, the new U.",
+        "What is the best answer u for a push R v? And which v raises <u, change> fastest? One of the two is a "
+        "change, the other a gradient; only their directions count.",
     ),
     wrong={
         "V and U changed places": ("changes, grads", "grads, changes"),
@@ -224,7 +225,7 @@ SIGNS = Exercise.of(
     spec=_signs_spec,
     hints=(
         "Two arrows point the same way when their product is positive.",
-        "along = (q * rows).sum(dim=-1, keepdim=True); turn the rows where it is negative.",
+        "The product of row i of q with row i of rows is one number a row, not a matrix. Where it is negative, turn.",
     ),
     on_error="a product for each row: (q * rows).sum(dim=-1)",
     wrong={
