@@ -235,7 +235,7 @@ SIGNS = Exercise.of(
         "multiplied by the product itself: its sign is enough": "q * along",
         "these are the rows before QR: return q, with its signs mended": "rows",
     },
-    moral="One line, free of cost; section 5 shows what it is worth.",
+    moral="One line, free of cost; section 6 shows what it is worth.",
 )
 
 EXERCISES = [RATIO, MMCS, STEP, SIGNS]
