@@ -66,7 +66,7 @@ RATIO = Exercise.of(
 )
 
 
-# --- 06.2 MMCS -----------------------------------------------------------------------------------
+# --- 06.4 MMCS -----------------------------------------------------------------------------------
 
 
 def mmcs(found: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
@@ -91,7 +91,7 @@ def _mmcs_spec(answer: Any) -> None:
 
 MMCS = Exercise.of(
     mmcs,
-    id="06.2",
+    id="06.4",
     title="were the true factors found?",
     spec=_mmcs_spec,
     hints=(
@@ -109,7 +109,7 @@ MMCS = Exercise.of(
 )
 
 
-# --- 06.3 one step -------------------------------------------------------------------------------
+# --- 06.2 one step -------------------------------------------------------------------------------
 
 
 def step(
@@ -156,7 +156,7 @@ def _step_spec(answer: Any) -> None:
 
 STEP = Exercise.of(
     step,
-    id="06.3",
+    id="06.2",
     title="one step of the iteration",
     spec=_step_spec,
     hints=(
@@ -190,7 +190,7 @@ STEP = Exercise.of(
 )
 
 
-# --- 06.4 the signs of QR ------------------------------------------------------------------------
+# --- 06.3 the signs of QR ------------------------------------------------------------------------
 
 
 def mend(q: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -220,7 +220,7 @@ def _signs_spec(answer: Any) -> None:
 
 SIGNS = Exercise.of(
     mend,
-    id="06.4",
+    id="06.3",
     title="mend the signs",
     spec=_signs_spec,
     hints=(
@@ -238,4 +238,4 @@ SIGNS = Exercise.of(
     moral="One line, free of cost; section 6 shows what it is worth.",
 )
 
-EXERCISES = [RATIO, MMCS, STEP, SIGNS]
+EXERCISES = [RATIO, STEP, SIGNS, MMCS]
