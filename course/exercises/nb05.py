@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from course.exercises import Exercise
 
 if TYPE_CHECKING:
     import torch
+
+    Climb = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # from theta and a direction to the next theta
 
 
 # --- 05.1 the objective --------------------------------------------------------------------------
@@ -25,7 +28,7 @@ def _objective_spec(answer: Any) -> None:
     import torch
 
     shift = torch.randn(3, 7, generator=torch.Generator().manual_seed(51))
-    for power in (2, 4):
+    for power in (4, 2):  # 4 first: at 2 several mistakes give the right number
         want = torch.tensor(0.0)
         for token in shift:  # the definition, one token at a time
             length = sum(float(x) ** 2 for x in token) ** 0.5
@@ -40,8 +43,9 @@ OBJECTIVE = Exercise.of(
     spec=_objective_spec,
     hints=(
         "Each token has one length: the norm over the last dimension.",
-        "shift.norm(dim=-1) is [tokens]; raise it to the power, then sum.",
+        "Three things in this order: a length for each token, its power, the sum. What shape has each of them?",
     ),
+    on_error="shift is [tokens, d_model], power a number: take the norm over one dimension",
     wrong={
         "the norm ran over tokens: each token's change has a length, over d_model": ("dim=-1", "dim=0"),
         "the lengths were summed before the power: raise each token's length first": (
@@ -50,6 +54,11 @@ OBJECTIVE = Exercise.of(
         "every coordinate was raised to the power: take the length of each token first": "shift.abs().pow(power).sum()",
         "averaged over tokens: the objective is their sum": ("sum", "mean"),
         "the power is missing": (".pow(power)", ""),
+        "one length of all tokens together: each token has its own": "shift.norm().pow(power)",
+        "one number for each token: add them up": (".sum()", ""),
+        "the power is always 2: use the one that is given": ("pow(power)", "pow(2)"),
+        "a root was taken at the end: the power stays": "shift.norm(dim=-1).pow(power).sum().pow(1 / power)",
+        "the largest token alone: add up all of them": (".sum()", ".max()"),
     },
     moral="At power 2 a norm over the wrong dimension gives the same sum; at power 4 it does not.",
 )
@@ -58,15 +67,15 @@ OBJECTIVE = Exercise.of(
 # --- 05.2 a step on the sphere -------------------------------------------------------------------
 
 
-def step(theta: torch.Tensor, gradient: torch.Tensor, rate: float) -> torch.Tensor:
+def step(theta: torch.Tensor, gradient: torch.Tensor, climb: Climb) -> torch.Tensor:
     """One step uphill that stays on the sphere of radius |theta|.
 
-    Take from the gradient what points along theta, add rate times the rest, go back to the norm.
-    theta, gradient: [d_model] -> [d_model]
+    Take from the gradient what points along theta, climb along the rest, go back to the norm.
+    theta, gradient: [d_model] -> [d_model]; climb(theta, rest): where an optimiser goes from theta
     """
     radius = theta.norm()
     along = theta / radius
-    moved = theta + rate * (gradient - (gradient @ along) * along)
+    moved = climb(theta, gradient - (gradient @ along) * along)
     return radius * moved / moved.norm()
 
 
@@ -75,11 +84,14 @@ def _step_spec(answer: Any) -> None:
 
     theta, gradient = torch.randn(2, 9, generator=torch.Generator().manual_seed(52))
     theta = 3 * theta
+
+    def uphill(at: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
+        return at + 0.5 * rest
+
     size = sum(float(x) ** 2 for x in theta) ** 0.5
     dot = sum(float(g) * float(t) for g, t in zip(gradient, theta, strict=True))
-    tangent = gradient - dot / size**2 * theta
-    moved = theta + 0.5 * tangent
-    STEP.expect(answer, theta, gradient, 0.5, want=size * moved / moved.norm())
+    moved = theta + 0.5 * (gradient - dot / size**2 * theta)
+    STEP.expect(answer, theta, gradient, uphill, want=size * moved / moved.norm())
 
 
 STEP = Exercise.of(
@@ -88,15 +100,28 @@ STEP = Exercise.of(
     title="uphill, on a sphere",
     spec=_step_spec,
     hints=(
-        "With u = theta / |theta|, the part of the gradient along u is (gradient @ u) * u.",
-        "moved = theta + rate * (gradient - that part); return |theta| * moved / moved.norm().",
+        "Two vectors at a right angle have the product 0. What of the gradient has product 0 with theta?",
+        "Divide theta by its norm first: then (gradient @ that) times that is the part to take away. "
+        "Where climb has gone, only the direction counts: its length must again be theta's.",
     ),
+    on_error="climb takes two vectors [d_model]: theta itself, and the rest of the gradient",
     wrong={
         "the step left the sphere: scale the result back to |theta|": "moved",
-        "the part along theta is still in the gradient": ("gradient - (gradient @ along) * along", "gradient"),
-        "this goes downhill: add the gradient": ("theta + rate", "theta - rate"),
+        "the gradient was used whole: take away what points along theta": (
+            "gradient - (gradient @ along) * along",
+            "gradient",
+        ),
+        "this walks downhill: climb goes along what it is given": (
+            "gradient - (gradient @ along) * along",
+            "(gradient @ along) * along - gradient",
+        ),
         "the result has norm 1: multiply by the radius": "moved / moved.norm()",
         "the projection needs the unit vector: divide theta by its norm, both times": ("theta / radius", "theta"),
+        "climb did nothing: call climb(theta, rest)": ("climb(theta, gradient - (gradient @ along) * along)", "theta"),
+        "the rest was added as it is: how far to go is climb's business": (
+            "climb(theta, gradient - (gradient @ along) * along)",
+            "theta + gradient - (gradient @ along) * along",
+        ),
     },
     moral="Without the way back, the easiest way to change more is a longer vector.",
 )
@@ -137,7 +162,7 @@ P_VALUE = Exercise.of(
     spec=_p_spec,
     hints=(
         "Count the controls that are at least as large, and count the vector itself with them.",
-        "(1 + number of controls >= found) / (1 + number of controls).",
+        "Of 64 controls none is as large: the answer is 1/65. One is: 2/65. What is it in general?",
     ),
     wrong={
         "the vector itself was not counted: with n random directions p is never below 1 / (n + 1)": ("1 + ", ""),

@@ -46,7 +46,7 @@ RATIO = Exercise.of(
     spec=_ratio_spec,
     hints=(
         "First a ratio for each direction: the length of a difference over the length of a line.",
-        "Norms over dim=-1, divide, square, mean, square root.",
+        "Five directions give five ratios. A root mean square is the root of the mean of their squares, not the mean.",
     ),
     on_error="both are [directions, d_model]: a norm runs over the last dimension",
     wrong={
@@ -66,7 +66,7 @@ RATIO = Exercise.of(
 )
 
 
-# --- 06.2 MMCS -----------------------------------------------------------------------------------
+# --- 06.4 MMCS -----------------------------------------------------------------------------------
 
 
 def mmcs(found: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
@@ -91,12 +91,12 @@ def _mmcs_spec(answer: Any) -> None:
 
 MMCS = Exercise.of(
     mmcs,
-    id="06.2",
+    id="06.4",
     title="were the true factors found?",
     spec=_mmcs_spec,
     hints=(
         "true @ found.T holds every cosine; which dimension belongs to the found ones?",
-        "Absolute values, then .max(dim=-1).values, then the mean.",
+        "Along the found ones take the best |cosine| (.max gives values and places), and only then a mean.",
     ),
     on_error="found is [m, d] and true is [n, d]: one of them has to be transposed",
     wrong={
@@ -109,7 +109,7 @@ MMCS = Exercise.of(
 )
 
 
-# --- 06.3 one step -------------------------------------------------------------------------------
+# --- 06.2 one step -------------------------------------------------------------------------------
 
 
 def step(
@@ -156,12 +156,13 @@ def _step_spec(answer: Any) -> None:
 
 STEP = Exercise.of(
     step,
-    id="06.3",
+    id="06.2",
     title="one step of the iteration",
     spec=_step_spec,
     hints=(
         "One call, piece.vjp(r * V, U), gives all that is needed: the changes and the gradients.",
-        "The gradients, each of length 1, are the new V; the changes, each of length 1, the new U.",
+        "What is the best answer u for a push R v? And which v raises <u, change> fastest? One of the two is a "
+        "change, the other a gradient; only their directions count.",
     ),
     wrong={
         "V and U changed places": ("changes, grads", "grads, changes"),
@@ -189,7 +190,7 @@ STEP = Exercise.of(
 )
 
 
-# --- 06.4 the signs of QR ------------------------------------------------------------------------
+# --- 06.3 the signs of QR ------------------------------------------------------------------------
 
 
 def mend(q: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -219,12 +220,12 @@ def _signs_spec(answer: Any) -> None:
 
 SIGNS = Exercise.of(
     mend,
-    id="06.4",
+    id="06.3",
     title="mend the signs",
     spec=_signs_spec,
     hints=(
         "Two arrows point the same way when their product is positive.",
-        "along = (q * rows).sum(dim=-1, keepdim=True); turn the rows where it is negative.",
+        "The product of row i of q with row i of rows is one number a row, not a matrix. Where it is negative, turn.",
     ),
     on_error="a product for each row: (q * rows).sum(dim=-1)",
     wrong={
@@ -234,7 +235,7 @@ SIGNS = Exercise.of(
         "multiplied by the product itself: its sign is enough": "q * along",
         "these are the rows before QR: return q, with its signs mended": "rows",
     },
-    moral="One line, free of cost; section 5 shows what it is worth.",
+    moral="One line, free of cost; section 6 shows what it is worth.",
 )
 
-EXERCISES = [RATIO, MMCS, STEP, SIGNS]
+EXERCISES = [RATIO, STEP, SIGNS, MMCS]

@@ -1,7 +1,9 @@
-"""Deep Causal Transcoding as its first public code has it: for section 5 of notebook 06.
+"""Deep Causal Transcoding as its first public code has it: for section 6 of notebook 06.
 
-That code computes something else than its text in three places, and one step differs without being
-wrong. Each is kept here behind a name, so that its cost can be shown:
+That code (github.com/amack315/melbo-dct-post, ``src/dct.py`` at commit c0b76b7) computes something
+else than its text in three places: ``svd-columns`` (lines 230 and 231), ``no-second-derivative``
+(lines 296 to 312), ``qr-signs`` (line 461). One step differs without being wrong: ``stale-u`` (line
+471). Each is kept here behind a name, so that its cost can be shown:
 ``kit.dct.fit_map(piece, steps=Published(["qr-signs"]))``.
 """
 
