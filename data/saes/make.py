@@ -42,13 +42,13 @@ RESID, MLP = Site(14), Site(15, "mlp_out")
 # name: what it reads, widths, seed, of which model. All see the same batches in the same order, and
 # none starts from the rows that another starts from.
 RUNS: dict[str, tuple[Site, tuple[float, ...], int, str]] = {
+    "wide": (RESID, (16,), 200, "trained"),  # first: it takes as long as the others together
     "resid": (RESID, (4, 1), 0, "trained"),  # seeds 0 and 1
     "resid-b": (RESID, (4,), 100, "trained"),
     "untrained": (RESID, (4,), 300, "untrained"),
     "mlp": (MLP, (4,), 400, "trained"),
-    "wide": (RESID, (16,), 200, "trained"),
 }
-BATCH, CONTEXT, ROWS, K, LR, PASSES = 2048, 128, 512, 32, 2e-3, 3
+BATCH, CONTEXT, ROWS, K, LR, PASSES = 2048, 128, 512, 32, 2e-3, 2
 CHATS = 6000
 HELD_OUT_ROWS = 64
 PAIRS = (
