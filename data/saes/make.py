@@ -33,6 +33,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 
 import kit
+from kit.base.files import whole
 from kit.data.corpora import NLTK
 from kit.models.activations import capture
 from kit.sae import Example, FeatureStore, Report, Site, Source, Training, evaluate, load, mcs, pack
@@ -89,7 +90,8 @@ def tokens(work: Path, model: Any, source: str = "", talk: str = "") -> torch.Te
     if not file.is_file():
         work.mkdir(parents=True, exist_ok=True)
         rows = mixed(torch.cat([prose(model, source, False), chats(model, talk)]))
-        save_file({"rows": rows.to(torch.int32)}, file)
+        with whole(file) as part:
+            save_file({"rows": rows.to(torch.int32)}, part)
     return load_file(file)["rows"].long()
 
 
@@ -157,7 +159,8 @@ def one_run(work: Path, name: str, place: Path) -> None:
         n = min(done(work, "trained"), done(work, "untrained"))
         if not n:
             raise SystemExit(f"{work} holds no activations of both copies: harvest first")
-        plan.write_text(json.dumps({"chunks": n, "passes": PASSES}))
+        with whole(plan) as part:
+            part.write_text(json.dumps({"chunks": n, "passes": PASSES}))
     told = json.loads(plan.read_text())
     source = stream(work, model, tokens(work, model), which, site, chunks=told["chunks"])
     batches = int(ROWS * (CONTEXT - 1) * 0.997) // BATCH  # of a chunk: a few tokens in a thousand are sinks
