@@ -231,28 +231,29 @@ def card() -> str:
     """The tables of README.md."""
     table = json.loads((HERE / "figures.json").read_text(encoding="utf-8"))
     lines = ["| dictionary | latents | CE | zeros | recovered | EV | L0 | dead |", "|---|---|---|---|---|---|---|---|"]
-    for name, t in table.items():
+    for name, t in sorted(table.items()):
         recovered = "none to recover" if t["ce_recovered"] is None else f"{t['ce_recovered']:.3f}"
         lines.append(
             f"| {name} | {t['latents']:,} | {t['ce_sae']:.2f} | {t['ce_zero']:.2f} "
             f"| {recovered} | {t['explained_variance']:.3f}, {t['explained_variance_all']:.3f} "
             f"| {t['l0']:.1f}, {t['l0_training'] or 0:.1f} | {t['dead']:.1%} |"
         )
-    return "\n".join([*lines, "", *seeds()])
+    return "\n".join([*lines, *seeds()])
 
 
 def seeds() -> list[str]:
     """How far two dictionaries of the same size agree: the mean over rows of one of the largest
     cosine in the other, beside random rows and what an untrained model gives."""
     rng, names = torch.Generator().manual_seed(0), here()
-    lines = ["| of | in | MMCS | above 0.9 | random rows |", "|---|---|---|---|---|"]
+    lines = []
     for a, b in PAIRS:
         if a in names and b in names:
             x, y = load(HERE / a).rows, load(HERE / b).rows
             found, chance = mcs(x, y), mcs(x, torch.randn(y.shape, generator=rng))
             above = float((found.cosine > 0.9).float().mean())
             lines.append(f"| {a} | {b} | {found.mean:.3f} | {above:.1%} | {chance.mean:.3f} |")
-    return lines
+    head = ["", "| of | in | MMCS | above 0.9 | random rows |", "|---|---|---|---|---|"]
+    return head + lines if lines else []
 
 
 # --- naming latents, blind to the dictionary -----------------------------------------------------
