@@ -20,22 +20,18 @@ _I = re.compile(r"(?<![\w.'-])i(?=(?:'(?:m|d|ll|ve))?(?:[\s,;:?!]|$))")
 
 
 def tidy(text: str) -> str:
-    r"""A text with its punctuation where people put it, and sentences that begin with a capital.
+    """A text with its punctuation where people put it, and sentences that begin with a capital.
 
-    Joined are marks that stand apart from their words (``did n't``, ``( so )``, ``the end .``);
-    quotes of two backticks or apostrophes become ``"``; a mark that Brown says twice (``;;``,
-    ``??``) stands once. A text without capitals, as the film reviews are, gets them at the start of
-    sentences, in initials and in *I*; its names stay small. Applied twice it does what once does,
-    and it leaves text that needs nothing of this alone, but for runs of spaces.
-
-    >>> tidy("`` i do n't know ( yet ) '' , he said . we left ;; it rained .")
-    '"I don\'t know (yet)", he said. We left; it rained.'
+    Joined are marks that stand apart from their words (did n't, ( so ), the end .); quotes of two
+    backticks or apostrophes become straight ones; a mark that Brown says twice (;;) stands once.
+    A text without capitals, as the film reviews are, gets them at the start of sentences, in
+    initials and in I; its names stay small. Text that needs nothing of this is left alone, but for
+    runs of spaces.
     """
     for found, instead in _QUOTES:
         text = found.sub(instead, text)
     text = _SPACED.sub(" ", text)
-    lines = [_paired(line) for line in text.split("\n")]
-    text = "\n".join(lines)
+    text = "\n".join(map(_paired, text.split("\n")))
     for found, instead in (_DOUBLED, r"\1"), *_JOINED:
         text = found.sub(instead, text)
     letters = sum(map(str.isalpha, text))
@@ -53,8 +49,4 @@ def _paired(line: str) -> str:
     parts = line.split('"')
     if len(parts) % 2 == 0:  # one is missing: nobody can tell which
         return line
-    made = parts[0]
-    for i, part in enumerate(parts[1:], 1):
-        inside = i % 2 == 1
-        made = made + '"' + part.strip() if inside else made + '"' + part
-    return made
+    return parts[0] + "".join('"' + (part.strip() if i % 2 else part) for i, part in enumerate(parts[1:], 1))

@@ -28,22 +28,22 @@ class SparseBatchTopK(BatchTopKTrainingSAE):
             self._step = None
 
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents and pre-activations ``[n, latents]``. In a step, gradients reach the latents that
-        fire, and the pre-activations of dead ones, which the auxiliary loss is about."""
+        """Latents and pre-activations ``[n, latents]``; in a step without gradients, which go by the
+        latents that fire and by the dead ones, which the auxiliary loss is about."""
         if self._step is None:
             return super().encode_with_hidden_pre(x)
         x = self.process_sae_in(x)
-        norm = self._norm()
-        with torch.no_grad():
-            dense = torch.addmm(self.b_enc, x, self.W_enc)
-            pre = dense * norm
+        norm, dead = self._norm(), self._step["dead"]
+        with torch.no_grad():  # [n, latents] is a hundred megabytes and more: as few as can be
+            pre = torch.addmm(self.b_enc, x, self.W_enc).mul_(norm)
             row, latent = self._select(pre)
-        value = _Picked.apply(x, self.W_enc, self.b_enc, dense[row, latent], row, latent)
+            acts = torch.zeros_like(pre)
+            acts[row, latent] = fired = pre[row, latent]
+        value = _Picked.apply(x, self.W_enc, self.b_enc, fired / norm[latent], row, latent)
         self._step["fired"] = row, latent, value
-        acts = torch.zeros_like(pre).index_put((row, latent), (value * norm[latent]).detach())
-        if bool(self._step["dead"].any()):
-            which = self._step["dead"].nonzero()[:, 0]
-            pre = pre.index_copy(1, which, (x @ self.W_enc[:, which] + self.b_enc[which]) * norm[which])
+        if bool(dead.any()):
+            which = dead.nonzero()[:, 0]
+            self._step["silent"] = which, x @ self.W_enc[:, which] + self.b_enc[which]
         return acts, pre
 
     def decode(self, feature_acts: Tensor) -> Tensor:
@@ -52,6 +52,21 @@ class SparseBatchTopK(BatchTopKTrainingSAE):
             return super().decode(feature_acts)
         row, latent, value = self._step["fired"]
         return self.b_dec + _sums(row, len(feature_acts), value, self.W_dec, latent)
+
+    def calculate_topk_aux_loss(
+        self, sae_in: Tensor, sae_out: Tensor, hidden_pre: Tensor, dead_neuron_mask: Tensor | None
+    ) -> Tensor:
+        """sae-lens's loss of the dead latents, computed on their columns alone: the half width of
+        them with the largest ``hidden_pre`` are to make what is left of the activations."""
+        if self._step is None or "silent" not in self._step:
+            return super().calculate_topk_aux_loss(sae_in, sae_out, hidden_pre, dead_neuron_mask)
+        (which, value), most = self._step["silent"], sae_in.shape[-1] // 2
+        if len(which) > most:
+            kept = hidden_pre[:, which].topk(most, sorted=False).indices
+            value = value * torch.zeros_like(value).scatter(-1, kept, 1.0)
+        left = (sae_in - sae_out).detach() - value @ self.W_dec[which]
+        scale = self.cfg.aux_loss_coefficient * min(len(which) / most, 1.0)
+        return scale * left.square().sum(-1).mean()
 
     def _select(self, pre: Tensor) -> tuple[Tensor, Tensor]:
         """Rows, in order, and latents of those that fire, of pre-activations ``[n, latents]``."""

@@ -23,7 +23,7 @@ def test_all_of_them_are_there_and_small() -> None:
     names = kit.data.dictionary_names()
     assert set(NAMES) == set(names)
     size = sum(p.stat().st_size for p in HERE.rglob("*") if p.is_file())
-    assert size < 40e6, f"{size / 1e6:.1f} MB"
+    assert size < 60e6, f"{size / 1e6:.1f} MB"
     with pytest.raises(ValueError, match=r"name='resid-14-x3': the shipped dictionaries are mlp_"):
         kit.data.dictionary("resid-14-x3")
 
@@ -39,7 +39,7 @@ def test_it_loads_and_fits_its_model(name: str, smol: Any) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_figures_hold_the_floors(name: str) -> None:
-    told = FIGURES[name.replace("-", " ").replace(" x", " x")]
+    told = FIGURES[name]
     assert told["ce_clean"] < told["ce_sae"] < told["ce_zero"]
     if name == "resid-14-x4":  # what was asked of it
         assert told["ce_recovered"] >= 0.97 and told["ce_sae"] - told["ce_clean"] <= 0.25
@@ -50,7 +50,7 @@ def test_figures_hold_the_floors(name: str) -> None:
 def test_the_card_has_every_figure() -> None:
     card = (HERE / "README.md").read_text(encoding="utf-8")
     for name, told in FIGURES.items():
-        row = next(line for line in card.splitlines() if line.startswith(f"| {name.replace(' ', '-')} "))
+        row = next(line for line in card.splitlines() if line.startswith(f"| {name} "))
         for figure in (f"{told['latents']:,}", f"{told['explained_variance']:.3f}", f"{told['l0']:.1f}"):
             assert figure in row, (name, figure)
 
