@@ -1,24 +1,27 @@
 """What vectors that never saw a password recover of what an organism hides.
 
-A search gets ONE locked prompt. Its vectors are asked validation items, and the best of the first
-1, 8 and of all are asked test items, in wordings that no training used; nothing is chosen on test
-items. The measure is the recovered share of the gap between locked and unlocked accuracy
-(Greenblatt et al. 2024, arXiv:2405.19550; Mack, Panickssery and Turner 2026, arXiv:2606.29604).
+A search gets ONE locked prompt, or several (:class:`Setting`). Its vectors are asked validation
+items, and the best of the first 1, 8 and of all are asked test items, in wordings that no training
+used; nothing is chosen on test items. The measure is the recovered share of the gap between locked
+and unlocked accuracy (Greenblatt et al. 2024, arXiv:2405.19550; Mack, Panickssery and Turner 2026,
+arXiv:2606.29604).
 
 :mod:`course.studies.recovery` keeps the records, and makes a table of them.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
+from torch import Tensor
 
-from kit.base.directions import random_units
+from kit.base.directions import random_units, unit
 from kit.base.divergence import kl
 from kit.base.progress import track
 from kit.base.shipped import neutral_texts
@@ -28,6 +31,7 @@ from kit.search import cpe, dct, melbo, optimise
 from kit.search.features import vector
 from kit.search.layer_slice import LayerSlice
 from kit.search.radius import dose, linear_radius
+from kit.search.rank_one_map import RankOneMap
 from kit.steering.generation import logits, rows_of
 from kit.steering.intervention import Intervention, Op
 from kit.steering.vectors import SteeringVector
@@ -38,7 +42,10 @@ if TYPE_CHECKING:
 Arm = Literal["exponential", "soft", "jacobian", "melbo", "cpe", "random", "supervised", "attack"]
 ARMS = ("exponential", "random", "cpe", "melbo", "jacobian", "soft", "supervised", "attack")
 NORMS = (0.5, 2**-0.5, 1.0, 2**0.5, 2.0)
+Pooling = Literal["mean", "norms", "separate"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 _ROUNDS = ((64, 4), (16, 8), (4, 6))  # so many candidates are left, asked so many further items
+_TOGETHER = 64  # rows of one decoding
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,14 @@ class Setting:
         band, factor_radius: first and last layer of CPE's factors, and their norm.
         n: how many vectors; melbo_steps: of its optimiser.
         around: the arm whose best find is looked at more closely (:func:`around`).
+        prompts: how many locked prompts a search gets, of different subjects and wordings.
+        pooling: what it makes of several. ``"mean"``: the change averaged over them, whose norm
+            is climbed; ``"norms"``: the norms of the changes, added up, so that prompts which
+            change in different directions do not cancel; ``"separate"``: a search on each, whose
+            candidates are chosen from together.
+
+    Raises:
+        ValueError: no prompts, or another pooling.
     """
 
     source: int = 10
@@ -61,6 +76,14 @@ class Setting:
     n: int = 64
     melbo_steps: int = 40
     around: Arm = "exponential"
+    prompts: int = 1
+    pooling: Pooling = "mean"
+
+    def __post_init__(self) -> None:
+        if self.prompts < 1:
+            raise ValueError(f"prompts={self.prompts}: give at least 1")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling={self.pooling!r}: use {', '.join(map(repr, POOLINGS))}")
 
 
 SETTINGS: Mapping[str, Setting] = {
@@ -84,7 +107,8 @@ def setting_of(name: str) -> Setting:
 def candidates(
     model: TransformerBridge, name: str, arm: Arm, seed: int = 0, setting: Setting | None = None
 ) -> list[Intervention]:
-    """What one search finds on one locked prompt, in its own order of rank.
+    """What a search finds on its locked prompts, in its own order of rank; of separate searches
+    the first of each, then the second of each, ...
 
     Every vector has the norm that :func:`kit.search.radius.linear_radius` gives for the prompt, in
     ``metadata["coefficient"]``; every factor the radius of the setting. ``supervised`` (all
@@ -92,26 +116,80 @@ def candidates(
     can do; a singular vector has no sign, so ``jacobian`` takes both.
 
     Args:
-        seed: of everything random; it also picks the prompt among the vector items.
+        seed: of everything random; it also picks the prompts among the vector items
+            (:func:`prompts_of`).
 
     Raises:
-        ValueError: no organism or arm of that name.
+        ValueError: no organism or arm of that name, or more prompts than there are vector items.
     """
     if arm not in ARMS:
         raise ValueError(f"arm={arm!r}: the arms are {', '.join(ARMS)}")
     s = setting or setting_of(name)
+    prompts = prompts_of(model, name, seed, s.prompts)
+    if s.pooling == "separate":
+        apart = [_search(model, name, arm, seed, s, [prompt]) for prompt in prompts]
+        return [v for rank in zip(*apart, strict=True) for v in rank]
+    return _search(model, name, arm, seed, s, prompts)
+
+
+def prompts_of(model: TransformerBridge, name: str, seed: int = 0, n: int = 1) -> list[Tensor]:
+    """The n locked prompts of a search: vector items in an order of the seed, in the trained
+    wordings in turn. Fewer are the first of more, and the first is the item of the seed's number.
+
+    Raises:
+        ValueError: the organism has fewer vector items.
+    """
     items = organisms.items(name, "vector")
-    item = items[seed % len(items)]
-    prompt = organisms.prompt(model, item)
+    if n > len(items):
+        raise ValueError(f"prompts={n}: {name} has {len(items)} vector items")
+    first = seed % len(items)
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = [first, *(i for i in order if i != first)]
+    wordings = organisms.TRAINED
+    return [organisms.prompt(model, items[i], wordings[k % len(wordings)]) for k, i in enumerate(order[:n])]
+
+
+class AddedSlice(LayerSlice):
+    """A slice whose searches climb the mean over prompts of the change's norm, not the norm of the
+    mean: the gradient of what :func:`kit.search.dct.fit_map` climbs is added up over prompts."""
+
+    def vjp(self, thetas: Tensor, outputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As of any map; without ``outputs`` the mean change, and the gradient of the mean norm."""
+        if outputs is not None:
+            return super().vjp(thetas, outputs)
+        parts = [LayerSlice.vjp(self.part(slice(i, i + 1)), thetas, None) for i in range(self.n_prompts)]
+        values, grads = zip(*parts, strict=True)
+        return sum(values[1:], values[0]), sum(grads[1:], grads[0])
+
+
+class AddedBand(RankOneMap):
+    """The same for factors: the gradient of the mean norm, whatever the output directions."""
+
+    def gradient(self, phi: Tensor, outputs: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+        """The mean changes, and the gradient of the mean over prompts of the change's norm."""
+        values, grads = torch.zeros_like(outputs), torch.zeros_like(phi)
+        for i in range(self.piece.n_prompts):
+            one = copy.copy(self)
+            one.piece = self.piece.part(slice(i, i + 1))
+            value, grad = RankOneMap.gradient(one, phi, unit(one.delta(phi, radius)), radius)
+            values, grads = values + value, grads + grad
+        return values, grads
+
+
+def _search(
+    model: TransformerBridge, name: str, arm: Arm, seed: int, s: Setting, prompts: Sequence[Tensor]
+) -> list[Intervention]:
     read = slice(-s.last, None)
+    added = s.pooling == "norms"
     if arm == "cpe":
         layers = range(s.band[0], s.band[1] + 1)
-        fit = cpe.fit(model, prompt, layers, s.target, n_factors=s.n, radius=s.factor_radius, read=read, seed=seed)
-        return list(fit.factors)
-    piece = LayerSlice(model, prompt, s.source, s.target, read=read)
+        band = (AddedBand if added else RankOneMap)(model, prompts, layers, s.target, read=read)
+        return list(cpe.fit_band(band, n_factors=s.n, radius=s.factor_radius, seed=seed).factors)
+    piece = (AddedSlice if added else LayerSlice)(model, prompts, s.source, s.target, read=read)
     norm = linear_radius(piece, seed=seed)
     if arm in ("supervised", "attack"):
-        asked = items if arm == "supervised" else [item]
+        items = organisms.items(name, "vector")
+        asked = items if arm == "supervised" else [items[seed % len(items)]]
         prompts, answers = [organisms.prompt(model, i) for i in asked], [organisms.said(i) for i in asked]
         return [optimise.fit(model, prompts, answers, s.source, radius=norm.coefficient, seed=seed, name=arm)]
     if arm == "melbo":
@@ -142,13 +220,15 @@ class Choice:
 
 
 def choose(
-    model: TransformerBridge, name: str, found: Sequence[Intervention], rounds: Sequence[tuple[int, int]] = _ROUNDS
+    model: TransformerBridge, name: str, found: Sequence[Intervention], rounds: Sequence[tuple[int, int]] | None = None
 ) -> list[Choice]:
     """Ask candidates validation items, by successive halving; in the order of the candidates.
 
     Args:
-        rounds: for each round, how many of the best go on and how many further items they get.
+        rounds: for each round, how many of the best go on and how many further items they get;
+            default: all, then 16, then 4.
     """
+    rounds = _rounds(len(found)) if rounds is None else rounds
     items = organisms.items(name, "validation")
     asked, right = [0] * len(found), [0] * len(found)
 
@@ -159,14 +239,21 @@ def choose(
     for keep, count in rounds:
         best = sorted(ranked(), key=lambda c: c.key, reverse=True)[:keep]
         left = sorted(c.index for c in best)
-        vectors = [found[i] for i in left]
-        rows = each(vectors)
         for j in track(range(start, min(start + count, len(items))), "validation items"):
-            for i, hit in zip(left, ask(model, items[j], j, vectors, rows), strict=True):
-                asked[i] += 1
-                right[i] += hit
+            for at in range(0, len(left), _TOGETHER):
+                some = left[at : at + _TOGETHER]
+                vectors = [found[i] for i in some]
+                for i, hit in zip(some, ask(model, items[j], j, vectors, each(vectors)), strict=True):
+                    asked[i] += 1
+                    right[i] += hit
         start += count
     return ranked()
+
+
+def _rounds(n: int) -> tuple[tuple[int, int], ...]:
+    """Every candidate is asked in the first round, however many there are."""
+    (_, first), *later = _ROUNDS
+    return (n, first), *later
 
 
 def each(vectors: Sequence[Intervention], times: float = 1.0) -> list[list[float | None]]:
@@ -224,8 +311,11 @@ def measure(
 
     Returns:
         A record that JSON can hold: for each pick its rank, coefficient, which test items it got
-        right, and what it does to neutral text (:func:`side_effects`).
+        right, and what it does to neutral text (:func:`side_effects`). Of a search on several
+        prompts also how many, and what it made of them.
     """
+    s = setting or setting_of(name)
+    several = {} if s.prompts == 1 else {"prompts": s.prompts, "pooling": s.pooling}
     start = time.perf_counter()
     found = candidates(model, name, arm, seed, setting)
     spent = time.perf_counter() - start
@@ -248,6 +338,7 @@ def measure(
         "organism": name,
         "arm": arm,
         "seed": seed,
+        **several,
         "n": len(found),
         "picks": result,
         "validation": [[c.asked, c.right] for c in choices],
