@@ -200,8 +200,9 @@ def _has(records: Sequence[Mapping[str, Any]], key: Mapping[str, Any]) -> bool:
 Job = tuple[str, int, int, Pooling]  # arm, seed, prompts, pooling
 
 
-def _curve_jobs(seeds: int) -> Iterator[Job]:
-    for arm, seed, n, pooling in product(_OF_CURVE, range(seeds), CURVE, POOLINGS):
+def _curve_jobs(arms: Sequence[str], seeds: int) -> Iterator[Job]:
+    chosen = [arm for arm in _OF_CURVE if arm in arms]
+    for arm, seed, n, pooling in product(chosen, range(seeds), CURVE, POOLINGS):
         if n > 1 or pooling == "mean":
             yield arm, seed, n, pooling
 
@@ -236,14 +237,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("organism", nargs="*", help=f"default: {', '.join(SETTINGS)}")
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=[*ARMS, "around"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--curve", action="store_true", help="recovery against the number of prompts")
+    parser.add_argument(
+        "--curve", action="store_true", help="recovery against the number of prompts, of cpe and exponential"
+    )
     parser.add_argument("--out", type=Path, default=_file())
     args = parser.parse_args(argv)
     for name in args.organism:
         elicitation.setting_of(name)
     for name in args.organism or SETTINGS:
         plain = product(args.arms, range(args.seeds), (1,), ("mean",))
-        jobs = _curve_jobs(args.seeds) if args.curve else plain
+        jobs = _curve_jobs(args.arms, args.seeds) if args.curve else plain
         _complete(args.out, name, [("baseline", 0, 1, "mean"), *jobs])
     records = read(args.out)
     print((curve(records) if args.curve else table(records)).to_string(index=False))
