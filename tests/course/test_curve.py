@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from course.studies import elicitation, recovery
-from course.studies.elicitation import AddedBand, AddedSlice, Setting
+from course.studies.elicitation import Setting
+from course.studies.several import AddedBand, AddedSlice, prompts_of
 from kit.base.directions import random_units
 from kit.data import organisms
 from kit.search import cpe
@@ -28,15 +29,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fewer_prompts_are_the_first_of_more_and_differ(asked: None) -> None:
     items = organisms.items("withholding", "vector")
-    of = {n: elicitation.prompts_of(None, "withholding", 3, n) for n in (1, 2, 8)}  # type: ignore[arg-type]
+    of = {n: prompts_of(None, "withholding", 3, n) for n in (1, 2, 8)}  # type: ignore[arg-type]
     assert of[1] == [(items[3].subject, 0)], "as a search on one prompt had it before there were several"
     assert of[8][:2] == of[2] and of[2][:1] == of[1]
     assert len({subject for subject, _ in of[8]}) == 8
     assert [wording for _, wording in of[8]] == [0, 1, 2, 3] * 2
-    other = elicitation.prompts_of(None, "withholding", 4, 8)  # type: ignore[arg-type]
+    other = prompts_of(None, "withholding", 4, 8)  # type: ignore[arg-type]
     assert {s for s, _ in other} != {s for s, _ in of[8]}
     with pytest.raises(ValueError, match="prompts=11: withholding has 10 vector items"):
-        elicitation.prompts_of(None, "withholding", 0, 11)  # type: ignore[arg-type]
+        prompts_of(None, "withholding", 0, 11)  # type: ignore[arg-type]
 
 
 def test_a_setting_refuses_what_makes_no_sense() -> None:
@@ -51,7 +52,7 @@ def test_separate_searches_are_taken_in_turn(asked: None, monkeypatch: pytest.Mo
         return [f"{'+'.join(subject for subject, _ in prompts)} {i}" for i in range(s.n)]
 
     monkeypatch.setattr(elicitation, "_search", search)
-    a, b = (subject for subject, _ in elicitation.prompts_of(None, "withholding", 0, 2))  # type: ignore[arg-type]
+    a, b = (subject for subject, _ in prompts_of(None, "withholding", 0, 2))  # type: ignore[arg-type]
     find = lambda pooling: elicitation.candidates(
         None,  # type: ignore[arg-type]
         "withholding",
