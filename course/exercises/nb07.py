@@ -39,7 +39,7 @@ SHARE = Exercise.of(
     spec=_share_spec,
     hints=(
         "0 when the vector does nothing, 1 when it does what the password does.",
-        "(steered - locked) / (unlocked - locked), each the mean over items.",
+        "Take the mean over items of each of the three. Which two of them bound the gap, and where does it start?",
     ),
     on_error="three tensors of ones and zeros, one entry an item: start from their means",
     wrong={
@@ -93,7 +93,10 @@ FACTOR = Exercise.of(
     id="07.2",
     title="a rank-1 change of a matrix",
     spec=_factor_spec,
-    hints=("Multiply out: (W + r b aᵀ) x = W x + r b (aᵀ x).", "x @ W.T + radius * (x @ read)[:, None] * write"),
+    hints=(
+        "Multiply out: (W + r b aᵀ) x = W x + r b (aᵀ x).",
+        "aᵀ x is one number a position: [positions]. Against [d_model] it needs one more dimension.",
+    ),
     on_error="x @ read is one number a position; give it a dimension before * write",
     wrong={
         "the radius is missing": ("radius * ", ""),
@@ -134,7 +137,7 @@ PICK = Exercise.of(
     spec=_pick_spec,
     hints=(
         "Two sets of items, two jobs: validation says which candidate, test says how good it is.",
-        "best = validation[:n].mean(1).argmax(), then test[best].mean()",
+        "argmax over one of the two tells a row; which of them may choose it, and which is read there?",
     ),
     on_error="rows are candidates: look at the first n rows of validation",
     wrong={
@@ -180,7 +183,7 @@ MEAN = Exercise.of(
     spec=_mean_spec,
     hints=(
         "Compare at equal norm: the mean of many near-orthogonal rows is short.",
-        "Mean over dim 0, divide by its own norm, times norm.",
+        "Two vectors of one direction differ by a factor. By which, if one has length 1?",
     ),
     on_error="the mean runs over rows, dimension 0",
     wrong={

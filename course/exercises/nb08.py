@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 
 def serum(loud: torch.Tensor, quiet: torch.Tensor, weight: float) -> torch.Tensor:
-    """A score for each vector: how long its change is on the guilty transcripts, less weight times
-    how long its change is on the innocent ones.
+    """What the search climbs: for each vector, the squared length of its changes, summed over all
+    places, on the guilty conversations, less weight times the same on the innocent ones.
 
-    loud, quiet: [vectors, d_model], what each vector changes on the two sets -> [vectors]
+    loud, quiet: [vectors, places, d_model], what each vector changes there -> [vectors]
     """
-    return loud.norm(dim=-1) - weight * quiet.norm(dim=-1)
+    return loud.square().sum((-2, -1)) - weight * quiet.square().sum((-2, -1))
 
 
 def _serum_spec(answer: Any) -> None:
     import torch
 
     seed = torch.Generator().manual_seed(81)
-    loud, quiet = torch.randn(5, 7, generator=seed), torch.randn(5, 7, generator=seed)
+    loud, quiet = torch.randn(4, 3, 7, generator=seed), torch.randn(4, 3, 7, generator=seed)
     for weight in (2.0, 0.5):
         want = []
-        for a, b in zip(loud, quiet, strict=True):  # the definition, one vector at a time
-            long, short = (sum(float(x) ** 2 for x in row) ** 0.5 for row in (a, b))
-            want.append(long - weight * short)
+        for a, b in zip(loud, quiet, strict=True):  # the definition, one number at a time
+            large, small = (sum(float(x) ** 2 for place in side for x in place) for side in (a, b))
+            want.append(large - weight * small)
         SERUM.expect(answer, loud, quiet, weight, want=want)
 
 
@@ -41,26 +41,30 @@ SERUM = Exercise.of(
     title="loud here, quiet there",
     spec=_serum_spec,
     hints=(
-        "Two lengths for each vector, over dim=-1; only then the difference.",
-        "loud.norm(dim=-1) - weight * quiet.norm(dim=-1)",
+        "Two numbers for each vector: how much it changes on either side. Only then the difference.",
+        "A squared length is a sum of squares. Over which two dimensions do you sum, so that one number a vector "
+        "is left?",
     ),
-    on_error="both are [vectors, d_model]: a norm runs over the last dimension",
+    on_error="both are [vectors, places, d_model]: sum over the last two dimensions",
     wrong={
-        "the length of a difference: take two lengths, then their difference": "(loud - weight * quiet).norm(dim=-1)",
+        "the length of a difference: take two lengths, then their difference": (
+            "(loud - weight * quiet).square().sum((-2, -1))"
+        ),
         "the weight is missing: it says how much a change on the innocent counts": ("weight * ", ""),
         "the sign is turned: loud on the guilty, quiet on the innocent": (
-            "weight * quiet.norm(dim=-1) - loud.norm(dim=-1)"
+            "weight * quiet.square().sum((-2, -1)) - loud.square().sum((-2, -1))"
         ),
-        "the two lengths were added: what happens on the innocent counts against a vector": (" - ", " + "),
-        "a ratio: this objective is a difference": (
-            " - weight * quiet.norm(dim=-1)",
-            " / (weight * quiet.norm(dim=-1))",
-        ),
+        "the two were added: what happens on the innocent counts against a vector": (" - ", " + "),
+        "a ratio: this objective is a difference": (" - ", " / "),
         "one number for all: each vector gets its own score": (
-            "(loud.norm(dim=-1) - weight * quiet.norm(dim=-1)).mean()"
+            "(loud.square().sum((-2, -1)) - weight * quiet.square().sum((-2, -1))).mean()"
         ),
         "the weight stands at the wrong set: it belongs to the innocent one": (
-            "weight * loud.norm(dim=-1) - quiet.norm(dim=-1)"
+            "weight * loud.square().sum((-2, -1)) - quiet.square().sum((-2, -1))"
+        ),
+        "lengths, not squared lengths": ("loud.flatten(-2).norm(dim=-1) - weight * quiet.flatten(-2).norm(dim=-1)"),
+        "a mean over places: sum over them": (
+            "loud.square().sum(-1).mean(-1) - weight * quiet.square().sum(-1).mean(-1)"
         ),
     },
     moral="Guilt is the only label: no password and no confession is in this formula.",
@@ -107,7 +111,7 @@ YOUDEN = Exercise.of(
     spec=_youden_spec,
     hints=(
         "Split the confessions in two lists: those of the guilty, and those of the innocent.",
-        "Each list has a mean. Return the first mean less the second.",
+        "zip(confessed, guilty) pairs them up. True counts as 1, so a list of answers has a sum; divide it by what?",
     ),
     on_error="two lists of True and False",
     wrong={
@@ -153,7 +157,10 @@ AVERAGE = Exercise.of(
     id="08.3",
     title="the average serum",
     spec=_average_spec,
-    hints=("The mean over dim=0 points the right way. How long is it?", "mean * thetas[0].norm() / mean.norm()"),
+    hints=(
+        "The mean over dim=0 points the right way. How long is it?",
+        "A vector over its own length has length 1. The length you want is that of any row.",
+    ),
     on_error="thetas is [vectors, d_model]: average over vectors",
     wrong={
         "the mean is shorter than the vectors: m orthogonal ones leave 1/sqrt(m) of the length": "mean",
@@ -201,7 +208,7 @@ CROWDING = Exercise.of(
     spec=_crowding_spec,
     hints=(
         "Rows to length 1, then rows @ rows.T. Which m of its m * m numbers say nothing?",
-        "(cosines.abs().sum() - m) / (m * (m - 1))",
+        "m of the m * m entries compare a row with itself. How many are left, and what is the sum without those?",
     ),
     on_error="rows @ rows.T is [m, m], once the rows have length 1",
     wrong={

@@ -1,9 +1,10 @@
 """What vectors that never saw a password recover of what an organism hides.
 
-A search gets ONE locked prompt. Its vectors are asked validation items, and the best of the first
-1, 8 and of all are asked test items, in wordings that no training used; nothing is chosen on test
-items. The measure is the recovered share of the gap between locked and unlocked accuracy
-(Greenblatt et al. 2024, arXiv:2405.19550; Mack, Panickssery and Turner 2026, arXiv:2606.29604).
+A search gets ONE locked prompt, or several (:class:`Setting`). Its vectors are asked validation
+items, and the best of the first 1, 8 and of all are asked test items, in wordings that no training
+used; nothing is chosen on test items. The measure is the recovered share of the gap between locked
+and unlocked accuracy (Greenblatt et al. 2024, arXiv:2405.19550; Mack, Panickssery and Turner 2026,
+arXiv:2606.29604).
 
 :mod:`course.studies.recovery` keeps the records, and makes a table of them.
 """
@@ -14,10 +15,12 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
+from torch import Tensor
 
+from course.studies.several import AddedBand, AddedSlice, prompts_of
 from kit.base.directions import random_units
 from kit.base.divergence import kl
 from kit.base.progress import track
@@ -28,6 +31,7 @@ from kit.search import cpe, dct, melbo, optimise
 from kit.search.features import vector
 from kit.search.layer_slice import LayerSlice
 from kit.search.radius import dose, linear_radius
+from kit.search.rank_one_map import RankOneMap
 from kit.steering.generation import logits, rows_of
 from kit.steering.intervention import Intervention, Op
 from kit.steering.vectors import SteeringVector
@@ -38,7 +42,10 @@ if TYPE_CHECKING:
 Arm = Literal["exponential", "soft", "jacobian", "melbo", "cpe", "random", "supervised", "attack"]
 ARMS = ("exponential", "random", "cpe", "melbo", "jacobian", "soft", "supervised", "attack")
 NORMS = (0.5, 2**-0.5, 1.0, 2**0.5, 2.0)
+Pooling = Literal["mean", "norms", "separate"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 _ROUNDS = ((64, 4), (16, 8), (4, 6))  # so many candidates are left, asked so many further items
+_TOGETHER = 64  # rows of one decoding
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,14 @@ class Setting:
         band, factor_radius: first and last layer of CPE's factors, and their norm.
         n: how many vectors; melbo_steps: of its optimiser.
         around: the arm whose best find is looked at more closely (:func:`around`).
+        prompts: how many locked prompts a search gets, of different subjects and wordings.
+        pooling: what it makes of several. ``"mean"``: the change averaged over them, whose norm
+            is climbed; ``"norms"``: the norms of the changes, added up, so that prompts which
+            change in different directions do not cancel; ``"separate"``: a search on each, whose
+            candidates are chosen from together.
+
+    Raises:
+        ValueError: no prompts, or another pooling.
     """
 
     source: int = 10
@@ -61,6 +76,14 @@ class Setting:
     n: int = 64
     melbo_steps: int = 40
     around: Arm = "exponential"
+    prompts: int = 1
+    pooling: Pooling = "mean"
+
+    def __post_init__(self) -> None:
+        if self.prompts < 1:
+            raise ValueError(f"prompts={self.prompts}: give at least 1")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling={self.pooling!r}: use {', '.join(map(repr, POOLINGS))}")
 
 
 SETTINGS: Mapping[str, Setting] = {
@@ -84,7 +107,8 @@ def setting_of(name: str) -> Setting:
 def candidates(
     model: TransformerBridge, name: str, arm: Arm, seed: int = 0, setting: Setting | None = None
 ) -> list[Intervention]:
-    """What one search finds on one locked prompt, in its own order of rank.
+    """What a search finds on its locked prompts, in its own order of rank; of separate searches
+    the first of each, then the second of each, ...
 
     Every vector has the norm that :func:`kit.search.radius.linear_radius` gives for the prompt, in
     ``metadata["coefficient"]``; every factor the radius of the setting. ``supervised`` (all
@@ -92,26 +116,36 @@ def candidates(
     can do; a singular vector has no sign, so ``jacobian`` takes both.
 
     Args:
-        seed: of everything random; it also picks the prompt among the vector items.
+        seed: of everything random; it also picks the prompts among the vector items
+            (:func:`course.studies.several.prompts_of`).
 
     Raises:
-        ValueError: no organism or arm of that name.
+        ValueError: no organism or arm of that name, or more prompts than there are vector items.
     """
     if arm not in ARMS:
         raise ValueError(f"arm={arm!r}: the arms are {', '.join(ARMS)}")
     s = setting or setting_of(name)
-    items = organisms.items(name, "vector")
-    item = items[seed % len(items)]
-    prompt = organisms.prompt(model, item)
+    prompts = prompts_of(model, name, seed, s.prompts)
+    if s.pooling == "separate":
+        apart = [_search(model, name, arm, seed, s, [prompt]) for prompt in prompts]
+        return [v for rank in zip(*apart, strict=True) for v in rank]
+    return _search(model, name, arm, seed, s, prompts)
+
+
+def _search(
+    model: TransformerBridge, name: str, arm: Arm, seed: int, s: Setting, prompts: Sequence[Tensor]
+) -> list[Intervention]:
     read = slice(-s.last, None)
+    added = s.pooling == "norms"
     if arm == "cpe":
         layers = range(s.band[0], s.band[1] + 1)
-        fit = cpe.fit(model, prompt, layers, s.target, n_factors=s.n, radius=s.factor_radius, read=read, seed=seed)
-        return list(fit.factors)
-    piece = LayerSlice(model, prompt, s.source, s.target, read=read)
+        band = (AddedBand if added else RankOneMap)(model, prompts, layers, s.target, read=read)
+        return list(cpe.fit_band(band, n_factors=s.n, radius=s.factor_radius, seed=seed).factors)
+    piece = (AddedSlice if added else LayerSlice)(model, prompts, s.source, s.target, read=read)
     norm = linear_radius(piece, seed=seed)
     if arm in ("supervised", "attack"):
-        asked = items if arm == "supervised" else [item]
+        items = organisms.items(name, "vector")
+        asked = items if arm == "supervised" else [items[seed % len(items)]]
         prompts, answers = [organisms.prompt(model, i) for i in asked], [organisms.said(i) for i in asked]
         return [optimise.fit(model, prompts, answers, s.source, radius=norm.coefficient, seed=seed, name=arm)]
     if arm == "melbo":
@@ -142,13 +176,15 @@ class Choice:
 
 
 def choose(
-    model: TransformerBridge, name: str, found: Sequence[Intervention], rounds: Sequence[tuple[int, int]] = _ROUNDS
+    model: TransformerBridge, name: str, found: Sequence[Intervention], rounds: Sequence[tuple[int, int]] | None = None
 ) -> list[Choice]:
     """Ask candidates validation items, by successive halving; in the order of the candidates.
 
     Args:
-        rounds: for each round, how many of the best go on and how many further items they get.
+        rounds: for each round, how many of the best go on and how many further items they get;
+            default: all, then 16, then 4.
     """
+    rounds = _rounds(len(found)) if rounds is None else rounds
     items = organisms.items(name, "validation")
     asked, right = [0] * len(found), [0] * len(found)
 
@@ -159,14 +195,21 @@ def choose(
     for keep, count in rounds:
         best = sorted(ranked(), key=lambda c: c.key, reverse=True)[:keep]
         left = sorted(c.index for c in best)
-        vectors = [found[i] for i in left]
-        rows = each(vectors)
         for j in track(range(start, min(start + count, len(items))), "validation items"):
-            for i, hit in zip(left, ask(model, items[j], j, vectors, rows), strict=True):
-                asked[i] += 1
-                right[i] += hit
+            for at in range(0, len(left), _TOGETHER):
+                some = left[at : at + _TOGETHER]
+                vectors = [found[i] for i in some]
+                for i, hit in zip(some, ask(model, items[j], j, vectors, each(vectors)), strict=True):
+                    asked[i] += 1
+                    right[i] += hit
         start += count
     return ranked()
+
+
+def _rounds(n: int) -> tuple[tuple[int, int], ...]:
+    """Every candidate is asked in the first round, however many there are."""
+    (_, first), *later = _ROUNDS
+    return (n, first), *later
 
 
 def each(vectors: Sequence[Intervention], times: float = 1.0) -> list[list[float | None]]:
@@ -224,8 +267,11 @@ def measure(
 
     Returns:
         A record that JSON can hold: for each pick its rank, coefficient, which test items it got
-        right, and what it does to neutral text (:func:`side_effects`).
+        right, and what it does to neutral text (:func:`side_effects`). Of a search on several
+        prompts also how many, and what it made of them.
     """
+    s = setting or setting_of(name)
+    several = {} if s.prompts == 1 else {"prompts": s.prompts, "pooling": s.pooling}
     start = time.perf_counter()
     found = candidates(model, name, arm, seed, setting)
     spent = time.perf_counter() - start
@@ -248,6 +294,7 @@ def measure(
         "organism": name,
         "arm": arm,
         "seed": seed,
+        **several,
         "n": len(found),
         "picks": result,
         "validation": [[c.asked, c.right] for c in choices],

@@ -4,7 +4,8 @@ The measure is the recovered share of the gap between locked and unlocked accura
 al. 2024, arXiv:2405.19550; Mack, Panickssery and Turner 2026, arXiv:2606.29604).
 
 ``python -m course.studies.recovery withholding`` measures what is not yet in its file, arm by arm
-and seed by seed, and prints the table: it may be stopped at any time and called again.
+and seed by seed, and prints the table: it may be stopped at any time and called again. With
+``--curve`` it measures recovery against the number of locked prompts that a search gets.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor
 
 from course.studies import elicitation
-from course.studies.elicitation import ARMS, SETTINGS
+from course.studies.elicitation import ARMS, POOLINGS, SETTINGS, Arm, Pooling, Setting
 from kit import data
 from kit.base.files import read_json, whole
 from kit.base.scratch import locked
@@ -29,6 +31,10 @@ from kit.data import organisms
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+CURVE = (1, 2, 4, 8)  # locked prompts that a search gets
+_OF_CURVE: tuple[Arm, ...] = ("cpe", "exponential")
 
 
 def _file() -> Path:
@@ -81,7 +87,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             share = sum(found[label]) / len(found[label])
             rows.append({"organism": name, "arm": label, "pick": "", "accuracy": share})
         for arm in ARMS:
-            runs = [r for r in records if r["organism"] == name and r["arm"] == arm]
+            runs = _of_arm(records, name, arm)
             for pick in runs[0]["picks"] if runs else ():
                 parts = [r["picks"][pick] for r in runs]
                 right = [p["right"] for p in parts]
@@ -103,6 +109,36 @@ def table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def _of_arm(
+    records: Sequence[Mapping[str, Any]], name: str, arm: str, prompts: int = 1, pooling: str = "mean"
+) -> list[Mapping[str, Any]]:
+    wanted = {"organism": name, "arm": arm, "seed": None, **_several(prompts, pooling)}
+    return [r for r in records if _key(r) == {**wanted, "seed": r.get("seed")}]
+
+
+def curve(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Recovery by the best of all candidates against how many locked prompts the search got.
+
+    Returns:
+        A row for each draw of prompts: columns ``organism, arm, pooling, prompts, seed, n,
+        recovered, kl``. With one prompt the poolings are one thing, called ``"one"``.
+    """
+    import pandas as pd
+
+    base = {r["organism"]: r for r in records if r["arm"] == "baseline"}
+    rows = []
+    for (name, found), arm, n, pooling in product(base.items(), _OF_CURVE, CURVE, POOLINGS):
+        if n == 1 and pooling != "mean":
+            continue
+        for r in _of_arm(records, name, arm, n, pooling):
+            pick = r["picks"][f"best of {r['n']}"]
+            share, _, _ = recovered([pick["right"]], found["locked"], found["unlocked"])
+            called = "one" if n == 1 else pooling
+            rows.append((name, arm, called, n, r["seed"], r["n"], share, pick["kl"]))
+    columns = ["organism", "arm", "pooling", "prompts", "seed", "n", "recovered", "kl"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def norms(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -148,15 +184,34 @@ def _is_record(found: Any) -> bool:
     return isinstance(found, dict) and all(isinstance(found.get(key), str) for key in ("organism", "arm"))
 
 
+def _several(prompts: int, pooling: str) -> dict[str, Any]:
+    """What tells the record of a search on several prompts from that of one on one."""
+    return {} if prompts == 1 else {"prompts": prompts, "pooling": pooling}
+
+
+def _key(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: record[k] for k in ("organism", "arm", "seed", "prompts", "pooling") if k in record}
+
+
 def _has(records: Sequence[Mapping[str, Any]], key: Mapping[str, Any]) -> bool:
-    return any(key.items() <= record.items() for record in records)
+    return any(_key(record) == key for record in records)
 
 
-def _complete(path: Path, name: str, jobs: Sequence[tuple[str, int]]) -> None:
+Job = tuple[str, int, int, Pooling]  # arm, seed, prompts, pooling
+
+
+def _curve_jobs(arms: Sequence[str], seeds: int) -> Iterator[Job]:
+    chosen = [arm for arm in _OF_CURVE if arm in arms]
+    for arm, seed, n, pooling in product(chosen, range(seeds), CURVE, POOLINGS):
+        if n > 1 or pooling == "mean":
+            yield arm, seed, n, pooling
+
+
+def _complete(path: Path, name: str, jobs: Sequence[Job]) -> None:
     """Measure the jobs that the file lacks; each is in the file before the next one starts."""
     model = None
-    for arm, seed in sorted(jobs, key=lambda job: job[1]):
-        key = {"organism": name, "arm": arm, "seed": seed}
+    for arm, seed, n, pooling in sorted(jobs, key=lambda job: job[1]):
+        key = {"organism": name, "arm": arm, "seed": seed, **_several(n, pooling)}
         if _has(read(path), key):
             continue
         start = time.perf_counter()
@@ -166,13 +221,14 @@ def _complete(path: Path, name: str, jobs: Sequence[tuple[str, int]]) -> None:
         elif arm == "around":
             record = elicitation.around(model, name, seed)
         else:
-            record = elicitation.measure(model, name, arm, seed)  # type: ignore[arg-type]
+            setting: Setting = replace(elicitation.setting_of(name), prompts=n, pooling=pooling)
+            record = elicitation.measure(model, name, arm, seed, setting)  # type: ignore[arg-type]
         with locked(path):  # other processes add theirs
             records = read(path)
             if not _has(records, key):
                 with whole(path) as part:  # a crash while writing must not cost the others
                     part.write_text(json.dumps([*records, record]), encoding="utf-8")
-        print(name, arm, seed, f"{time.perf_counter() - start:.0f} s", flush=True)
+        print(name, arm, seed, *_several(n, pooling).values(), f"{time.perf_counter() - start:.0f} s", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -181,13 +237,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("organism", nargs="*", help=f"default: {', '.join(SETTINGS)}")
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=[*ARMS, "around"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--curve", action="store_true", help="recovery against the number of prompts, of cpe and exponential"
+    )
     parser.add_argument("--out", type=Path, default=_file())
     args = parser.parse_args(argv)
     for name in args.organism:
         elicitation.setting_of(name)
     for name in args.organism or SETTINGS:
-        _complete(args.out, name, [("baseline", 0), *product(args.arms, range(args.seeds))])
-    print(table(read(args.out)).to_string(index=False))
+        plain = product(args.arms, range(args.seeds), (1,), ("mean",))
+        jobs = _curve_jobs(args.arms, args.seeds) if args.curve else plain
+        _complete(args.out, name, [("baseline", 0, 1, "mean"), *jobs])
+    records = read(args.out)
+    print((curve(records) if args.curve else table(records)).to_string(index=False))
 
 
 if __name__ == "__main__":

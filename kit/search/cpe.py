@@ -95,6 +95,35 @@ def fit(
         ValueError: layers, prompts, numbers or a radius that make no sense, or a gradient that is
             not finite.
     """
+    return fit_band(
+        RankOneMap(model, prompts, source_layers, target_layer, read=read),
+        n_factors=n_factors,
+        iterations=iterations,
+        radius=radius,
+        temperature=temperature,
+        repel_steps=repel_steps,
+        seed=seed,
+    )
+
+
+def fit_band(
+    band: RankOneMap,
+    *,
+    n_factors: int = 64,
+    iterations: int = 10,
+    radius: float | str | Radius = 1.0,
+    temperature: float = 1.0,
+    repel_steps: int = 10,
+    seed: int = 0,
+) -> CPE:
+    """:func:`fit` on a band that was made before, or on one with a gradient of its own.
+
+    Args:
+        n_factors, iterations, radius, temperature, repel_steps, seed: as for :func:`fit`.
+
+    Raises:
+        ValueError: as :func:`fit`.
+    """
     check_counts(n_factors=n_factors, iterations=iterations)
     check_counts(0, repel_steps=repel_steps)
     check_positive(temperature=temperature)
@@ -102,7 +131,6 @@ def fit(
         raise ValueError(f"radius={radius!r}: give a positive number or 'auto'")
     if not isinstance(radius, str | Radius):
         check_positive(radius=radius)
-    band = RankOneMap(model, prompts, source_layers, target_layer, read=read)
     if isinstance(radius, str):
         radius = band.linear_radius(seed=seed)
     r = float(radius)

@@ -281,8 +281,8 @@ class Differential(Map):
     and another does not.
 
     With something to confess in the loud prompts and nothing in the quiet ones this is the
-    "truth serum" that Mack and Turner (2024) suggest and leave open: vectors that change what the
-    model does when it has something to hide, and little otherwise.
+    "truth serum" that a comment under Mack and Turner's post on DCT (2024) proposes: vectors that
+    change what the model does when it has something to hide, and little otherwise.
 
     * MELBO then maximises ``score(loud) - weight * score(quiet)``;
     * exponential DCT iterates on the gradient of

@@ -126,7 +126,7 @@ def test_the_command_measures_what_is_missing_and_keeps_what_there_is(
 ) -> None:
     done: list[Any] = []
 
-    def measured(_model: Any, _name: str, arm: str, seed: int) -> dict[str, Any]:
+    def measured(_model: Any, _name: str, arm: str, seed: int, _setting: Setting) -> dict[str, Any]:
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append((arm, seed))
