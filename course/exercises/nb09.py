@@ -1,4 +1,4 @@
-"""Exercises of notebook 09: batch top-k, an SAE's loss, the fold, explained variance, CE recovered."""
+"""Exercises of notebook 09: batch top-k, the loss, the fold, explained variance, CE recovered."""
 
 from __future__ import annotations
 
@@ -74,13 +74,7 @@ BATCH_TOPK = Exercise.of(
 # --- 09.2 an SAE's loss ----------------------------------------------------------------------
 
 
-def loss(
-    x: torch.Tensor,
-    found: torch.Tensor,
-    f: torch.Tensor,
-    W_dec: torch.Tensor,
-    l1: float,
-) -> torch.Tensor:
+def loss(x: Any, found: Any, f: Any, W_dec: torch.Tensor, l1: float) -> torch.Tensor:
     """Squared error, summed over the dimensions, plus the price of firing; the mean over the batch.
 
     The price of a token is l1 times the sum, over latents, of activation times length of the row.
