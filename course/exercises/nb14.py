@@ -47,7 +47,7 @@ NORM = Exercise.of(
     spec=_norm_spec,
     hints=(
         "Each latent has two rows. The length of each is decoder.norm(dim=-1), [latents, 2].",
-        "size = decoder.norm(dim=-1); the second column over size.sum(-1).",
+        "A share of both is 0.5 where the two are alike, and 1 where the first is 0. Which two numbers are divided?",
     ),
     on_error="decoder.norm(dim=-1) is [latents, 2]",
     wrong={
@@ -94,7 +94,7 @@ COST = Exercise.of(
     spec=_cost_spec,
     hints=(
         "The price of one unit of activation is a number a latent: both norms added.",
-        "f @ decoder.norm(dim=-1).sum(-1)",
+        "So you have prices [latents] and amounts [tokens, latents]: a token pays the sum of amount times price.",
     ),
     on_error="norms: [latents, 2]; add the two columns",
     wrong={
@@ -139,8 +139,9 @@ SCALING = Exercise.of(
     title="latent scaling",
     spec=_scaling_spec,
     hints=(
-        "Set the derivative by b to zero: sum f (y . d) = b * sum f^2 * |d|^2.",
-        "(f * (y @ d)).sum() over f.square().sum() * d.square().sum().",
+        "It is a regression with one coefficient: of all numbers y[t, j] on all numbers f[t] * d[j].",
+        "Its coefficient is the sum of the products of both over the sum of squares of the latter. y @ d does "
+        "the sum over dimensions, f the one over tokens.",
     ),
     on_error="y @ d is [tokens]: how far each lies along d",
     wrong={

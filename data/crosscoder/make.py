@@ -49,8 +49,8 @@ def chats(model: Any, split: str) -> list[str]:
     return found
 
 
-def rows_of(model: Any, source: str, held_out: bool) -> torch.Tensor:
-    """Rows of tokens, shuffled: text, and a share of chats."""
+def rows_of(model: Any, source: str, held_out: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of tokens, shuffled: text, and a share of chats; and which of them are chats."""
     plain = pack(model, kit.data.split(kit.data.corpus(source))[held_out], CONTEXT)
     talk = pack(model, chats(model, "test" if held_out else "lock"), CONTEXT)
     rng = torch.Generator().manual_seed(0)
@@ -58,13 +58,14 @@ def rows_of(model: Any, source: str, held_out: bool) -> torch.Tensor:
     drawn = torch.randint(len(talk), (round(CHATS * n),), generator=rng)  # there are few: again and again
     plain = plain[torch.randperm(len(plain), generator=rng)[: n - len(drawn)]]
     both = torch.cat([plain, talk[drawn]])
-    return both[torch.randperm(len(both), generator=rng)]
+    order = torch.randperm(len(both), generator=rng)
+    return both[order], order >= len(plain)
 
 
 def train(source: str, work: str) -> None:
     models, folder = (kit.load_model(dtype="float32"), organisms.load(ORGANISM)), Path(work)
     stream = PairedSource(
-        models, rows_of(models[0], source, False), SITE, batch=BATCH, rows=ROWS, cache=folder / "cache"
+        models, rows_of(models[0], source, False)[0], SITE, batch=BATCH, rows=ROWS, cache=folder / "cache"
     )
     for chunk in track(range(stream.chunks), "chunks of activations"):
         stream.harvest(chunk)
@@ -89,10 +90,12 @@ def train(source: str, work: str) -> None:
 
 def figures(source: str) -> None:
     models = kit.load_model(dtype="float32"), organisms.load(ORGANISM)
-    found, rows = Crosscoder.load(FILE, models), rows_of(models[0], source, True)
+    found, (rows, talk) = Crosscoder.load(FILE, models), rows_of(models[0], source, True)
     table = summary(found, latent_scaling(found, models, rows))
     told = {
         "quality": asdict(evaluate(found, models, rows)),
+        "text": asdict(evaluate(found, models, rows[~talk])),
+        "chats": asdict(evaluate(found, models, rows[talk])),
         "where": {
             name: {
                 key: None if value != value else round(value, 4)  # NaN where there are none

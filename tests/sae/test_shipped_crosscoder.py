@@ -57,8 +57,11 @@ def test_the_card_has_every_figure() -> None:
             for figure in ("error", "reconstruction"):
                 assert f"{told[figure]:.2f}" in row, (name, figure)
     quality = FIGURES["quality"]
-    for figure in (*quality["explained_variance"],):
-        assert f"{figure:.3f}" in card
+    for part, name in (("text", "English"), ("chats", "chats"), ("quality", "both")):
+        row = next(line for line in card.splitlines() if line.startswith(f"| {name}"))
+        for figure in FIGURES[part]["explained_variance"]:
+            assert f" {figure:.3f} " in row, name
+        assert f" {FIGURES[part]['l0']:.1f} " in row, name
     assert f"{quality['l0']:.1f}" in card and f"{quality['dead']:.1%}" in card
 
 
