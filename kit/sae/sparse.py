@@ -28,8 +28,8 @@ class SparseBatchTopK(BatchTopKTrainingSAE):
             self._step = None
 
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents and pre-activations ``[n, latents]``; in a step without gradients, which go by the
-        latents that fire and by the dead ones, which the auxiliary loss is about."""
+        """Latents and pre-activations ``[n, latents]``; in a step without gradients, which go by
+        the latents that fire and by the dead ones, which the auxiliary loss is about."""
         if self._step is None:
             return super().encode_with_hidden_pre(x)
         x = self.process_sae_in(x)
