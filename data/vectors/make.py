@@ -34,7 +34,7 @@ def effects(model, vectors, coefficient, probes):
 
 def main() -> None:
     model = kit.load_model(dtype="float32")
-    print("| vector | layer | AUROC | safe range | effect | random |\n|---|---|---|---|---|---|")
+    print("| vector | layer | AUROC | near range | effect | random |\n|---|---|---|---|---|---|")
     for name in sys.argv[1:] or kit.data.contrast_names():
         data = kit.data.contrast(name)
         positive, negative = zip(*data["pairs"], strict=True)
