@@ -66,8 +66,8 @@ def _cell(
     mark = f"outline:2px solid rgba({INK},1);outline-offset:-2px;" if chosen == (layer, at) else ""
     fill = f"background:rgba({SAFE},{0.08 + 0.5 * words[0][1]:.2f});"
     return (
-        f'<td data-layer="{layer}" data-position="{at}" tabindex="0" title="{escape(chr(10).join(lines))}" '
-        f'style="{_CELL};{fill}{mark}cursor:pointer">{_word(words[0][0], hidden)}</td>'
+        f'<td data-layer="{layer}" data-position="{at}"{" data-chosen" * bool(mark)} tabindex="0" '
+        f'title="{escape(chr(10).join(lines))}" style="{_CELL};{fill}{mark}cursor:pointer">{_word(words[0][0], hidden)}</td>'
     )
 
 

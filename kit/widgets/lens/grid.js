@@ -7,7 +7,10 @@ export default {
       const at = [box?.scrollLeft ?? 0, box?.scrollTop ?? 0];
       const held = el.contains(document.activeElement) ? document.activeElement.dataset : null;
       el.innerHTML = model.get('html');
-      el.firstElementChild?.scrollTo(...at);
+      const grid = el.firstElementChild, open = el.querySelector('[data-chosen]');
+      grid?.scrollTo(...at);
+      const beyond = open && open.getBoundingClientRect().right - grid.getBoundingClientRect().right;
+      if (!at[0] && beyond > 0) grid.scrollLeft = beyond; // the open cell, at first the last one
       if (held?.layer) el.querySelector(
         `td[data-layer="${held.layer}"][data-position="${held.position}"]`)?.focus();
     };
@@ -23,6 +26,7 @@ export default {
     model.on('change:html', draw);
     for (const kind of ['click', 'keydown']) el.addEventListener(kind, choose);
     draw();
+    requestAnimationFrame(draw); // once it has its width
     return () => model.off('change:html', draw);
   },
 };
