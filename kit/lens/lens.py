@@ -236,9 +236,30 @@ class Lens:
             ValueError: a word of several tokens, or a layer without a lens.
         """
         step = self._writes([word], layer)[0]
-        return SteeringVector(
-            step, layer, f"{word.strip() or word!r} @{layer}", "lens", fingerprint=fingerprint(self.model)
-        )
+        name = f"{word.strip() or repr(word)} @{layer}"
+        return SteeringVector(step, layer, name, "lens", fingerprint=fingerprint(self.model))
+
+    def typed(self, text: str, layer: int) -> SteeringVector:
+        """What somebody typed, as a vector: ``"ocean"``, or ``"sad > happy"``, from one to another.
+
+        A word stands for its token with a space before it, where it has one.
+
+        Raises:
+            ValueError: no word, more than two, one of several tokens, or a layer without a lens.
+        """
+        parts = [part.strip() for part in text.split(">")]
+        if not all(parts) or len(parts) > 2:
+            raise ValueError(f"text={text!r}: give a word, or two with > between: sad > happy")
+        tokenizer = runtime(self.model).tokenizer
+        spaced = [f" {part}" for part in parts]
+        alone = [len(tokenizer.encode(word, add_special_tokens=False)) == 1 for word in spaced]
+        words = [a if one else b for a, b, one in zip(spaced, parts, alone, strict=True)]
+        vectors = [self.direction(word, layer) for word in words]
+        if len(vectors) == 1:
+            return vectors[0]
+        difference = vectors[1] - vectors[0]
+        name = f"{parts[0]} > {parts[1]} @{layer}"
+        return SteeringVector(difference.direction, layer, name, "lens", fingerprint=difference.fingerprint)
 
     def swap(
         self, prompt: Text, old: str, new: str, layer: int | Sequence[int], *, position: int | None = None

@@ -14,6 +14,7 @@ import kit
 from kit.lens import Lens, markup
 from kit.widgets import LensView, SteeringPanel
 from kit.widgets.lens import view as module
+from kit.widgets.panel.word_field import WordField
 from tests import tiny
 
 TEXT = "The kettle hummed while rain ran down."
@@ -125,3 +126,37 @@ def test_a_lens_of_another_model_is_refused(lens: Lens, tmp_path: Path) -> None:
     other = tiny.load(tmp_path, "llama", seed=3)
     with pytest.raises(ValueError, match="lens: it is of another model"):
         LensView(other, TEXT, lens)
+
+
+def test_a_typed_word_becomes_a_slider(lens: Lens) -> None:
+    panel = SteeringPanel(lens.model, [], TEXT, max_new_tokens=2, lens=lens)
+    panel.take_words(lens)  # once is enough
+    (field,) = (child for child in panel.children if isinstance(child, WordField))
+    assert field.layer.options == (0, 2)
+    field.layer.value = 0
+    field.text.value = "the"
+    assert panel.vector_rows == ()  # not while it is typed
+    field.text._handle_custom_msg({"event": "submit"}, [])
+    (row,) = panel.vector_rows
+    assert torch.equal(row.vector.direction, lens.direction(" the", 0).direction)
+    assert row.coefficient == pytest.approx(0.15) and field.text.value == ""
+    field.text.value = "the > and"
+    field.add.click()
+    want = lens.direction(" and", 0).direction - lens.direction(" the", 0).direction
+    torch.testing.assert_close(panel.vector_rows[1].vector.direction, want / want.norm())
+    assert panel.vector_rows[1].vector.name == "the > and @0"
+    field.text.value = "data:,kit-word-2-40"  # as a browser drops it
+    assert panel.vector_rows[2].vector.layer == 2 and field.text.value == ""
+    for wrong, says in {"kettle drum": "tokens", "a > b > c": "two with &gt; between", " > x": "give a word"}.items():
+        field.text.value = wrong
+        field.add.click()
+        assert says in panel._message.value and len(panel.vector_rows) == 3
+    panel.stop()
+    panel.controller.wait(60)
+    panel.close()
+
+
+def test_a_panel_of_another_model_takes_no_words(lens: Lens, tmp_path: Path) -> None:
+    other = tiny.load(tmp_path, "llama", seed=4)
+    with pytest.raises(ValueError, match="lens: it is of another model than the panel's"):
+        SteeringPanel(other, [], TEXT, lens=lens)

@@ -60,7 +60,7 @@ class LensView(View):
         Args:
             prompt: a chat message, or tokens as they are.
             lens: of this model; None for the one that is shipped (:func:`kit.data.lens`).
-            panel: where words go.
+            panel: where words go, also into a field of its own (:meth:`SteeringPanel.take_words`).
             coefficient: at which they go there.
             k: how many words a cell has.
             trace: words whose rank every cell tells.
@@ -110,6 +110,8 @@ class LensView(View):
         for shown in (self.grid, self.words):
             shown.observe(lambda change: self._try(lambda: self._click(change["new"])), "clicked")
         self._draw()
+        if panel is not None:
+            panel.take_words(lens, coefficient)
 
     def run(self) -> None:
         """Read the text that stands in the field.

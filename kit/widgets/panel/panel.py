@@ -24,9 +24,12 @@ from kit.widgets.panel.controller import Frame, Request
 from kit.widgets.panel.controls import WORDS, Controls
 from kit.widgets.panel.files import load, save
 from kit.widgets.panel.vector_row import VectorRow
+from kit.widgets.panel.word_field import WordField
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+    from kit.lens.lens import Lens
 
 _HINT = "Move a slider or press Generate."
 
@@ -57,12 +60,14 @@ class SteeringPanel(LiveView):
         max_new_tokens: int = 40,
         temperature: float = 0.0,
         seed: int = 0,
+        lens: Lens | None = None,
     ) -> None:
         """Nothing is generated until a slider moves, Generate is pressed or :meth:`run` is called.
 
         Args:
             vectors: one intervention or several; each gets a row with a slider.
             coefficients: where the sliders stand at first (default 0), one number or one for each.
+            lens: of this model; typed words then become sliders, see :meth:`take_words`.
 
         Raises:
             ValueError: a vector of another model, as many coefficients as there are no vectors, or
@@ -112,6 +117,8 @@ class SteeringPanel(LiveView):
         c.load.on_click(lambda _button: self._try(self._load, "nothing loaded: "))
         for control in c.that_rerun():
             control.observe(lambda _change: self._post_unless_quiet(), "value")
+        if lens is not None:
+            self.take_words(lens)
 
     # what a notebook calls
 
@@ -162,6 +169,18 @@ class SteeringPanel(LiveView):
         """Show one more widget, below the vectors (a gallery's field to drop ranks into, say)."""
         at = self.children.index(self._vectors) + 1
         self.children = (*self.children[:at], widget, *self.children[at:])
+
+    def take_words(self, lens: Lens, coefficient: float = 0.15) -> None:
+        """Show a field in which a word, or two with > between, becomes a slider at a coefficient;
+        once, whoever asks.
+
+        Raises:
+            ValueError: a lens of another model.
+        """
+        if lens.model is not self._lm:
+            raise ValueError("lens: it is of another model than the panel's")
+        if not any(isinstance(child, WordField) for child in self.children):
+            self.show_below_vectors(WordField(lens, lambda vector: self.put(vector, coefficient), self._try))
 
     def remove(self, name: str) -> None:
         """Take a vector off the panel."""
