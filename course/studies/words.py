@@ -1,7 +1,7 @@
 """What a lens's readings and its written words are worth, each against what would do it by chance.
 
-For ``data/lens/figures.py`` and notebook 17. A layer is chosen on the first wording and reported on
-the others; word lists and prompts were fixed before anything was measured.
+A layer is to be chosen on the first wording and reported on the others; word lists and prompts were
+fixed before anything was measured.
 """
 
 from __future__ import annotations

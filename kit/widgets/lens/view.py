@@ -34,7 +34,7 @@ class Grid(anywidget.AnyWidget):
 
 
 class LensView(View):
-    """``LensView(model, "The capital of France is")``: a grid of words, tokens by layers.
+    """``LensView(model, "The capital of France is", lens)``: a grid of words, tokens by layers.
 
     A cell's words stand beside the grid, by both lenses; clicked or dragged, one goes onto the
     panel as a slider.
@@ -49,7 +49,7 @@ class LensView(View):
         self,
         model: TransformerBridge,
         prompt: Text,
-        lens: Lens | None = None,
+        lens: Lens,
         *,
         panel: SteeringPanel | None = None,
         coefficient: float = 0.15,
@@ -59,7 +59,7 @@ class LensView(View):
         """
         Args:
             prompt: a chat message, or tokens as they are.
-            lens: of this model; None for the one that is shipped (:func:`kit.data.lens`).
+            lens: of this model (:func:`kit.lens.fit`).
             panel: where words go, also into a field of its own (:meth:`SteeringPanel.take_words`).
             coefficient: at which they go there.
             k: how many words a cell has.
@@ -68,10 +68,6 @@ class LensView(View):
         Raises:
             ValueError: as :meth:`kit.lens.Lens.read`, or a lens of another model.
         """
-        if lens is None:
-            from kit.data import lens as shipped
-
-            lens = shipped(model)
         if lens.model is not model:
             raise ValueError("lens: it is of another model than the one given")
         super().__init__()
