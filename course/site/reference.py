@@ -23,7 +23,10 @@ BESIDE = (
     "course.exercises.patching",
     "course.exercises.published_dct",
     "course.runner",
+    "kit.base.divergence",
+    "kit.base.shipped",
     "kit.data.statements",
+    "kit.sae.quality",
     "kit.sae.sections",
     "kit.sae.source",
 )

@@ -19,10 +19,10 @@ class CorpusLens:
     """The logit lens of every latent of a store, against that of all its latents.
 
     The plain lens (:func:`kit.sae.logit_lens`) is headed by tokens that nobody writes, and by the
-    same few tokens for many latents. Here a token counts only if the corpus has it, and its logit
-    is told as a z-score over latents: less the mean that all latents' rows, at norm 1, give it,
-    over their standard deviation. So what all latents promote is at 0, and 3 means as much for a
-    common token as for a rare one.
+    same few tokens for many latents. Here a token counts only if the corpus has it, and its logit,
+    less the mean over the vocabulary, is told as a z-score over latents: less the mean that all
+    latents' rows, at norm 1, give it, over their standard deviation. So what all latents promote is
+    at 0, and 3 means as much for a common token as for a rare one.
 
     Attributes:
         tokens: ids that are looked at, ``[kinds]``.

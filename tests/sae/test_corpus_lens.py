@@ -22,7 +22,8 @@ def test_it_is_the_logit_scored_over_latents(model: Any, store: FeatureStore) ->
     for i, row in enumerate(rows):
         for token, value in logit_lens(model, row, vocabulary, mads=float("inf")).top:
             logits[i, token] = value
-    score = (logits - logits.mean(0)) / logits.std(0, correction=0)
+    odds = logits - logits.mean(-1, keepdim=True)  # what raises every token raises none
+    score = (odds - odds.mean(0)) / odds.std(0, correction=0)
     seen = torch.bincount(store.tokens.flatten(), minlength=vocabulary) >= 3
     assert found.tokens.tolist() == seen.nonzero()[:, 0].tolist() and 0 < len(found.tokens) < vocabulary
     for latent in (0, 5):
