@@ -425,7 +425,7 @@ def small_and_shared(monkeypatch: pytest.MonkeyPatch, smol: Any) -> Iterator[Non
     """Notebooks at small size, in their folder, with the model that is loaded anyway."""
     before = Path.cwd()
     monkeypatch.setenv("KIT_SMALL", "1")
-    monkeypatch.setattr(kit, "load_model", lambda: smol, raising=False)
+    monkeypatch.setattr(kit, "load_model", lambda dtype: smol, raising=False)
     os.chdir(runner.FOLDER)
     yield
     os.chdir(before)
@@ -484,7 +484,7 @@ def test_where_is_a_notebook_or_a_section(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("KIT_CACHE", str(tmp_path))
     card = kit.catch_up("05")
     assert card.title == "Sections of 05_melbo"
-    assert card.message.splitlines()[2] == "05.3   3 · Train a set together"
+    assert card.message.splitlines()[2] == "05.3   3 · How long a vector?"
     with pytest.raises(ValueError, match="where='3': give a notebook and a section"):
         kit.catch_up("3")
     with pytest.raises(ValueError, match="section 99: 05_melbo has 1: 1 · Push here"):
