@@ -474,7 +474,7 @@ def test_the_rest_of_a_notebook_runs_on_what_was_made(small_and_shared: None) ->
     namespace: dict[str, Any] = {}
     catch_up(of, 5, namespace, Shelf(of, [], small=True))
     run_from(of, of.section(5).cell, namespace)
-    assert namespace["named"].layer == 10 and len(namespace["runs"]) == 3
+    assert namespace["named"].layer == 10 and len(namespace["group"]) == 4
 
 
 # --- the call ---------------------------------------------------------------------------------
@@ -487,7 +487,7 @@ def test_where_is_a_notebook_or_a_section(tmp_path: Path, monkeypatch: pytest.Mo
     assert card.message.splitlines()[2] == "05.3   3 · How long a vector?"
     with pytest.raises(ValueError, match="where='3': give a notebook and a section"):
         kit.catch_up("3")
-    with pytest.raises(ValueError, match="section 99: 05_melbo has 1: 1 · Push here"):
+    with pytest.raises(ValueError, match="section 99: 05_melbo has 1: 1 · What comes out"):
         kit.catch_up("05.99")
     with pytest.raises(ValueError, match="no notebook '77'"):
         kit.catch_up("77.1")
