@@ -256,11 +256,11 @@ import sys
 from types import SimpleNamespace
 from course.studies import elicitation, recovery
 recovery.organisms.load = lambda name: SimpleNamespace()
-elicitation.measure = lambda m, name, arm, seed: {"organism": name, "arm": arm, "seed": seed}
+elicitation.measure = lambda m, name, arm, seed, setting: {"organism": name, "arm": arm, "seed": seed}
 first = int(sys.argv[2])
 sys.stdin.readline()
 from pathlib import Path
-recovery._complete(Path(sys.argv[1]), "withholding", [("melbo", seed) for seed in range(first, 80, 2)])
+recovery._complete(Path(sys.argv[1]), "withholding", [("melbo", seed, 1, "mean") for seed in range(first, 80, 2)])
 """
 
 

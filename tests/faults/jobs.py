@@ -149,13 +149,13 @@ def _records() -> Job:
     def run(home: Path) -> None:
         organisms.load = lambda name: SimpleNamespace()  # type: ignore[assignment, misc]
         elicitation.baseline = lambda m, name: {"organism": name, "arm": "baseline", "seed": 0}
-        elicitation.measure = lambda m, name, arm, seed: {  # type: ignore[assignment, misc]
+        elicitation.measure = lambda m, name, arm, seed, setting: {  # type: ignore[assignment, misc]
             "organism": name,
             "arm": arm,
             "seed": seed,
             "right": [seed] * 500,
         }
-        wanted = [("baseline", 0), *(("melbo", seed) for seed in range(6))]
+        wanted = [("baseline", 0, 1, "mean"), *(("melbo", seed, 1, "mean") for seed in range(6))]
         recovery._complete(home / "r.json", "withholding", wanted)
 
     def look(home: Path) -> list[str]:

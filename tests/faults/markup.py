@@ -28,6 +28,7 @@ from course.room.room_table import RoomTable
 from kit.base.html import message
 from kit.cli.doctor import Check, DoctorReport
 from kit.cli.timing import Estimate
+from kit.lens import markup as lens_markup
 from kit.sae import FeatureStore, Site, ablated_text, pages, sections
 from kit.sae.links import links
 from kit.sae.meta_sae import MetaLatents
@@ -79,9 +80,18 @@ ATTRIBUTES = set(
     "aria-busy aria-label aria-hidden class cx cy d dir draggable fill fill-opacity font-size "
     "font-weight height href opacity points r role rx stroke stroke-dasharray "
     "stroke-linejoin stroke-width stroke-opacity style text-anchor title transform viewbox width x x1 "
-    "x2 y y1 y2 open data-rank tabindex preserveaspectratio aria-live scope".split()
+    "x2 y y1 y2 open data-rank data-latent data-layer data-position data-chosen data-mark tabindex preserveaspectratio aria-live scope".split()
 )
-MODULES: tuple[ModuleType, ...] = (render, pages, sections, gallery_markup, training_markup, charts, panel_markup)
+MODULES: tuple[ModuleType, ...] = (
+    render,
+    pages,
+    sections,
+    gallery_markup,
+    training_markup,
+    charts,
+    panel_markup,
+    lens_markup,
+)
 
 
 class _Reader(HTMLParser):
@@ -104,7 +114,7 @@ class _Reader(HTMLParser):
                 self.found.append(f"<{tag} style={value!r:.80}>")
             if name == "href" and not value.startswith("data:,"):
                 self.found.append(f"<{tag} href={value!r:.40}>")
-            if name in ("class", "d", "points", "transform", "href") and MARK in value:
+            if (name in ("class", "d", "points", "transform", "href") or name.startswith("data-")) and MARK in value:
                 self.found.append(f"<{tag} {name}={value!r:.40}>")
 
     def handle_endtag(self, tag: str) -> None:
@@ -293,6 +303,10 @@ def _views(subjects: Subjects) -> Iterator[tuple[str, Any]]:
     )
     browser.show(busy)
     yield "FeatureBrowser", browser
+    lens = kit.lens.Lens(model, {0: torch.eye(model.cfg.d_model)})
+    grid = widgets.LensView(model, some[1] + TEXTS[0], lens, k=3, trace=(some[2][:1],))
+    grid.filter.value = True
+    yield "LensView", grid
     view = widgets.PromptView(store, model, some[5] + TEXTS[0], near=near, answers=("a", "b"))
     view.run()
     view.show(busy)

@@ -177,7 +177,7 @@ print([name for name in heavy if name in sys.modules], type(model).__name__)
 
 
 def test_an_unopened_model_becomes_its_bridge_with_what_was_known_of_it() -> None:
-    model: Any = kit.load_model()
+    model: Any = kit.load_model(dtype="float32")
     known = {name: value for name, value in vars(vars(model)["cfg"]).items() if name != "_owner"}
     words, state = model.tokenizer, runtime(model)
     vector = kit.data.vector("happy-sad")

@@ -130,4 +130,4 @@ def test_neighbours_here_elsewhere_and_in_what_they_say(llama: Any) -> None:
     with pytest.raises(ValueError, match="latent=12"):
         near.same(12)
     text = pages.neighbours(near, 2)
-    assert "#5 (+" in text and "there #" in text
+    assert "#5</span> (+" in text and "there #" in text
