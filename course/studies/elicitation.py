@@ -48,6 +48,11 @@ _ROUNDS = ((64, 4), (16, 8), (4, 6))  # so many candidates are left, asked so ma
 _TOGETHER = 64  # rows of one decoding
 
 
+def several(prompts: int, pooling: str) -> dict[str, Any]:
+    """What tells the record of a search on several prompts from that of one on one."""
+    return {} if prompts == 1 else {"prompts": prompts, "pooling": pooling}
+
+
 @dataclass(frozen=True)
 class Setting:
     """Where an organism is searched, chosen on validation items.
@@ -271,7 +276,6 @@ def measure(
         prompts also how many, and what it made of them.
     """
     s = setting or setting_of(name)
-    several = {} if s.prompts == 1 else {"prompts": s.prompts, "pooling": s.pooling}
     start = time.perf_counter()
     found = candidates(model, name, arm, seed, setting)
     spent = time.perf_counter() - start
@@ -294,7 +298,7 @@ def measure(
         "organism": name,
         "arm": arm,
         "seed": seed,
-        **several,
+        **several(s.prompts, s.pooling),
         "n": len(found),
         "picks": result,
         "validation": [[c.asked, c.right] for c in choices],

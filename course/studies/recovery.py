@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from course.studies import elicitation
-from course.studies.elicitation import ARMS, POOLINGS, SETTINGS, Arm, Pooling, Setting
+from course.studies.elicitation import ARMS, POOLINGS, SETTINGS, Arm, Pooling, Setting, several
 from kit import data
 from kit.base.files import read_json, whole
 from kit.base.scratch import locked
@@ -114,7 +114,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 def _of_arm(
     records: Sequence[Mapping[str, Any]], name: str, arm: str, prompts: int = 1, pooling: str = "mean"
 ) -> list[Mapping[str, Any]]:
-    wanted = {"organism": name, "arm": arm, "seed": None, **_several(prompts, pooling)}
+    wanted = {"organism": name, "arm": arm, "seed": None, **several(prompts, pooling)}
     return [r for r in records if _key(r) == {**wanted, "seed": r.get("seed")}]
 
 
@@ -184,11 +184,6 @@ def _is_record(found: Any) -> bool:
     return isinstance(found, dict) and all(isinstance(found.get(key), str) for key in ("organism", "arm"))
 
 
-def _several(prompts: int, pooling: str) -> dict[str, Any]:
-    """What tells the record of a search on several prompts from that of one on one."""
-    return {} if prompts == 1 else {"prompts": prompts, "pooling": pooling}
-
-
 def _key(record: Mapping[str, Any]) -> dict[str, Any]:
     return {k: record[k] for k in ("organism", "arm", "seed", "prompts", "pooling") if k in record}
 
@@ -211,7 +206,7 @@ def _complete(path: Path, name: str, jobs: Sequence[Job]) -> None:
     """Measure the jobs that the file lacks; each is in the file before the next one starts."""
     model = None
     for arm, seed, n, pooling in sorted(jobs, key=lambda job: job[1]):
-        key = {"organism": name, "arm": arm, "seed": seed, **_several(n, pooling)}
+        key = {"organism": name, "arm": arm, "seed": seed, **several(n, pooling)}
         if _has(read(path), key):
             continue
         start = time.perf_counter()
@@ -228,7 +223,7 @@ def _complete(path: Path, name: str, jobs: Sequence[Job]) -> None:
             if not _has(records, key):
                 with whole(path) as part:  # a crash while writing must not cost the others
                     part.write_text(json.dumps([*records, record]), encoding="utf-8")
-        print(name, arm, seed, *_several(n, pooling).values(), f"{time.perf_counter() - start:.0f} s", flush=True)
+        print(name, arm, seed, *several(n, pooling).values(), f"{time.perf_counter() - start:.0f} s", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

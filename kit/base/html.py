@@ -40,6 +40,11 @@ def inline(text: str) -> str:
     return escape(isolated(text))
 
 
+def spaced(piece: str) -> str:
+    """A token so that its spaces and line breaks are seen, as HTML."""
+    return inline(piece.replace("\n", "↵").replace(" ", "·") or "∅")
+
+
 def number(value: float | None, digits: int = 2) -> str:
     """A number for a table; a dash for one that was not measured."""
     if value is None:

@@ -12,9 +12,9 @@ from torch import Tensor
 from kit.base.checks import check_counts
 from kit.base.directions import random_units
 from kit.lens.lens import Lens
-from kit.lens.reading import Words
+from kit.lens.reading import Words, ranks_of
 from kit.models.activations import residuals
-from kit.models.logit_lens import token_directions
+from kit.models.logit_lens import direction_logits
 from kit.models.tokens import Text
 
 if TYPE_CHECKING:
@@ -75,12 +75,9 @@ class Difference:
         rows = torch.cat([self._at(layer)[None], self.halves[layer], random_units(_CONTROLS, len(self._at(layer)))])
         matrix = torch.eye(rows.shape[1]) if plain else self.lens.matrix(layer)
         asked = [self.lens.token(word) for word in words]
-        vocabulary = token_directions(self.lens.model, range(self.lens.model.cfg.d_vocab)).cpu()
-        found = []
-        for part in (rows @ matrix.T).split(32):
-            logits = part @ vocabulary.T  # [n, d_vocab]
-            found.append(torch.stack([(logits > logits[:, t, None]).sum(-1) for t in asked], dim=-1))
-        ranks = torch.cat(found)  # [1 + splits + random, words]
+        parts = (rows @ matrix.T).split(32)
+        ranks = torch.cat([ranks_of(direction_logits(self.lens.model, part), asked) for part in parts])
+        # [1 + splits + random, words]
         medians = ranks.float().quantile(0.5, dim=-1)
         own, halves, chance = medians.split([1, len(self.halves[layer]), _CONTROLS])
 

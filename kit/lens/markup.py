@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from kit.base.html import INK, LINE, MONO, PLAIN, SAFE, SANS, SOFT, inline
+from kit.base.html import INK, LINE, MONO, PLAIN, SAFE, SANS, SOFT, spaced
 from kit.lens.reading import Reading
 
 _CELL = (
     f"padding:1px 6px;border:1px solid {LINE};max-width:96px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
 )
 _HEAD = f"position:sticky;background:var(--jp-layout-color1,Canvas);font-weight:400;color:{SOFT};z-index:1"
-
-
-def shown(word: str) -> str:
-    """A token so that its spaces and line breaks are seen, as HTML."""
-    return inline(word.replace("\n", "↵").replace(" ", "·") or "∅")
 
 
 def grid(
@@ -34,7 +29,7 @@ def grid(
         chosen: layer and position of the cell that is marked.
         hidden: words that are not shown.
     """
-    head = "".join(f'<th style="{_CELL};{_HEAD};top:0">{shown(piece)}</th>' for piece in reading.pieces)
+    head = "".join(f'<th style="{_CELL};{_HEAD};top:0">{spaced(piece)}</th>' for piece in reading.pieces)
     rows = []
     for layer in reversed(reading.layers):
         cells = "".join(_cell(reading, layer, at, plain, chosen, hidden) for at in range(len(reading.pieces)))
@@ -72,7 +67,7 @@ def _cell(
 
 
 def _word(word: str, hidden: frozenset[str]) -> str:
-    return '<span style="opacity:.5">–</span>' if word in hidden else shown(word)
+    return '<span style="opacity:.5">–</span>' if word in hidden else spaced(word)
 
 
 def words(

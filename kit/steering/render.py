@@ -17,7 +17,7 @@ from math import exp, log
 from statistics import median
 from typing import TYPE_CHECKING
 
-from kit.base.html import CELL, INK, LINE, MONO, PLAIN, SAFE, SANS, SOFT, WRAP, inline, isolated, number
+from kit.base.html import CELL, INK, LINE, MONO, PLAIN, SAFE, SANS, SOFT, WRAP, inline, isolated, number, spaced
 from kit.steering.results import Row, label
 
 if TYPE_CHECKING:
@@ -266,12 +266,11 @@ def token_mask(pieces: Sequence[str], read: Sequence[bool], steered: Sequence[bo
         fill = f"rgba({INK},.3)" if is_steered else "transparent"
         edge = f"rgba({SAFE},1)" if is_read else "transparent"
         outline = "dashed" if i >= n else "solid"
-        shown = piece.replace("\n", "↵").replace(" ", "·") or "∅"
         where = f"position {i}" if i < n else "generated"
         cells.append(
             f'<span title="{where}: {what}" style="display:inline-block;margin:2px;padding:1px 5px;'
             f"border:1px {outline} {LINE};border-bottom:4px solid {edge};background:{fill};"
-            f'border-radius:4px;{WRAP}">{inline(shown)}</span>' + ("<br>" if "\n" in piece else "")
+            f'border-radius:4px;{WRAP}">{spaced(piece)}</span>' + ("<br>" if "\n" in piece else "")
         )
     counts = f"{sum(read)} read, {sum(steered[:n])} of {n} prompt tokens steered"
     tail = steered[n:]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import kit
+from kit.base.html import spaced
 from kit.lens import Lens, markup
 from kit.widgets import LensView, SteeringPanel
 from kit.widgets.lens import view as module
@@ -47,11 +48,11 @@ def test_a_click_opens_a_cell(lens: Lens) -> None:
     view.grid.clicked = ["cell", 0, 3, 1]
     assert view.chosen == (0, 3) and "layer 0" in view.words.html
     word, p = view.reading.words(3, 0)[0]
-    assert markup.shown(word) in view.words.html and f"{p:.2f}" in view.words.html
+    assert spaced(word) in view.words.html and f"{p:.2f}" in view.words.html
     view.which.value = "logit lens"
     plain, _ = view.reading.words(3, 0, plain=True)[0]
     cell = re.search(r'data-layer="0" data-position="3"[^>]*>(.*?)</td>', view.grid.html)
-    assert cell is not None and cell[1] == markup.shown(plain)
+    assert cell is not None and cell[1] == spaced(plain)
     assert "outline:2px" in view.grid.html
     with pytest.raises(ValueError, match="layer=1: read were 0, 2"):
         view.show(1, 0)
@@ -111,7 +112,7 @@ def test_a_frozen_view_has_its_words_and_no_script(lens: Lens) -> None:
     view = LensView(lens.model, TEXT, lens)
     frozen = view.frozen_html
     assert "<script" not in frozen and 'data-layer="2"' in frozen and "data-mark" not in frozen
-    assert all(markup.shown(piece) in frozen for piece in view.reading.pieces)
+    assert all(spaced(piece) in frozen for piece in view.reading.pieces)
     view.close()
 
 

@@ -9,7 +9,7 @@ import anywidget
 import ipywidgets as w
 import traitlets
 
-from kit.base.html import SOFT, inline
+from kit.base.html import SOFT, inline, spaced
 from kit.lens import markup
 from kit.lens.filter import HIDDEN, is_vulgar
 from kit.lens.lens import Lens
@@ -18,6 +18,7 @@ from kit.models.tokens import Text
 from kit.widgets import frame
 from kit.widgets.frame import View
 from kit.widgets.panel.panel import SteeringPanel
+from kit.widgets.panel.word_field import mark, marked
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -144,12 +145,12 @@ class LensView(View):
         if clicked[0] == "cell":
             self.show(clicked[1], clicked[2])
             return
-        _, layer, token = clicked[1].rsplit("-", 2)
-        (word,) = self.lens.words_of([int(token)])
         if self.panel is None:
             self._say("There is no panel here to put it on: LensView(model, prompt, panel=panel).")
             return
-        self._say(f"on the panel: {self.to_panel(word, int(layer))}")
+        if found := marked(clicked[1]):
+            (word,) = self.lens.words_of([found[1]])
+            self._say(f"on the panel: {self.to_panel(word, found[0])}")
 
     def _hidden(self) -> frozenset[str]:
         if not self.filter.value:
@@ -167,9 +168,9 @@ class LensView(View):
         row = self.reading.layers.index(layer)
         both = []
         for name, ids, plain in ((_LENSES[0], self.reading.ids, False), (_LENSES[1], self.reading.plain_ids, True)):
-            said = [f"kit-word-{layer}-{int(i)}" for i in ids[row, at]] if marks else []
+            said = [mark(layer, int(i)) for i in ids[row, at]] if marks else []
             both.append(markup.words(self.reading.words(at, layer, plain=plain), name, marks=said, hidden=hidden))
-        where = f"layer {layer}, at {markup.shown(self.reading.pieces[at])}"
+        where = f"layer {layer}, at {spaced(self.reading.pieces[at])}"
         hint = "click a word, or drag it, to steer with it" if marks else ""
         return (
             f'<div><div style="margin-bottom:4px">{where}</div><div style="display:flex;gap:24px">{"".join(both)}</div>'

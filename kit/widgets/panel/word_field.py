@@ -14,7 +14,18 @@ if TYPE_CHECKING:
     from kit.lens.lens import Lens
     from kit.steering.vectors import SteeringVector
 
-_DROPPED = re.compile(r"kit-word-(\d+)-(\d+)")  # the address of a word in a LensView
+_MARK = re.compile(r"kit-word-(\d+)-(\d+)")
+
+
+def mark(layer: int, token: int) -> str:
+    """The address of a word in a view, which a click or a drag of it says."""
+    return f"kit-word-{layer}-{token}"
+
+
+def marked(text: str) -> tuple[int, int] | None:
+    """Layer and token of a :func:`mark` in what was dropped or clicked, or None."""
+    found = _MARK.search(text)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 class WordField(w.HBox):
@@ -49,8 +60,8 @@ class WordField(w.HBox):
             self._attempt(lambda: self._give(self._lens.typed(words, self.layer.value)), "not added: ")
 
     def _dropped(self, change: Any) -> None:
-        if found := _DROPPED.search(change["new"]):
-            layer, token = map(int, found.groups())
+        if found := marked(change["new"]):
+            layer, token = found
             (word,) = self._lens.words_of([token])
             self._attempt(lambda: self._give(self._lens.direction(word, layer)), "not added: ")
 
