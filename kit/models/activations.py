@@ -135,7 +135,7 @@ def capture(model: TransformerBridge, tokens: Tensor, places: Iterable[Place]) -
             else:
                 hook = module.register_forward_hook(lambda _m, _i, out, place=place: keep(place, output_of(out)))
             hooks.enter_context(hook)
-        state.decoder(input_ids=tokens.to(model.cfg.device), use_cache=False)
+        state.forward(input_ids=tokens.to(model.cfg.device), use_cache=False)
     return kept
 
 
@@ -158,11 +158,17 @@ def residual_scale(model: TransformerBridge, layer: int) -> float:
     """
     check_layer(model, layer)
 
+    state = runtime(model)
+
     def make() -> list[float]:
-        stream = residuals(model, neutral_texts()[:6], range(model.cfg.n_layers), read=slice(1, None))
+        outer, state.steered = state.steered, ""  # the unit is the clean model's, wherever it is asked for
+        try:
+            stream = residuals(model, neutral_texts()[:6], range(model.cfg.n_layers), read=slice(1, None))
+        finally:
+            state.steered = outer
         return stream.norm(dim=-1).median(dim=0).values.tolist()
 
-    scale = runtime(model).kept("scales", make)[layer]
+    scale = state.kept("scales", make)[layer]
     if not scale > 0 or scale == float("inf"):
         raise ValueError(f"the residual stream after layer {layer} has median norm {scale}")
     return scale

@@ -55,6 +55,7 @@ class Runtime:
         final_norm: the path of the norm before the unembedding, if there is one.
         mlp_scale: by which the block multiplies what the MLP gives before it adds it.
         lock: held while hooks are on the model.
+        steered: by what an enclosing :func:`kit.steer` steers the bridge; "" outside of one.
     """
 
     decoder: nn.Module
@@ -66,6 +67,7 @@ class Runtime:
     final_norm: str | None = None
     mlp_scale: float = 1.0
     lock: threading.RLock = field(default_factory=threading.RLock)
+    steered: str = ""
     _facts: dict[Fact, Any] = field(default_factory=dict, repr=False)
     _edits: int = -1
 
@@ -93,6 +95,20 @@ class Runtime:
     def forget(self, fact: Fact) -> None:
         """Drop what is kept, so that it is made anew."""
         self._facts.pop(fact, None)
+
+    def forward(self, **inputs: Any) -> Any:
+        """A pass of the decoder, for what is read or changed in the model as it is.
+
+        Raises:
+            RuntimeError: inside ``with kit.steer(...)``: that block steers the bridge, and this pass
+                would silently go without.
+        """
+        if self.steered:
+            raise RuntimeError(
+                f"inside kit.steer with {self.steered}: this would read the model without it. Read it before or after "
+                "the block, or steered: model.run_with_cache(tokens)"
+            )
+        return self.decoder(**inputs)
 
     def block(self, layer: int) -> nn.Module:
         """The block with this index, counted from 0."""

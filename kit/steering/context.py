@@ -81,7 +81,12 @@ def steer(
         session.attached("bridge"),
         model.original_model.register_forward_pre_hook(tracker, with_kwargs=True),
     ):
-        yield session.receipt
+        outer = state.steered
+        state.steered = ", ".join(v.name for v in coefficients) or outer
+        try:
+            yield session.receipt
+        finally:
+            state.steered = outer
 
 
 class _Tracker:

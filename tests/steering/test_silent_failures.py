@@ -336,3 +336,19 @@ def test_11_results_that_cannot_be_had_again(model: Any, tmp_path: Any) -> None:
     mild, broken = kit.generate(model, tokens, v, [0.1, 50.0], max_new_tokens=20, measure=True).rows
     assert broken.kl > 5 * mild.kl
     assert broken.perplexity > mild.perplexity and broken.distinct_2 < mild.distinct_2
+
+
+# --- reading the model as it is, where it is steered ----------------------------------------------
+
+
+def test_what_reads_the_clean_model_says_so_inside_a_block(smol: Any) -> None:
+    v = kit.SteeringVector(torch.randn(smol.cfg.d_model), 10, "a push")
+    clean = kit.activations.residuals(smol, ["A text."], [12])
+    with kit.steer(smol, {v: 0.5}):
+        with pytest.raises(RuntimeError, match="inside kit.steer with a push: .* without it"):
+            kit.activations.residuals(smol, ["A text."], [12])
+        kit.residual_scale(smol, 10)  # the unit is the clean model's
+        kit.generate(smol, "Hi.", v, [0.1], max_new_tokens=1)  # runs through the bridge, steered
+    with kit.steer(smol, {}):  # steers nothing
+        assert torch.equal(kit.activations.residuals(smol, ["A text."], [12]), clean)
+    assert torch.equal(kit.activations.residuals(smol, ["A text."], [12]), clean)
