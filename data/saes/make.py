@@ -49,7 +49,7 @@ RUNS: dict[str, tuple[Site, tuple[float, ...], int, str]] = {
     "untrained": (RESID, (4,), 300, "untrained"),
     "mlp": (MLP, (4,), 400, "trained"),
 }
-BATCH, CONTEXT, ROWS, K, LR, PASSES = 2048, 128, 512, 32, 2e-3, 2
+BATCH, CONTEXT, ROWS, K, LR, PASSES = 2048, 128, 512, 32, 2e-3, 1
 CHATS = 6000
 HELD_OUT_ROWS = 64
 PAIRS = (

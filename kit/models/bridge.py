@@ -100,7 +100,7 @@ class Runtime:
         """A pass of the decoder, for what is read or changed in the model as it is.
 
         Raises:
-            RuntimeError: inside ``with kit.steer(...)``: that block steers the bridge, and this pass
+            RuntimeError: inside ``with kit.steer(...)``: it steers the bridge, and this pass
                 would silently go without.
         """
         if self.steered:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Lens:
+class Ends:
     """Both ends of a direction's logits.
 
     Attributes:
@@ -32,7 +32,7 @@ class Lens:
 
 
 @torch.no_grad()
-def logit_lens(model: TransformerBridge, direction: Tensor, n: int = 10, *, mads: float = 5.0) -> Lens:
+def logit_lens(model: TransformerBridge, direction: Tensor, n: int = 10, *, mads: float = 5.0) -> Ends:
     """Multiply a direction with the final norm's gain and the unembedding (nostalgebraist 2020),
     less its mean where that norm takes it out, and with the logits' factor where there is one.
 
@@ -53,7 +53,7 @@ def logit_lens(model: TransformerBridge, direction: Tensor, n: int = 10, *, mads
     logits[drop] = 0.0
     order = logits.argsort(descending=True)
     order = order[~torch.isin(order, drop)]
-    return Lens(
+    return Ends(
         [(int(i), float(logits[i])) for i in order[:n]],
         [(int(i), float(logits[i])) for i in order.flip(0)[:n]],
         drop.tolist(),

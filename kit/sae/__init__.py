@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kit.models.logit_lens import Lens, direct_attribution, logit_lens, long_tokens
+from kit.models.logit_lens import Ends, direct_attribution, logit_lens, long_tokens
 from kit.models.sites import Site
 from kit.models.tokens import pack
 from kit.sae.ablation import Ablation, ablated_text
@@ -27,7 +27,7 @@ __all__ = [
     "FeatureStore",
     "Latent",
     "Latents",
-    "Lens",
+    "Ends",
     "Match",
     "Neighbours",
     "Neurons",

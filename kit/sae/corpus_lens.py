@@ -8,7 +8,7 @@ import torch
 
 from kit.base.checks import is_whole
 from kit.base.directions import unit
-from kit.models.logit_lens import Lens, token_directions
+from kit.models.logit_lens import Ends, token_directions
 from kit.sae.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class CorpusLens:
         self.spread = ((self._words @ around) * self._words).sum(-1).clamp(min=0).sqrt()
 
     @torch.no_grad()
-    def read(self, latent: int, n: int = 10) -> Lens:
+    def read(self, latent: int, n: int = 10) -> Ends:
         """Both ends of a latent's lens: token ids and z-scores, most extreme first; it leaves out
         nothing more (``dropped`` is empty).
 
@@ -75,4 +75,4 @@ class CorpusLens:
         def some(which: torch.Tensor) -> list[tuple[int, float]]:
             return [(int(self.tokens[i]), float(score[i])) for i in which[:n]]
 
-        return Lens(some(order), some(order.flip(0)), [])
+        return Ends(some(order), some(order.flip(0)), [])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kit.base.html import INK, LINE, PLAIN, SAFE, SANS, WRAP, inline, number
-from kit.models.logit_lens import Lens, direction_logits, logit_lens, long_tokens
+from kit.models.logit_lens import Ends, direction_logits, logit_lens, long_tokens
 from kit.sae.ablation import Ablation
 from kit.sae.about import Effect, correlated
 from kit.sae.compare import Neighbours
@@ -158,7 +158,7 @@ def logits(model: TransformerBridge, row: Tensor) -> str:
     return histogram(counts, torch.linspace(low, high, 61), x="logit, direct path", y="tokens")
 
 
-def lens(found: Lens, texts: Words) -> str:
+def lens(found: Ends, texts: Words) -> str:
     """Both ends of a logit lens, side by side."""
 
     def column(title: str, pairs: Sequence[tuple[int, float]]) -> str:

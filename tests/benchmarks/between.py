@@ -40,7 +40,7 @@ def table(model: Any, pairs: int) -> list[Figure]:
 
 
 def attributing(model: Any, rows: Tensor, pairs: int) -> list[float]:
-    source, target = (kit.data.dictionary(n, model) for n in ("resid-14-x4", "mlp_out-15-x4"))
+    source, target = (kit.data.dictionary(n, model) for n in ("resid-14-4x", "mlp_out-15-4x"))
     decoder = runtime(model).decoder
 
     def both_ways() -> None:

@@ -15,7 +15,9 @@ from kit.data.corpora import NLTK
 from kit.sae import Site, evaluate, pack
 
 HERE = Path(__file__).parents[2] / "data" / "saes"
-NAMES = ("resid-14-x1", "resid-14-x2", "resid-14-x4", "resid-14-x8", "mlp_out-15-x4")
+OTHERS = ("resid-14-1x", "resid-14-4x", "resid-14-4x-b", "resid-14-16x", "mlp_out-15-4x")
+CONTROL = "resid-14-4x-untrained"  # of a copy of the model with weights drawn anew
+NAMES = (*OTHERS, CONTROL)
 FIGURES = json.loads((HERE / "figures.json").read_text(encoding="utf-8"))
 
 
@@ -24,26 +26,32 @@ def test_all_of_them_are_there_and_small() -> None:
     assert set(NAMES) == set(names)
     size = sum(p.stat().st_size for p in HERE.rglob("*") if p.is_file())
     assert size < 60e6, f"{size / 1e6:.1f} MB"
-    with pytest.raises(ValueError, match=r"name='resid-14-x3': the shipped dictionaries are mlp_"):
-        kit.data.dictionary("resid-14-x3")
+    with pytest.raises(ValueError, match=r"name='resid-14-x4': the shipped dictionaries are mlp_"):
+        kit.data.dictionary("resid-14-x4")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OTHERS)
 def test_it_loads_and_fits_its_model(name: str, smol: Any) -> None:
     found = kit.data.dictionary(name, smol)
-    kind, layer, width = name.split("-")
+    kind, layer, width = name.split("-")[:3]
     assert found.site == Site(int(layer), kind)  # type: ignore[arg-type]
-    assert len(found) == int(width[1:]) * smol.cfg.d_model
+    assert len(found) == int(width[:-1]) * smol.cfg.d_model
     assert found.sae.W_dec.dtype == torch.float32 and found.fingerprint is not None
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_the_control_is_of_another_model(smol: Any) -> None:
+    assert len(kit.data.dictionary(CONTROL)) == 4 * smol.cfg.d_model
+    with pytest.raises(ValueError, match="another model|fingerprint"):
+        kit.data.dictionary(CONTROL, smol)
+
+
+@pytest.mark.parametrize("name", OTHERS)
 def test_figures_hold_the_floors(name: str) -> None:
     told = FIGURES[name]
     assert told["ce_clean"] < told["ce_sae"] < told["ce_zero"]
-    if name == "resid-14-x4":  # what was asked of it
+    if name.startswith("resid-14-4x"):  # what was asked of it
         assert told["ce_recovered"] >= 0.97 and told["ce_sae"] - told["ce_clean"] <= 0.25
-    assert told["dead"] <= 0.02 or not name.endswith("x4")
+    assert told["dead"] <= 0.02 or name == "resid-14-16x"
     assert told["l0"] == pytest.approx(32, rel=0.2) and told["l0_training"] == pytest.approx(32, abs=0.1)
 
 
@@ -64,7 +72,7 @@ def test_the_texts_are_many_and_plain() -> None:
 def test_a_dictionary_does_as_well_on_our_own_texts(smol: Any) -> None:
     """The machinery end to end on the real model: a few hundred tokens, wide bounds."""
     rows = pack(smol, kit.data.texts()[:12], 128)[:6]
-    found = evaluate(kit.data.dictionary("resid-14-x4", smol), smol, rows)
+    found = evaluate(kit.data.dictionary("resid-14-4x", smol), smol, rows)
     assert found.ce_recovered > 0.9 and found.explained_variance > 0.6 and 15 < found.l0 < 60
 
 
