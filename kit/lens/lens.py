@@ -76,6 +76,11 @@ class Lens:
             f"Lens(layers {self.layers[0]} to {self.layers[-1]}, {len(self.layers)} of them{', ' * bool(what)}{what})"
         )
 
+    def check(self, model: TransformerBridge) -> None:
+        """Raises ValueError: it is of another model."""
+        if self.model is not model:
+            raise ValueError("lens: it is of another model than the one given")
+
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
         """Write one safetensors file, whole or not at all.
 
@@ -222,6 +227,16 @@ class Lens:
                 p = (1 + int((chance >= peak).sum())) / (len(chance) + 1)
                 (words, ids), (other_words, other_ids) = self._listed(top), self._listed(other)
                 found.append(Words(words, other_words, peak, p, ids, other_ids))
+        return found
+
+    def name_vectors(self, vectors: Sequence[Any], k: int = 10) -> list[Words | None]:
+        """Words for vectors of any layers; None where there is no direction, or no lens there."""
+        found: list[Words | None] = [None] * len(vectors)
+        for layer in {*self.layers, self.model.cfg.n_layers - 1}:
+            some = [i for i, v in enumerate(vectors) if isinstance(v, SteeringVector) and v.layer == layer]
+            rows = torch.stack([vectors[i].direction for i in some]) if some else None
+            for i, words in zip(some, [] if rows is None else self.name(rows, layer, k), strict=True):
+                found[i] = words
         return found
 
     def direction(self, word: str, layer: int) -> SteeringVector:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from html import escape
 
 from kit.base.html import INK, LINE, MONO, PLAIN, SAFE, SANS, SOFT, spaced
-from kit.lens.reading import Reading
+from kit.lens.reading import Reading, Words
 
 _CELL = (
-    f"padding:1px 6px;border:1px solid {LINE};max-width:96px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
+    f"padding:1px 6px;border:solid {LINE};border-width:0 1px 1px 0;max-width:96px;overflow:hidden;"
+    "text-overflow:ellipsis;white-space:nowrap"
 )
 _HEAD = f"position:sticky;background:var(--jp-layout-color1,Canvas);font-weight:400;color:{SOFT};z-index:1"
 
@@ -39,8 +40,9 @@ def grid(
         for i in reading.final_ids[:, 0]
     )
     return (
-        f'<div class="{PLAIN}" style="overflow:auto;max-height:480px"><table style="border-collapse:collapse;'
-        f'font:12px/1.5 {MONO};text-align:left">'
+        # collapsed borders stay behind when a sticky cell moves over its neighbours
+        f'<div class="{PLAIN}" style="overflow:auto;max-height:480px">'
+        f'<table style="border-collapse:separate;border-spacing:0;font:12px/1.5 {MONO};text-align:left">'
         f'<thead><tr><th style="{_CELL};{_HEAD};top:0;left:0">layer</th>{head}</tr></thead>'
         f'<tbody><tr><th style="{_CELL};{_HEAD};left:0">said</th>{said}</tr>{"".join(rows)}</tbody></table></div>'
     )
@@ -93,4 +95,16 @@ def words(
     return (
         f'<div class="{PLAIN}" style="font:13px/1.6 {MONO}"><div style="font-family:{SANS};color:{SOFT}">'
         f'{escape(title)}</div><table style="border-collapse:collapse">{"".join(rows)}</table></div>'
+    )
+
+
+def reads_as(found: Words, n: int = 5) -> str:
+    """A direction's first words by both lenses; grey, and said so, where chance reads as well."""
+    lensed, plain = (", ".join(spaced(word) for word, _ in words[:n]) for words in (found.lens, found.plain))
+    told = f"mean score of its words {found.peak:.1f}; of random directions the share {found.p:.3f} gets there"
+    doubt = "" if found.readable else " (no better than chance)"
+    return (
+        f'<div class="{PLAIN}" title="{told}" style="font-size:12px;overflow-wrap:anywhere;'
+        f'opacity:{0.9 if found.readable else 0.55}">reads as{doubt}: <span style="font-family:{MONO}">{lensed}</span>'
+        f'<span style="color:{SOFT}"> · logit lens: <span style="font-family:{MONO}">{plain}</span></span></div>'
     )

@@ -6,7 +6,10 @@ Both are HTML like the page itself; a :class:`kit.widgets.FeatureBrowser` shows 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from kit.base.html import WRAP, number
 from kit.models.logit_lens import logit_lens
@@ -71,13 +74,21 @@ def both_models(store: FeatureStore, latent: int, n: int = 4) -> str:
 
 
 def tree(
-    store: FeatureStore, meta: MetaLatents, model: TransformerBridge, latent: int, *, parts: int = 4, members: int = 5
+    store: FeatureStore,
+    meta: MetaLatents,
+    model: TransformerBridge,
+    latent: int,
+    *,
+    parts: int = 4,
+    members: int = 5,
+    reads: Callable[[Tensor], str] | None = None,
 ) -> str:
     """A latent, the meta-latents that it is made of, and the other latents that contain each.
 
     Args:
         store: of the latents that ``meta`` is of.
         parts: meta-latents; members: latents of each, with where they fire and an example.
+        reads: of a meta-latent's row ``[d_model]``, HTML that names it (a lens's words, say).
 
     Raises:
         ValueError: a store of other latents than ``meta``, or no such latent.
@@ -96,7 +107,8 @@ def tree(
         branches.append(
             f'<details style="margin:4px 0 4px 1em"{" open" if i == 0 else ""}>'
             f'<summary style="cursor:pointer"><b>meta-latent #{which}</b> weight {weight:.2f}, promotes {promotes}'
-            f'</summary><div style="margin-left:1.2em">{leaves or "no other latent contains it"}</div></details>'
+            f"</summary>{'' if reads is None else reads(meta.rows[which])}"
+            f'<div style="margin-left:1.2em">{leaves or "no other latent contains it"}</div></details>'
         )
     return box(head + "".join(branches))
 

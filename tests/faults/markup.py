@@ -281,8 +281,9 @@ def _views(subjects: Subjects) -> Iterator[tuple[str, Any]]:
     panel = widgets.SteeringPanel(model, vectors[:3], some[0], coefficients=[0.3, 0.2, 0.1], max_new_tokens=6)
     panel.run(timeout=60)
     yield "SteeringPanel", panel
+    lens = kit.lens.Lens(model, {at: torch.eye(model.cfg.d_model) for at in range(model.cfg.n_layers - 1)})
     gallery = widgets.FeatureGallery(
-        model, vectors, some[1], coefficient=0.5, max_new_tokens=6, scores={some[4]: [1.0, 2, 3, 4, 5, 6]}
+        model, vectors, some[1], coefficient=0.5, max_new_tokens=6, scores={some[4]: [1.0, 2, 3, 4, 5, 6]}, lens=lens
     )
     gallery.run(timeout=60)
     gallery.star(1)
@@ -298,12 +299,12 @@ def _views(subjects: Subjects) -> Iterator[tuple[str, Any]]:
     dictionary.name = some[4]
     busy = int(store.density().argmax())
     near = kit.sae.Neighbours(dictionary, model, [dictionary])
+    figures = {some[0]: dictionary.rows.norm(dim=-1)}
     browser = widgets.FeatureBrowser(
-        store, model, like=dictionary.rows[busy], others=[dictionary], figures={some[0]: dictionary.rows.norm(dim=-1)}
+        store, model, like=dictionary.rows[busy], others=[dictionary], figures=figures, lens=lens
     )
     browser.show(busy)
     yield "FeatureBrowser", browser
-    lens = kit.lens.Lens(model, {0: torch.eye(model.cfg.d_model)})
     grid = widgets.LensView(model, some[1] + TEXTS[0], lens, k=3, trace=(some[2][:1],))
     grid.filter.value = True
     yield "LensView", grid

@@ -180,6 +180,8 @@ def test_a_tree_shows_parts_and_their_other_members(planted: Any, trained: Dicti
         others = [m for m, _ in read.members(which, 4) if m != i][:3]
         assert all(f"<b>#{m}</b>" in html for m in others)
     assert f"<b>#{i}</b>" not in html, "a latent is no member beside itself"
+    named = tree(store, read, llama, i, parts=2, reads=lambda row: f"<p>{float(row.norm()):.4f}</p>")
+    assert all(f"</summary><p>{float(read.rows[which].norm()):.4f}</p>" in named for which, _ in made[:2])
     assert html.count("<div") == html.count("</div>") and "<script" not in html
     with pytest.raises(ValueError, match="latent=300"):
         tree(store, read, llama, 300)

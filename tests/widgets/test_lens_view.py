@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ import torch
 import kit
 from kit.base.html import spaced
 from kit.lens import Lens, markup
+from kit.sae import FeatureStore, Site
+from kit.sae.links import links
 from kit.widgets import LensView, SteeringPanel
 from kit.widgets.lens import view as module
 from kit.widgets.panel.word_field import WordField
 from tests import tiny
+from tests.sae.test_links import dictionary, rows
 
 TEXT = "The kettle hummed while rain ran down."
 
@@ -161,3 +165,41 @@ def test_a_panel_of_another_model_takes_no_words(lens: Lens, tmp_path: Path) -> 
     other = tiny.load(tmp_path, "llama", seed=4)
     with pytest.raises(ValueError, match="lens: it is of another model than the panel's"):
         SteeringPanel(other, [], TEXT, lens=lens)
+
+
+# --- what a direction reads as, wherever it has no name -------------------------------------------
+
+
+def identity(model: Any) -> Lens:
+    return Lens(model, {at: torch.eye(model.cfg.d_model) for at in range(model.cfg.n_layers - 1)})
+
+
+def test_a_galleries_cards_say_what_they_read_as(lens: Lens) -> None:
+    word, other = lens.direction(" the", 0), kit.SteeringVector(torch.randn(lens.model.cfg.d_model), 1, "no lens here")
+    gallery = kit.widgets.FeatureGallery(lens.model, [word, other], "Hi.", max_new_tokens=2, lens=lens)
+    gallery.run(timeout=60)
+    first, second = (card.body.value for card in gallery._cards[:2])
+    assert "reads as" in first and spaced(lens.words(word).lens[0][0]) in first
+    assert "reads as" not in second and "reads as" in gallery.frozen_html
+    with pytest.raises(ValueError, match="lens: it is of another model"):
+        kit.widgets.FeatureGallery(object.__new__(type(lens.model)), [], lens=lens)
+    gallery.close()
+
+
+def test_pages_of_latents_and_links_say_it(llama: Any) -> None:
+    a, b, ids = dictionary(llama, Site(1), 0), dictionary(llama, Site(2, "mlp_out"), 1), rows(llama, 6)
+    stores, lens = [FeatureStore.build(d, llama, ids) for d in (a, b)], identity(llama)
+    browser = kit.widgets.FeatureBrowser(stores[0], llama, labels=None, lens=lens, more=lambda _i: "<p>more</p>")
+    said = markup.reads_as(lens.words(a.rows[browser.latent], 1))
+    assert f"{said}<p>more</p>" in browser.frozen_html
+    walk = kit.widgets.LinkBrowser(links(a, b, llama, ids, method="ablation"), *stores, llama, lens=lens)
+    assert markup.reads_as(lens.words(b.rows[walk.latent], 2)) in walk.frozen_html
+    browser.close()
+    walk.close()
+
+
+def test_a_reading_that_chance_gives_is_grey_and_says_so(lens: Lens) -> None:
+    found = lens.words(lens.direction(" the", 0))
+    sure, unsure = (markup.reads_as(replace(found, p=p)) for p in (0.005, 0.2))
+    assert "no better than chance" in unsure and "no better" not in sure
+    assert "opacity:0.55" in unsure and "opacity:0.9" in sure

@@ -50,6 +50,7 @@ class Feature:
         coefficient: the calibrated one, in residual scales.
         scores: by name; the first is the one that ranks.
         key: what the present text depends on; a text of another key is an earlier one.
+        words: HTML of what it reads as; "" where no lens said.
     """
 
     vector: Intervention
@@ -61,6 +62,7 @@ class Feature:
     hidden: bool = False
     result: Result | None = None
     key: Any = None
+    words: str = ""
 
     def __post_init__(self) -> None:
         self.name = self.name or self.vector.name

@@ -15,6 +15,8 @@ import ipywidgets as w
 
 from kit.base.checks import check_counts
 from kit.base.html import inline, isolated, message
+from kit.lens.lens import Lens
+from kit.lens.markup import reads_as
 from kit.models.bridge import runtime
 from kit.models.hook_points import hooks_left
 from kit.models.positions import Positions
@@ -69,6 +71,7 @@ class FeatureGallery(LiveView):
         page_size: int = 12,
         positions: Positions = "all",
         seed: int = 0,
+        lens: Lens | None = None,
     ) -> None:
         """Nothing is generated until Generate is pressed or :meth:`run` is called.
 
@@ -84,21 +87,24 @@ class FeatureGallery(LiveView):
                 as long.
             positions: where to steer, as in :func:`kit.steer`.
             seed: of the random control: a direction of the first vector's layer and norm.
+            lens: says on each card what the vector reads as.
 
         Raises:
-            ValueError: a vector of another model, or numbers that do not fit the vectors.
+            ValueError: a vector or a lens of another model, or numbers that do not fit the vectors.
         """
         check_counts(batch=batch, page_size=page_size, max_new_tokens=max_new_tokens)
         runtime(model)  # refuses what is no bridge
         found = features.features(vectors, scores, coefficient)
         features.check(found, model)
+        if lens is not None:
+            lens.check(model)
         c = GalleryControls(prompt, max_new_tokens, measure, page_size)
         super().__init__(model)
         self._seed, self._positions, self._batch = seed, positions, batch
         self._chat = chat and self._chats
         self._run: Batches | None = None
         self._page, self._wanted = 0, False
-        self.features = found
+        self.features, self._lens = found, lens
         self._plain = Feature(None, 0, 0.0, name="Unsteered")  # type: ignore[arg-type]
         self._random = features.random_control(found, seed)
         self.panel = panel
@@ -308,6 +314,9 @@ class FeatureGallery(LiveView):
         first = self._page * size
         self._shown = wanted[first : first + size]
         self.controls.page(first, first + len(self._shown), len(wanted))
+        if self._lens and (unread := [f for f in self._shown if not f.words]):
+            for feature, said in zip(unread, self._lens.name_vectors([f.vector for f in unread]), strict=True):
+                feature.words = "" if said is None else reads_as(said)
         for feature in self._shown[len(self._cards) :]:
             self._cards.append(self._new_card(feature))
         for card, feature in zip(self._cards, self._shown, strict=False):

@@ -66,7 +66,7 @@ def body(
         cost = f'<div style="{_SOFT};min-height:{height}px;margin-top:6px">{known}</div>'
     line = " · ".join(facts)
     return (
-        f'<div style="{_SOFT};overflow-wrap:anywhere">{inline(line)}</div>'
+        f'<div style="{_SOFT};overflow-wrap:anywhere">{inline(line)}</div>{feature.words}'
         f'<div dir="auto" class="kit-text" aria-busy="{str(busy).lower()}" style="white-space:'
         f"pre-wrap;overflow-wrap:anywhere;font-size:14px;line-height:1.45;margin-top:3px;"
         f'min-height:{1.45 * min_lines:.2f}em;opacity:{1 if now else 0.6}">{text}</div>{cost}'

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from kit.base.html import PLAIN, SANS, inline, isolated
+from kit.lens.lens import Lens
+from kit.lens.markup import reads_as
 from kit.models.activations import residual_scale
 from kit.models.tokens import text_tokens
 from kit.sae import pages
@@ -60,6 +62,7 @@ class FeatureBrowser(View):
         more: Callable[[int], str] | None = None,
         coefficient: float = 1.0,
         labels: str | Path | None = "latent_labels.json",
+        lens: Lens | None = None,
     ) -> None:
         """Open the latent that fires most strongly.
 
@@ -70,12 +73,15 @@ class FeatureBrowser(View):
             more: HTML for a latent's page, above the examples (:mod:`kit.sae.sections` makes some).
             coefficient: at which a latent goes to the panel, times its largest activation.
             labels: the file that keeps labels and lists, written at the first; None keeps nothing.
+            lens: says on each page what the latent's row reads as.
 
         Raises:
-            ValueError: latents of another model, a ``like`` of another width, figures of another
-                length, or a file that holds something else than labels.
+            ValueError: latents or a lens of another model, a ``like`` of another width, figures of
+                another length, or a file that holds something else than labels.
         """
         store.dictionary.check(model)
+        if lens is not None:
+            lens.check(model)
         rows = store.dictionary.rows
         if like is not None and like.shape != rows.shape[1:]:
             raise ValueError(f"like has shape {list(like.shape)}: give [{rows.shape[1]}]")
@@ -85,7 +91,7 @@ class FeatureBrowser(View):
         self._said: dict[int, str] = {}  # by latent, the tokens that it fires on
         self._effects: dict[int, list[Effect]] = {}
         self.store, self._lm, self.panel, self._coefficient = store, model, panel, coefficient
-        self.latent, self._more = 0, more
+        self.latent, self._more, self._lens = 0, more, lens
         self.near = Neighbours(store.dictionary, model, others)
         self._made: dict[int, Any] = {}  # what went to the panel, so that it is known there again
         self._keys: dict[str, Tensor] = {
@@ -161,7 +167,7 @@ class FeatureBrowser(View):
             latent,
             n_top=_TOP,
             near=self.near,
-            more="" if self._more is None else self._more(latent),
+            more=self._reads(latent) + ("" if self._more is None else self._more(latent)),
             label=self.labels.of.get(latent, ""),
             effects=self._effects.get(latent, ()),
         )
@@ -171,6 +177,10 @@ class FeatureBrowser(View):
             self.list.value = latent if latent in self.listed else None
         self._show_own()
         self._page.value = self._card
+
+    def _reads(self, latent: int) -> str:
+        latents = self.store.dictionary
+        return "" if self._lens is None else reads_as(self._lens.words(latents.rows[latent], latents.site.layer))
 
     def sort_by(self, key: str) -> None:
         """List the latents by a figure, highest first.

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 import ipywidgets as w
 
 from kit.base.html import INK, PLAIN, SAFE, SANS, inline
+from kit.lens.lens import Lens
+from kit.lens.markup import reads_as
 from kit.sae import pages
 from kit.sae.links import Links
 from kit.sae.store import FeatureStore
@@ -31,16 +33,25 @@ class LinkBrowser(View):
     """
 
     def __init__(
-        self, links: Links, sources: FeatureStore, targets: FeatureStore, model: TransformerBridge, *, n: int = 8
+        self,
+        links: Links,
+        sources: FeatureStore,
+        targets: FeatureStore,
+        model: TransformerBridge,
+        *,
+        n: int = 8,
+        lens: Lens | None = None,
     ) -> None:
         """Open the target of the strongest link.
 
         Args:
             sources, targets: stores of the links' two dictionaries.
             n: how many links of a latent are shown.
+            lens: says on each page what the latent's row reads as.
 
         Raises:
-            ValueError: stores of other dictionaries or of another model, or no link but zeros.
+            ValueError: stores of other dictionaries, stores or a lens of another model, or no link
+                but zeros.
         """
         for name, store, latents in (("sources", sources, links.source), ("targets", targets, links.target)):
             if store.dictionary is not latents and store.dictionary.digest != latents.digest:
@@ -49,12 +60,14 @@ class LinkBrowser(View):
                     f"{name} is a store of {store.dictionary.name!r}: the links are of {latents.name!r}{more}"
                 )
             store.dictionary.check(model)
+        if lens is not None:
+            lens.check(model)
         first = links.top(1)
         if not len(first):
             raise ValueError("links has none that is not zero: read more text")
         super().__init__()
         self.links, self._stores, self._lm, self._n = links, {"source": sources, "target": targets}, model, n
-        self._words = pages.words(model)
+        self._words, self._lens = pages.words(model), lens
         self.number = frame.small(w.BoundedIntText, "latent", "140px", value=0, min=0, max=10**9)
         self.which = w.ToggleButtons(options=list(_OTHER), style={"button_width": "90px"})
         self.buttons = [w.Button(layout=w.Layout(width="210px", height="28px", margin="3px 0")) for _ in range(n)]
@@ -102,7 +115,9 @@ class LinkBrowser(View):
         self._edges.value = self._svg()
         ends = [w.VBox(self.buttons), self._edges, self._centre]
         self._graph.children = ends if side == "target" else ends[::-1]
-        self._page.value = pages.page(self._stores[side], self._lm, latent, n_top=6, n_interval=1)
+        row, layer = self._stores[side].dictionary.rows[latent], self._stores[side].dictionary.site.layer
+        said = "" if self._lens is None else reads_as(self._lens.words(row, layer))
+        self._page.value = pages.page(self._stores[side], self._lm, latent, n_top=6, n_interval=1, more=said)
 
     def _pick(self, latent: int) -> None:
         self.show(self.side, latent)

@@ -69,8 +69,7 @@ class LensView(View):
         Raises:
             ValueError: as :meth:`kit.lens.Lens.read`, or a lens of another model.
         """
-        if lens.model is not model:
-            raise ValueError("lens: it is of another model than the one given")
+        lens.check(model)
         super().__init__()
         self.lens, self.panel, self._at, self._k = lens, panel, coefficient, k
         self.reading: Reading = lens.read(prompt, k=k, trace=trace)
