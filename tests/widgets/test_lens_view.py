@@ -174,7 +174,7 @@ def identity(model: Any) -> Lens:
     return Lens(model, {at: torch.eye(model.cfg.d_model) for at in range(model.cfg.n_layers - 1)})
 
 
-def test_a_galleries_cards_say_what_they_read_as(lens: Lens) -> None:
+def test_a_gallerys_cards_say_what_they_read_as(lens: Lens, llama: Any) -> None:
     word, other = lens.direction(" the", 0), kit.SteeringVector(torch.randn(lens.model.cfg.d_model), 1, "no lens here")
     gallery = kit.widgets.FeatureGallery(lens.model, [word, other], "Hi.", max_new_tokens=2, lens=lens)
     gallery.run(timeout=60)
@@ -182,7 +182,7 @@ def test_a_galleries_cards_say_what_they_read_as(lens: Lens) -> None:
     assert "reads as" in first and spaced(lens.words(word).lens[0][0]) in first
     assert "reads as" not in second and "reads as" in gallery.frozen_html
     with pytest.raises(ValueError, match="lens: it is of another model"):
-        kit.widgets.FeatureGallery(object.__new__(type(lens.model)), [], lens=lens)
+        kit.widgets.FeatureGallery(llama, [], lens=lens)
     gallery.close()
 
 
