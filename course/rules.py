@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]  # of the clone
 CELLS = (20, 60)
-LINES = 30  # of a code cell
+LINES, COLUMNS = 20, 100  # of a code cell
 OVERRUN = 1.5  # a notebook may take this many times its budget
 MAX_MB = 1.5  # of a saved notebook, unless metadata.kit.max_mb allows more
 TIME = re.compile(
@@ -115,6 +115,8 @@ def _frame_problems(notebook: NotebookNode) -> list[str]:
         lines = cell.source.count("\n") + 1
         if cell.cell_type == "code" and lines > LINES:
             found.append(f"cell {number}: {lines} lines, at most {LINES}")
+        if cell.cell_type == "code" and (wide := max(map(len, cell.source.splitlines()), default=0)) > COLUMNS:
+            found.append(f"cell {number}: {wide} columns, at most {COLUMNS}")
         for call in re.findall(r"kit\.load_model\(([^()]*)\)", cell.source if cell.cell_type == "code" else ""):
             if f'dtype="{DTYPE}"' not in call:
                 found.append(f'cell {number}: load_model without dtype="{DTYPE}", in which the course computes')
