@@ -128,7 +128,7 @@ def _html_output(text: str) -> Callable[[NotebookNode], None]:
         (lambda nb: nb.cells.pop(3), "19 cells"),
         (lambda nb: nb.cells.extend(new_markdown_cell("x") for _ in range(41)), "61 cells"),
         (_source(-2, "[x]", "#\n" * 20 + "[x]"), "21 lines, at most 20"),
-        (_source(-2, "[x]", "[x]" + " # " + "x" * 95), "101 columns, at most 100"),
+        (_source(-2, "[x] * 3", "[x] * 3" + " # " + "x" * 91), "101 columns, at most 100"),
         (_source(-2, "[x] * 3", " \n"), "empty"),
         (_source(-1, "kit.assert_clean()", "# kit.assert_clean()"), "assert_clean"),
         (lambda nb: nb.cells.append(new_code_cell("x")), "assert_clean"),
