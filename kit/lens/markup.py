@@ -43,7 +43,7 @@ def grid(
         # collapsed borders stay behind when a sticky cell moves over its neighbours
         f'<div class="{PLAIN}" style="overflow:auto;max-height:480px">'
         f'<table style="border-collapse:separate;border-spacing:0;font:12px/1.5 {MONO};text-align:left">'
-        f'<thead><tr><th style="{_CELL};{_HEAD};top:0;left:0">layer</th>{head}</tr></thead>'
+        f'<thead><tr><th style="{_CELL};{_HEAD};top:0;left:0;z-index:2">layer</th>{head}</tr></thead>'
         f'<tbody><tr><th style="{_CELL};{_HEAD};left:0">said</th>{said}</tr>{"".join(rows)}</tbody></table></div>'
     )
 

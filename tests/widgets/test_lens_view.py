@@ -39,6 +39,9 @@ def test_every_token_and_layer_has_a_cell_with_its_words(lens: Lens) -> None:
     pieces = view.reading.pieces
     assert {*cells} == {(str(layer), str(at)) for layer in (0, 2) for at in range(len(pieces))}
     assert [layer for layer, _ in cells][:: len(pieces)] == ["2", "0"]  # the model ends on top
+    corner = re.search(r'<th style="([^"]*)">layer</th>', view.grid.html)
+    assert corner is not None and "z-index:2" in corner[1], "else the head's cells slide over it"
+    assert "border-collapse:separate" in view.grid.html, "collapsed borders stay behind a sticky cell"
     title = re.search(r'data-layer="0" data-position="3"[^>]*title="([^"]*)"', view.grid.html)
     assert title is not None
     for part in ("layer 0, token 3", "Jacobian lens:", "logit lens:", "rank of &#x27; the&#x27;:"):
