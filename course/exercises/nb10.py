@@ -19,7 +19,8 @@ def shares(values: torch.Tensor, bins: int) -> torch.Tensor:
     """Cut the range from 0 to the largest value into bins of equal width: the share of the values
     in each, weakest bin first. The largest value belongs to the last bin.
 
-    values: [n], a latent's firings, all above 0 -> [bins]
+    values: tensor [n], a latent's firings, all above 0; bins: a whole number
+    -> [bins], numbers from 0 to 1: a tensor, an array or a list
     """
     import torch
 
@@ -44,10 +45,11 @@ SHARES = Exercise.of(
     title="the whole range",
     spec=_shares_spec,
     hints=(
-        "torch.histc counts values in bins of equal width between two ends.",
-        "torch.histc(values, bins, 0, float(values.max())), divided by len(values).",
+        "Counted from 0, in which bin is a value v? v / largest * bins, rounded down; only the largest needs care.",
+        "torch.histc counts values in bins of equal width between two ends, which you name. A share is a count "
+        "over how many there are.",
     ),
-    on_error="values is [n], bins a whole number",
+    on_error="values is a tensor [n], bins a whole number",
     wrong={
         "strongest first: turn it round": "(torch.histc(values, bins, 0, float(values.max())) / len(values)).flip(0)",
         "these are counts: divide by how many values there are": (" / len(values)", ""),
@@ -68,7 +70,7 @@ def hits(fires: torch.Tensor, fits: torch.Tensor) -> tuple[float, float]:
     """Two shares: of the firings, those on tokens that fit the concept; of the tokens that fit,
     those on which it fires.
 
-    fires, fits: [n] of True and False, one for each token -> (share, share)
+    fires, fits: tensors [n] of True and False, one for each token -> two numbers
     """
     both = (fires & fits).sum()
     return float(both / fires.sum()), float(both / fits.sum())
@@ -80,13 +82,12 @@ def _hits_spec(answer: Any) -> None:
     fires = torch.tensor([1, 1, 1, 0, 0, 0, 0, 0, 0, 1], dtype=torch.bool)
     fits = torch.tensor([1, 0, 1, 1, 1, 0, 0, 0, 1, 1], dtype=torch.bool)
     got = call(answer, fires.clone(), fits.clone(), likely="both are tensors of True and False")
-    if not isinstance(got, tuple | list) or len(got) != 2:
-        raise Wrong(
-            arrived=describe(got),
-            expected="two numbers",
-            likely="return both shares: of the firings, and of the tokens that fit",
-        )
-    pair = (float(got[0]), float(got[1]))
+    try:
+        first, second = got
+        pair = (float(first), float(second))
+    except (TypeError, ValueError):
+        likely = "return both shares: of the firings, and of the tokens that fit"
+        raise Wrong(arrived=describe(got), expected="two numbers", likely=likely) from None
     both = sum(a and b for a, b in zip(fires.tolist(), fits.tolist(), strict=True))
     f, c = int(fires.sum()), int(fits.sum())
 
@@ -110,7 +111,7 @@ HITS = Exercise.of(
     spec=_hits_spec,
     hints=(
         "fires & fits is true where both are; .sum() counts.",
-        "both / fires.sum() and both / fits.sum(), in this order.",
+        "One number above both fraction bars, how many tokens are both. Below, each share has its own whole.",
     ),
     wrong={
         "the two changed places: the firings come first": "float(both / fits.sum()), float(both / fires.sum())",
@@ -134,8 +135,8 @@ def needs(read: Callable[[list[int]], float], tokens: list[int]) -> list[float]:
     """What the latent loses on the last token when each earlier one is taken out of the text:
     positive where it needs the token. The first and the last token stay, and get 0.
 
-    read: a function of a list of tokens, the activation on the last of them
-    tokens: a list -> a list of as many numbers
+    read: a function of a list of tokens, which gives the activation on the last of them
+    tokens: a list of token ids -> a list of as many numbers
     """
     lost = [0.0] * len(tokens)
     for i in range(1, len(tokens) - 1):
@@ -177,7 +178,10 @@ NEEDS = Exercise.of(
     id="10.3",
     title="ablated text",
     spec=_needs_spec,
-    hints=("A loop over the positions from 1 to len(tokens) - 2.", "read(tokens) - read(tokens[:i] + tokens[i + 1:])"),
+    hints=(
+        "A loop over the positions from 1 to len(tokens) - 2; the others stay at 0.",
+        "The text without token i is what stands before it, and what stands after it: two slices, joined.",
+    ),
     wrong={
         "the sign: what it loses is the activation with the token, less the one without": (
             "lost[i] = read(tokens) - read(tokens[:i] + tokens[i + 1 :])",
@@ -198,8 +202,10 @@ NEEDS = Exercise.of(
 def attribution(value: torch.Tensor, row: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
     """To first order, what a latent adds to a logit difference, all tokens together.
 
-    value: [n], its activation on each token; row: [d_model], what it writes at activation 1
-    slope: [n, d_model], gradient of the difference in the stream at each token -> one number
+    value: tensor [n], its activation on each token
+    row: tensor [d_model], what it writes into the stream at activation 1
+    slope: tensor [n, d_model], gradient of the difference in the stream at each token
+    -> one number
     """
     return (value * (slope @ row)).sum()
 
@@ -224,7 +230,7 @@ ATTRIBUTION = Exercise.of(
     spec=_attribution_spec,
     hints=(
         "What it writes at a token is value * row; the difference moves by slope times that.",
-        "(value * (slope @ row)).sum()",
+        "slope @ row says for each token how much one unit of activation moves the difference.",
     ),
     on_error="slope @ row is [n]: one slope along the latent's row for each token",
     wrong={
