@@ -253,7 +253,8 @@ def ablated(
         the latent fires (0 where it fires on none).
 
     Raises:
-        ValueError: no such latent, an unknown ``of``, or as :meth:`Latents.check`.
+        ValueError: no such latent, an unknown ``of``, a target that does not lie after the source,
+            or as :meth:`Latents.check`.
     """
     if of not in ("activation", "pre-activation"):
         raise ValueError(f"of={of!r}: use 'activation' or 'pre-activation'")
