@@ -1,4 +1,4 @@
-"""Exercises of notebook 13: activation x gradient, what a threshold hides, a pruned stream."""
+"""Exercises of notebook 13: activation x gradient, a threshold, a gate, a pruned stream."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ SCORES = Exercise.of(
     spec=_scores_spec,
     hints=(
         "The source adds f[i] * rows[i] to the stream; a target's slope says what that does to it.",
-        "f[:, None] * (rows @ slopes.T), times (g > 0), which is one number a column.",
+        "One matrix product gives all pairs at activation 1. Activations then scale its rows, and whether "
+        "a target fires decides about its column.",
     ),
     on_error="rows @ slopes.T is [sources, targets]; f[:, None] scales its rows",
     wrong={
@@ -100,7 +101,8 @@ DROP = Exercise.of(
     spec=_drop_spec,
     hints=(
         "Two activations, with and without the source, each through the JumpReLU; then subtract.",
-        "z * (z > threshold) for z = pre, and for z = pre - effect.",
+        "Which targets fire without the source is not asked of those that fire with it: compare pre - effect "
+        "with the threshold anew.",
     ),
     on_error="without = pre - effect; both go through the JumpReLU",
     wrong={
@@ -120,7 +122,70 @@ DROP = Exercise.of(
 )
 
 
-# --- 13.3 a pruned stream ------------------------------------------------------------------------
+# --- 13.3 the two ways through a gate ---------------------------------------------------------
+
+
+def two_ways(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """How much of a small push each hidden unit of a gated MLP passes on, by either of its inputs.
+
+    A unit is silu(a) * b, where silu(a) = a * sigmoid(a). It moves when b moves, and when a moves.
+
+    a, b: [tokens, hidden] -> [2, hidden], slopes, means over the tokens: first by b, then by a
+    """
+    import torch
+
+    s = torch.sigmoid(a)
+    by_b = a * s
+    by_a = b * (s + a * s * (1 - s))
+    return torch.stack([by_b, by_a]).mean(1)
+
+
+def _two_ways_spec(answer: Any) -> None:
+    import torch
+
+    rng = torch.Generator().manual_seed(133)
+    a, b = (2 * torch.randn(5, 4, generator=rng) for _ in range(2))
+    step = 1e-4
+
+    def unit(a: Any, b: Any) -> Any:
+        return a / (1 + (-a).exp()) * b
+
+    x, y = a.double(), b.double()
+    by_b = (unit(x, y + step) - unit(x, y - step)) / (2 * step)  # the definition: push a little, and look
+    by_a = (unit(x + step, y) - unit(x - step, y)) / (2 * step)
+    TWO_WAYS.expect(answer, a, b, want=torch.stack([by_b.mean(0), by_a.mean(0)]).float())
+
+
+TWO_WAYS = Exercise.of(
+    two_ways,
+    id="13.3",
+    title="two ways through a gate",
+    spec=_two_ways_spec,
+    hints=(
+        "silu(a) * b is a product: by b its slope is the other factor; by a it is b times the slope of silu.",
+        "silu is itself a product, a * sigmoid(a), and the slope of a sigmoid s is s * (1 - s). Take slopes "
+        "token by token; the mean comes last.",
+    ),
+    on_error="both slopes are [tokens, hidden]; stack them to [2, tokens, hidden], and take the mean over tokens",
+    wrong={
+        "the slope at the mean token: take each token's slope, then the mean": (
+            "s = torch.sigmoid(a)",
+            "a, b = a.mean(0, keepdim=True), b.mean(0, keepdim=True)\n    s = torch.sigmoid(a)",
+        ),
+        "the gate's own slope is missing: silu is a product, too": ("b * (s + a * s * (1 - s))", "b * s"),
+        "that is the slope of a sigmoid: silu is a * sigmoid(a)": ("(s + a * s * (1 - s))", "s * (1 - s)"),
+        "what the gate passes is silu(a), not sigmoid(a)": ("by_b = a * s", "by_b = s"),
+        "the slope by a has the other factor, b, in it": ("b * (s", "(s"),
+        "by a first: the slope by b comes first": ("[by_b, by_a]", "[by_a, by_b]"),
+        "the sum over tokens: take their mean": (".mean(1)", ".sum(1)"),
+        "one for each token: take the mean over tokens": (".mean(1)", ""),
+        "the mean over hidden units: keep them, take the mean over tokens": (".mean(1)", ".mean(2)"),
+    },
+    moral="A gate is a weight that each token sets anew; a mean of it is the best that weights alone can have.",
+)
+
+
+# --- 13.4 a pruned stream ------------------------------------------------------------------------
 
 
 def pruned(
@@ -144,7 +209,7 @@ def pruned(
 def _pruned_spec(answer: Any) -> None:
     import torch
 
-    rng = torch.Generator().manual_seed(133)
+    rng = torch.Generator().manual_seed(134)
     x = torch.randn(3, 5, generator=rng)
     f = torch.rand(3, 6, generator=rng)
     rows = torch.randn(6, 5, generator=rng)
@@ -160,12 +225,13 @@ def _pruned_spec(answer: Any) -> None:
 
 PRUNED = Exercise.of(
     pruned,
-    id="13.3",
+    id="13.4",
     title="a pruned stream",
     spec=_pruned_spec,
     hints=(
-        "Strong means large, whatever the sign: share.abs().topk(n).indices.",
-        "Set the kept columns of f to 0 (index_fill), and subtract what is left of f, times rows.",
+        "Strong means large, whatever the sign; topk gives the places of the n largest.",
+        "Make the activations of what has to go: f with zeros in the columns that stay. What they write "
+        "comes off the stream.",
     ),
     on_error="share.abs().topk(n).indices are the kept; the others' f @ rows is taken off",
     wrong={
@@ -179,4 +245,4 @@ PRUNED = Exercise.of(
     moral="Subtract what you prune; a stream rebuilt from the kept would lose the error as well.",
 )
 
-EXERCISES = [SCORES, DROP, PRUNED]
+EXERCISES = [SCORES, DROP, TWO_WAYS, PRUNED]

@@ -76,24 +76,34 @@ class Between:
         Args:
             at: ``[n]``, which token each is: a flat place in the text that was read.
         """
+        home, x = x.device, x.to(self.stream)[:, None]  # [n, 1, d_model]: each token is a text of one
+        with self._frozen(at):
+            return self._through(x)[:, 0].float().to(home)
+
+    @torch.no_grad()
+    def live(self, stream: Tensor) -> Tensor:
+        """The site ``[n, pos, width]`` of whole rows whose stream is ``[n, pos, d_model]``, with
+        attention as it will be: after a text of one row, as long as these, was read."""
+        return self._through(stream.to(self.stream))
+
+    def _through(self, x: Tensor) -> Tensor:
         found: list[Tensor] = []
 
         def keep(out: Tensor) -> Tensor:
             found.append(out)
             raise Enough
 
-        home, x = x.device, x.to(self.stream)[:, None]  # [n, 1, d_model]: each token is a text of one
-        with self._state.lock, self._frozen(at), suppress(Enough), replaced(self.model, self.site, keep):
+        with self._state.lock, suppress(Enough), replaced(self.model, self.site, keep):
             for i, block in enumerate(self._blocks):
                 args, kwargs = self._given[i]
                 rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
                 x = output_of(block(x, *args[1:], **rest))
-        return found[0][:, 0].float().to(home)
+        return found[0]
 
     @contextmanager
     def _frozen(self, at: Tensor) -> Iterator[None]:
         """Within the block, attention gives what it gave at these tokens."""
-        with ExitStack() as stack:
+        with self._state.lock, ExitStack() as stack:
             for i, block in enumerate(self._blocks):
                 out = self._held[i]
                 mixed = output_of(out).flatten(0, 1)[at][:, None]  # [rows, pos, d] -> [n, 1, d]

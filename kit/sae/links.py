@@ -22,8 +22,6 @@ from kit.base.kernels import plain_kernels
 from kit.base.progress import track
 from kit.models.activations import capture
 from kit.models.bridge import runtime
-from kit.models.hook_points import replaced
-from kit.models.sites import Site
 from kit.models.tokens import counted, packed
 from kit.sae.frozen_attention import Between
 from kit.sae.latents import Latents
@@ -255,7 +253,8 @@ def ablated(
         the latent fires (0 where it fires on none).
 
     Raises:
-        ValueError: no such latent, an unknown ``of``, or as :meth:`Latents.check`.
+        ValueError: no such latent, an unknown ``of``, a target that does not lie after the source,
+            or as :meth:`Latents.check`.
     """
     if of not in ("activation", "pre-activation"):
         raise ValueError(f"of={of!r}: use 'activation' or 'pre-activation'")
@@ -273,14 +272,14 @@ def ablated(
         return target.encode(some) if of == "activation" else target.before(some) * fires[on]
 
     found, directions = torch.zeros(len(latents), len(target)), source.rows.to(f)
-    stream = Site(source.site.layer)
+    stream, between = kept[source.site.layer, "resid"], Between(model, source.site.layer, target.site)
+    between.read(tokens[:1])  # what its blocks get beside the stream fits any number of rows
     for n, i in enumerate(track(latents, "latents")):
         part, on = f[..., i, None] * directions[i], f[..., i] > 0
         rows = on.any(1)  # the others do not change
         if not bool(rows.any()):
             continue
-        with replaced(model, stream, lambda x, part=part[rows]: x - part.to(x)):  # type: ignore[misc]
-            changed = capture(model, tokens[rows], [target.site.place])[target.site.place].cpu()
+        changed = between.live(stream[rows] - part[rows].to(stream)).cpu()
         now = value(kept[target.site.place], on)
         found[n] = (now - value(changed, on[rows])).mean(0)
     return found

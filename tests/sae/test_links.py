@@ -58,6 +58,9 @@ def test_the_replay_is_the_model(model: Any, layer: int, site: Site) -> None:
     stream, target = between.stream.flatten(0, 1), between.target.flatten(0, 1)
     at = torch.tensor([3, 40, 17, 3])
     torch.testing.assert_close(between(stream[at], at), target[at].float())
+    whole, there = between.stream, between.target
+    between.read(ids[:1])
+    torch.testing.assert_close(between.live(whole), there)  # what one row gave to the blocks fits all
 
 
 def test_attention_is_held_and_given_back(llama: Any) -> None:
