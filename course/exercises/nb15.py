@@ -1,4 +1,4 @@
-"""Exercises of notebook 15: explained variance with weights, a step of pursuit, a fair control."""
+"""Exercises of notebook 15: a meta-SAE's forward pass, a step of pursuit, a fair control."""
 
 from __future__ import annotations
 
@@ -11,63 +11,79 @@ if TYPE_CHECKING:
     import torch
 
 
-# --- 15.1 explained variance of rows -----------------------------------------------------------
+# --- 15.1 a meta-SAE's forward pass --------------------------------------------------------------
 
 
-def score(rows: torch.Tensor, made: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Explained variance of all rows together.
+def write(rows: torch.Tensor, sae: Any, k: float) -> torch.Tensor:
+    """Write rows as few meta-latents: encode, keep the largest of the batch, decode.
 
-    1 - (squared length of what is left) / (squared length of rows less their mean), both summed
-    over rows, each row counted `weight` times; the mean is weighted, too.
+    A code is relu((rows - b_dec) @ W_enc + b_enc). It counts by what it writes: itself times the
+    length of its decoder row. The int(k * n) that count most in all n rows stay, the rest become
+    0; what stays is decoded with W_dec, and b_dec is added again.
 
-    rows, made: [n, d], the rows and what was made of them; weight: [n], from 0 on -> a scalar
+    rows: [n, d]; sae: a dict of W_enc [d, m], b_enc [m], W_dec [m, d], b_dec [d] -> [n, d]
     """
-    mean = (weight[:, None] * rows).sum(0) / weight.sum()
-    left = (weight * (rows - made).square().sum(-1)).sum()
-    return 1 - left / (weight * (rows - mean).square().sum(-1)).sum()
+    code = ((rows - sae["b_dec"]) @ sae["W_enc"] + sae["b_enc"]).relu()
+    counts = code * sae["W_dec"].norm(dim=-1)
+    least = counts.flatten().topk(int(k * len(rows))).values[-1]
+    return (code * (counts >= least)) @ sae["W_dec"] + sae["b_dec"]
 
 
-def _score_spec(answer: Any) -> None:
+def _write_spec(answer: Any) -> None:
     import torch
 
-    rng = torch.Generator().manual_seed(151)
-    rows = torch.randn(7, 4, generator=rng) + torch.tensor([1.0, 0.0, -0.5, 0.0])
-    made = rows + torch.linspace(0.1, 0.9, 7)[:, None] * torch.randn(7, 4, generator=rng)
-    weight = torch.tensor([0.0, 4.0, 2.0, 0.5, 1.0, 0.1, 1.0])
-    total, mean = float(weight.sum()), torch.zeros(4)
-    for w, row in zip(weight.tolist(), rows, strict=True):  # the definition, row by row
-        mean += w * row / total
-    left = whole = 0.0
-    for w, row, part in zip(weight.tolist(), rows, made, strict=True):
-        left += w * float(((row - part) ** 2).sum())
-        whole += w * float(((row - mean) ** 2).sum())
-    SCORE.expect(answer, rows, made, weight, want=1 - left / whole)
+    rng = torch.Generator().manual_seed(152)
+    length = torch.tensor([0.2, 1.0, 2.5, 0.6, 1.7, 3.0, 0.4, 1.2])
+    for k in (2, 1.5):
+        sae = {
+            "W_enc": torch.randn(5, 8, generator=rng),
+            "b_enc": 0.5 * torch.randn(8, generator=rng),
+            "W_dec": length[:, None] * torch.nn.functional.normalize(torch.randn(8, 5, generator=rng), dim=-1),
+            "b_dec": torch.randn(5, generator=rng),
+        }
+        rows = torch.randn(6, 5, generator=rng)
+        rows[0] *= 2  # a row that has much to say
+        code = {}
+        for n, row in enumerate(rows):  # the definition, number by number
+            for i in range(8):
+                read = float((row - sae["b_dec"]) @ sae["W_enc"][:, i] + sae["b_enc"][i])
+                code[n, i] = max(read, 0.0)
+        ranked = sorted(code, key=lambda at: -code[at] * float(length[at[1]]))
+        want = sae["b_dec"].repeat(6, 1)
+        for n, i in ranked[: int(k * 6)]:
+            want[n] += code[n, i] * sae["W_dec"][i]
+        WRITE.expect(answer, rows, sae, k, want=want)
 
 
-SCORE = Exercise.of(
-    score,
+WRITE = Exercise.of(
+    write,
     id="15.1",
-    title="explained variance of rows",
-    spec=_score_spec,
+    title="a meta-SAE's forward pass",
+    spec=_write_spec,
     hints=(
-        "First the weighted mean row: (weight[:, None] * rows).sum(0) / weight.sum().",
-        "1 - left / whole; left sums weight * |row - made|^2, whole sums weight * |row - mean|^2.",
+        "Three lines: the codes, [n, m]; how much each counts, [n, m]; and the smallest that stays.",
+        "topk of one long row of all counts gives the smallest that stays, its last value. A comparison with it "
+        "is 0 or 1 for each code.",
     ),
-    on_error="weight is [n]: weight[:, None] * rows, but weight * (a sum over the last dim)",
+    on_error="codes are [n, m]: flatten them for topk, and take int(k * n) of them",
     wrong={
-        "the weights are not used": ("mean = (weight", "weight = rows.new_ones(len(rows))\n    mean = (weight"),
-        "the mean was not taken off: a constant would then count as explained": ("(rows - mean)", "rows"),
-        "the mean is weighted, too": ("(rows - mean)", "(rows - rows.mean(0))"),
-        "the mean of the rows' own shares: sum over all rows first, then divide": (
-            "(weight * (1 - (rows - made).square().sum(-1) / (rows - mean).square().sum(-1))).sum() / weight.sum()"
+        "k for each row: here the rows of a batch share k * n codes": (
+            "counts.flatten().topk(int(k * len(rows))).values[-1]",
+            "counts.topk(int(k), dim=1).values[:, -1:]",
         ),
-        "what is left, not what is explained: take it from 1": ("1 - left", "left"),
-        "what was made, not what is left of the rows": (
-            "(weight @ made.square().sum(-1)) / (weight @ (rows - mean).square().sum(-1))"
-        ),
-        "the weights were squared": ("mean = (weight", "weight = weight.square()\n    mean = (weight"),
+        "k for the whole batch: it is k * n, k for a row on average": ("int(k * len(rows))", "int(k)"),
+        "chosen by the codes alone: one with a long decoder row counts more": (' * sae["W_dec"].norm(dim=-1)', ""),
+        "the counts were decoded: they choose, the codes are what is decoded": ("(code * (", "(counts * ("),
+        "the ones that count least stayed": (">= least", "< least"),
+        "all codes were decoded: the choice is missing": ("(code * (counts >= least))", "code"),
+        "b_dec was not taken off before the rows were read": ('(rows - sae["b_dec"])', "rows"),
+        "b_dec is missing in what is made": (' + sae["b_dec"]', ""),
+        "b_enc is missing": (' + sae["b_enc"]', ""),
+        "the relu is missing: a code is never negative": (".relu()", ".abs()"),
+        "a mask was decoded: keep the codes themselves": ("code * (counts >= least)", "(counts >= least).float()"),
+        "those are the codes, [n, m]: decode them": "code * (counts >= least)",
     },
-    moral="Below 0 is possible: then the mean alone would have been the better guess.",
+    moral="With a loss and a step around it, this is the method.",
 )
 
 
@@ -153,7 +169,8 @@ STEP = Exercise.of(
     spec=_step_spec,
     hints=(
         "What is left is x - code @ atoms. The atom with the largest product with it joins.",
-        "on = code != 0, with the new one; torch.linalg.lstsq(atoms[on].T, x[:, None]).solution.",
+        "code != 0 says which are in use. Least squares: which weights w make w @ atoms[on] nearest to x? "
+        "torch.linalg.lstsq(A, b) finds w with A @ w near b: what are A and b, and their shapes?",
     ),
     wrong={
         "plain matching pursuit: the weights of before have to be fitted again": (
@@ -234,7 +251,8 @@ TWINS = Exercise.of(
     spec=_twins_spec,
     hints=(
         "White noise times a root of the covariance has that covariance. Then add the mean.",
-        "_, size, axes = svd(rows - mean, full_matrices=False); noise * (size / n ** 0.5) @ axes.",
+        "If centred = u @ diag(size) @ axes, then the covariance is axes.T @ diag(size ** 2 / n) @ axes: which "
+        "[d, d] matrix, times its own transpose, gives that?",
     ),
     wrong={
         "each coordinate has its own spread, but they do not vary together: use the covariance": (
@@ -256,4 +274,4 @@ TWINS = Exercise.of(
     moral="What a method finds here, it finds in a spectrum: no row shares a part with another.",
 )
 
-EXERCISES = [SCORE, STEP, TWINS]
+EXERCISES = [WRITE, STEP, TWINS]

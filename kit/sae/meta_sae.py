@@ -9,6 +9,7 @@ fair baseline: :func:`pursue` writes each row as a few rows of it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,7 +168,7 @@ def decompose(meta: Dictionary, latents: Latents) -> Codes:
     return Codes(code, meta.decode(code), rows, best)
 
 
-def pursue(rows: Latents | Tensor, atoms: Latents | Tensor, k: int = 4) -> Codes:
+def pursue(rows: Latents | Tensor, atoms: Latents | Tensor, k: int = 4, *, below: float = math.inf) -> Codes:
     """Each row as the sum of k atoms, by orthogonal matching pursuit, weights from 0 on.
 
     Step by step the atom with the largest product with what is left is added, and all weights are
@@ -177,24 +178,32 @@ def pursue(rows: Latents | Tensor, atoms: Latents | Tensor, k: int = 4) -> Codes
     Args:
         rows, atoms: dictionaries, or rows ``[n, d]`` and ``[m, d]``; both are taken at norm 1. No
             offset, which a meta-SAE has: where rows have a mean to speak of, give it as an atom.
+        below: each row does without the atoms whose cosine with it is not below this: its
+            near-copies, which are no parts.
 
     Raises:
-        ValueError: a k that makes no sense, or rows of different widths.
+        ValueError: a k that makes no sense, rows of different widths, or one that is left fewer
+            than k atoms.
     """
     x, a = (unit(r.rows if isinstance(r, Latents) else r.float()) for r in (rows, atoms))
     if x.shape[-1] != a.shape[-1]:
         raise ValueError(f"rows have width {x.shape[-1]} and atoms {a.shape[-1]}: give one width")
     if not is_whole(k) or not 1 <= k <= min(len(a), a.shape[1]):
         raise ValueError(f"k={k!r}: give 1 to {min(len(a), a.shape[1])}")
+    cosine = x @ a.T
+    taken = cosine >= below
+    if len(x) and (fewest := int((~taken).sum(1).min())) < k:
+        raise ValueError(f"below={below}: a row is left {fewest} atoms, fewer than k={k}: give a larger one")
+    best = cosine.masked_fill(taken, -2.0).max(1).values
     chosen, weight, left = torch.zeros(len(x), 0, dtype=torch.long), torch.zeros(len(x), 0), x
     for _ in range(k):
-        products = (left @ a.T).scatter(1, chosen, -2.0) if chosen.shape[1] else left @ a.T
-        chosen = torch.cat([chosen, products.argmax(1, keepdim=True)], 1)
+        next_one = (left @ a.T).masked_fill(taken, -2.0).argmax(1, keepdim=True)
+        chosen, taken = torch.cat([chosen, next_one], 1), taken.scatter(1, next_one, True)
         some = a[chosen]  # [n, so far, d]
         weight = torch.linalg.lstsq(some.mT, x[..., None]).solution[..., 0].clamp(min=0)
         left = x - (weight[:, None] @ some)[:, 0]
     code = torch.zeros(len(x), len(a)).scatter(1, chosen, weight)
-    return Codes(code, x - left, x, (x @ a.T).max(1).values)
+    return Codes(code, x - left, x, best)
 
 
 class MetaLatents(Latents):

@@ -117,6 +117,18 @@ def test_pursuit_is_least_squares_on_its_atoms(planted: Any) -> None:
     assert more == sorted(more), "more atoms explain less"
 
 
+def test_pursuit_does_without_near_copies() -> None:
+    x, a = random_units(30, 12, 1), random_units(40, 12, 2)
+    plain, cosine = meta_sae.pursue(x, a, 3), x @ a.T
+    found = meta_sae.pursue(x, a, 3, below=0.5)
+    assert bool((plain.code[cosine >= 0.5] > 0).any()) and not bool(found.code[cosine >= 0.5].any())
+    assert float(found.best.max()) < 0.5 and found.score() < plain.score()
+    for i in (0, 11, 29):  # as if those atoms were not there
+        kept = cosine[i] < 0.5
+        torch.testing.assert_close(found.code[i, kept], meta_sae.pursue(x[i : i + 1], a[kept], 3).code[0])
+    torch.testing.assert_close(meta_sae.pursue(x, a, 3, below=1.1).code, plain.code)
+
+
 def test_score_and_r2_by_hand() -> None:
     rows = torch.tensor([[1.0, 0], [0, 1.0], [-1.0, 0], [0, -1.0]])
     codes = meta_sae.Codes(
@@ -157,6 +169,7 @@ def test_meta_latents_are_read_on_text(planted: Any, trained: Dictionary, llama:
         (lambda d: meta_sae.Rows(d, batch=0), "batch=0"),
         (lambda d: meta_sae.pursue(d, torch.ones(3, 5)), "rows have width 48 and atoms 5"),
         (lambda d: meta_sae.pursue(d, d, 0), "k=0: give 1 to 48"),
+        (lambda d: meta_sae.pursue(d, d, 4, below=-1.0), "below=-1.0: a row is left 0 atoms, fewer than k=4"),
         (lambda d: meta_sae.decompose(dictionary(torch.ones(3, 5)), d), "meta has rows of width 5"),
     ],
 )
