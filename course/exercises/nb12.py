@@ -40,8 +40,8 @@ CLAMP = Exercise.of(
     title="set a latent",
     spec=_clamp_spec,
     hints=(
-        "Take value * row out, put target * row in: one difference, times the row.",
-        "x + (target - value)[:, None] * row",
+        "The latent adds value * row now, and is to add target * row. What has to be added to x?",
+        "value is [n] and row [d_model]: with value[:, None] their product is [n, d_model].",
     ),
     on_error="value is [n] and row [d_model]: value[:, None] * row is [n, d_model]",
     wrong={
@@ -110,8 +110,8 @@ WITHOUT = Exercise.of(
     title="what the dictionary cannot say",
     spec=_without_spec,
     hints=(
-        "Two decodings: of all the latents, for the error, and of the rest.",
-        "error = x - decode(values); rest = values.clone(); rest[:, latent] = 0.",
+        "Decode twice: all the latents, for the error; and a copy in which one latent is 0.",
+        "The error is what decode(values), with nothing removed, leaves of x.",
     ),
     wrong={
         "nothing changed: the error was taken after the latent went, so that it holds the latent": (
@@ -157,7 +157,7 @@ LENGTH = Exercise.of(
     spec=_length_spec,
     hints=(
         "The square of the length is the sum, over all pairs, of size times size times cosine.",
-        "(sizes @ cosines @ sizes).sqrt()",
+        "Each piece is a pair with itself, too. Summed over all pairs: sizes @ cosines @ sizes.",
     ),
     on_error="sizes is [m], cosines [m, m]",
     wrong={
@@ -205,8 +205,8 @@ CHANCE = Exercise.of(
     title="would chance do as well?",
     spec=_chance_spec,
     hints=(
-        "Count the controls that are at least as large, and add the tested arm to both numbers.",
-        "(1 + sum(c >= effect for c in controls)) / (1 + len(controls))",
+        "Count the controls that are at least as large; the tested arm belongs to both numbers.",
+        "With 2 of 7 controls at least as large as the effect it is (1 + 2) / (1 + 7).",
     ),
     on_error="a number and a list of numbers",
     wrong={
