@@ -66,5 +66,5 @@ def _streams(model: TransformerBridge, tokens: Tensor, layers: Sequence[int], la
         for layer in {*layers, last}:
             hook = state.block(layer).register_forward_hook(lambda _m, _i, out, layer=layer: keep(layer, out))
             hooks.enter_context(hook)
-        state.forward(input_ids=tokens.to(model.cfg.device), use_cache=False)
+        state.clean(input_ids=tokens.to(model.cfg.device), use_cache=False)
     return [kept[layer] for layer in layers], kept[last]

@@ -135,7 +135,7 @@ def capture(model: TransformerBridge, tokens: Tensor, places: Iterable[Place]) -
             else:
                 hook = module.register_forward_hook(lambda _m, _i, out, place=place: keep(place, output_of(out)))
             hooks.enter_context(hook)
-        state.forward(input_ids=tokens.to(model.cfg.device), use_cache=False)
+        state.clean(input_ids=tokens.to(model.cfg.device), use_cache=False)
     return kept
 
 

@@ -96,8 +96,9 @@ class Runtime:
         """Drop what is kept, so that it is made anew."""
         self._facts.pop(fact, None)
 
-    def forward(self, **inputs: Any) -> Any:
-        """A pass of the decoder, for what is read or changed in the model as it is.
+    @property
+    def clean(self) -> nn.Module:
+        """The decoder, for passes that read or change the model as it is.
 
         Raises:
             RuntimeError: inside ``with kit.steer(...)``: it steers the bridge, and this pass
@@ -108,7 +109,7 @@ class Runtime:
                 f"inside kit.steer with {self.steered}: this would read the model without it. Read it before or after "
                 "the block, or steered: model.run_with_cache(tokens)"
             )
-        return self.decoder(**inputs)
+        return self.decoder
 
     def block(self, layer: int) -> nn.Module:
         """The block with this index, counted from 0."""

@@ -125,7 +125,7 @@ def _last_differentiable(model: TransformerBridge, site: Site, tokens: Tensor) -
         decoder: Any = state.decoder
         embedded = decoder.get_input_embeddings()(tokens.to(model.cfg.device)).detach().requires_grad_()
         with suppress(Enough), replaced(model, site, keep):
-            state.forward(inputs_embeds=embedded, use_cache=False)
+            state.clean(inputs_embeds=embedded, use_cache=False)
     return kept[0], embedded
 
 

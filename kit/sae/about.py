@@ -105,7 +105,7 @@ def effect(store: FeatureStore, model: TransformerBridge, latent: int, e: Exampl
     taken = part * dictionary.rows[latent]
     tokens = whole.tokens[None, :end].expand(2, -1).to(model.cfg.device)
     with state.lock, fitted(2 * end), replaced(model, Site(dictionary.site.layer), lambda x: x - taken.to(x)):
-        logits = state.forward(input_ids=tokens, use_cache=False, logits_to_keep=k).logits
+        logits = state.clean(input_ids=tokens, use_cache=False, logits_to_keep=k).logits
     log_p = logits.float().log_softmax(-1).cpu()  # [2, k, d_vocab]
     following = whole.tokens[e.first + 1 : end + 1]
     loss = torch.full((k,), torch.nan)

@@ -128,7 +128,7 @@ def _slope(model: TransformerBridge, latents: Latents, tokens: Tensor, ids: tupl
         return kept[0]
 
     with state.lock, torch.enable_grad(), replaced(model, Site(latents.site.layer), leaf):
-        logits = state.forward(input_ids=tokens, use_cache=False, logits_to_keep=1).logits[0, -1]
+        logits = state.clean(input_ids=tokens, use_cache=False, logits_to_keep=1).logits[0, -1]
         difference = logits[ids[0]] - logits[ids[1]]
         (grad,) = torch.autograd.grad(difference.float(), kept[0])
     return grad[0].float(), float(difference.detach())

@@ -129,7 +129,7 @@ def next_log_p(model: TransformerBridge, tokens: Tensor, site: Site, change: Cal
     """Log-probabilities ``[rows, n - 1, d_vocab]`` of what comes after ``tokens [rows, n]``, with a
     change at a site."""
     with replaced(model, site, change):
-        logits = runtime(model).forward(input_ids=tokens, use_cache=False).logits
+        logits = runtime(model).clean(input_ids=tokens, use_cache=False).logits
     return logits[:, :-1].float().log_softmax(-1)
 
 

@@ -145,7 +145,7 @@ class LayerSlice(Map):
             for block in self._blocks:
                 hooks.enter_context(block.register_forward_pre_hook(keep, with_kwargs=True))
             # one row alone: what it hands to the blocks then fits a batch of any size
-            self._state.forward(input_ids=self.tokens[widest : widest + 1], use_cache=False, logits_to_keep=1)
+            self._state.clean(input_ids=self.tokens[widest : widest + 1], use_cache=False, logits_to_keep=1)
 
     def part(self, prompts: slice) -> LayerSlice:
         """The same slice on some of its prompts, with their shares of the mean: what parts answer
@@ -273,7 +273,7 @@ def steered_logits(
         return (steered, *out[1:]) if isinstance(out, tuple) else steered
 
     with state.lock, fitted(tokens.numel()), state.block(layer).register_forward_hook(fork):
-        return state.forward(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits.float()
+        return state.clean(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits.float()
 
 
 class Differential(Map):

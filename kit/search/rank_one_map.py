@@ -157,7 +157,7 @@ class RankOneMap:
             k, each = len(phi[at]), []
             for row, n in zip(tokens, lengths, strict=True):
                 with self._changed(phi[at], radius):  # a row of the same prompt for each factor
-                    out = self._state.forward(input_ids=row[:n].expand(k, -1), use_cache=False, logits_to_keep=1)
+                    out = self._state.clean(input_ids=row[:n].expand(k, -1), use_cache=False, logits_to_keep=1)
                 each.append(out.logits[:, -1].float())
             parts.append(torch.stack(each, dim=1))
         return torch.cat(parts)

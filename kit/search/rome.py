@@ -240,7 +240,7 @@ def _value(
 
         with ExitStack() as off:
             off.callback(at_decoder(model, layer, "mlp_out", change, matrix=True))
-            logits = state.forward(input_ids=tokens, use_cache=False, logits_to_keep=1).logits
+            logits = state.clean(input_ids=tokens, use_cache=False, logits_to_keep=1).logits
         return logits[0, -1].float().log_softmax(-1)
 
     with state.lock:

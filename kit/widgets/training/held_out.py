@@ -147,7 +147,7 @@ class HeldOut:
             batch = rows[at : at + 8]
             with state.lock:
                 if site is None or found is None:
-                    out = state.forward(input_ids=batch, use_cache=False)
+                    out = state.clean(input_ids=batch, use_cache=False)
                 else:
                     put, on = found[at : at + 8], self._keep[site][at : at + len(batch), :, None]
 
@@ -155,7 +155,7 @@ class HeldOut:
                         return torch.where(on.to(x.device), put.to(x), x)
 
                     with replaced(self.model, site, change):
-                        out = state.forward(input_ids=batch, use_cache=False)
+                        out = state.clean(input_ids=batch, use_cache=False)
             log_p = out.logits[:, :-1].float().log_softmax(-1)
             parts.append(-log_p.gather(-1, batch[:, 1:, None])[..., 0].cpu())
         return torch.cat(parts)
