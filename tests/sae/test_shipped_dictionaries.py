@@ -15,9 +15,7 @@ from kit.data.corpora import NLTK
 from kit.sae import Site, evaluate, pack
 
 HERE = Path(__file__).parents[2] / "data" / "saes"
-OTHERS = ("resid-14-1x", "resid-14-4x", "resid-14-4x-b", "resid-14-16x", "mlp_out-15-4x")
-CONTROL = "resid-14-4x-untrained"  # of a copy of the model with weights drawn anew
-NAMES = (*OTHERS, CONTROL)
+NAMES = ("resid-14-1x", "resid-14-4x", "resid-14-4x-b", "resid-14-16x", "mlp_out-15-4x")
 FIGURES = json.loads((HERE / "figures.json").read_text(encoding="utf-8"))
 
 
@@ -30,7 +28,7 @@ def test_all_of_them_are_there_and_small() -> None:
         kit.data.dictionary("resid-14-x4")
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_it_loads_and_fits_its_model(name: str, smol: Any) -> None:
     found = kit.data.dictionary(name, smol)
     kind, layer, width = name.split("-")[:3]
@@ -39,13 +37,7 @@ def test_it_loads_and_fits_its_model(name: str, smol: Any) -> None:
     assert found.sae.W_dec.dtype == torch.float32 and found.fingerprint is not None
 
 
-def test_the_control_is_of_another_model(smol: Any) -> None:
-    assert len(kit.data.dictionary(CONTROL)) == 4 * smol.cfg.d_model
-    with pytest.raises(ValueError, match="belongs to model .*, this one is"):
-        kit.data.dictionary(CONTROL, smol)
-
-
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_figures_hold_the_floors(name: str) -> None:
     told = FIGURES[name]
     assert told["ce_clean"] < told["ce_sae"] < told["ce_zero"]
