@@ -11,6 +11,7 @@ from kit.data.prose import tidy
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+    from kit.lens import Lens
     from kit.sae import Dictionary
     from kit.sae.crosscoders import Crosscoder
     from kit.sae.crosscoders.model import Pair
@@ -25,6 +26,7 @@ __all__ = [
     "crosscoder_names",
     "dictionary",
     "dictionary_names",
+    "lens",
     "neutral_texts",
     "path",
     "split",
@@ -75,6 +77,17 @@ def crosscoder(name: str, models: Pair | None = None) -> Crosscoder:
     if name not in crosscoder_names():
         raise ValueError(f"name={name!r}: the shipped crosscoders are {', '.join(crosscoder_names())}")
     return Crosscoder.load(path("crosscoder", f"{name}.safetensors"), models)
+
+
+def lens(model: TransformerBridge) -> Lens:
+    """The shipped Jacobian lens of the embedded model (see ``data/lens/README.md``).
+
+    Raises:
+        ValueError: another model; fit one with :func:`kit.lens.fit`.
+    """
+    from kit.lens import Lens
+
+    return Lens.load(path("lens", "smollm2-135m-instruct.safetensors"), model)
 
 
 def vector_names() -> list[str]:

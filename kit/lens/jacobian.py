@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kit.base.threads import fitted
 from kit.models.activations import Enough
@@ -63,6 +64,8 @@ def _streams(model: TransformerBridge, tokens: Tensor, layers: Sequence[int], la
         return with_output(out, kept[layer].clone())  # what a later block adds in place is not the stream's
 
     with state.lock, fitted(tokens.numel()), ExitStack() as hooks, torch.enable_grad(), suppress(Enough):
+        if model.cfg.device == "cpu":  # its fused attention is slower backwards, where nearly all time goes
+            hooks.enter_context(sdpa_kernel(SDPBackend.MATH))
         for layer in {*layers, last}:
             hook = state.block(layer).register_forward_hook(lambda _m, _i, out, layer=layer: keep(layer, out))
             hooks.enter_context(hook)

@@ -12,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     import pandas as pd
 
-READABLE = 0.01  # p from which on a reading is no better than chance
+READABLE = 0.05  # p from which on a reading is no better than chance
 
 
 @dataclass(frozen=True, eq=False)

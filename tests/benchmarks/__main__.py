@@ -13,7 +13,7 @@ import torch
 
 import kit
 from kit.base import threads
-from tests.benchmarks import between, busy, dictionaries, growth, ratios, reruns, start, token, unlabelled
+from tests.benchmarks import between, busy, dictionaries, growth, lens, ratios, reruns, start, token, unlabelled
 
 
 def main() -> int:
@@ -42,6 +42,7 @@ def main() -> int:
     )
     rows += dictionaries.table(model, pairs=3 if args.quick else 7)
     rows += between.table(model, pairs=3 if args.quick else 7)
+    rows += lens.table(model, pairs=3 if args.quick else 7)
     rows += busy.table(model, pairs=3 if args.quick else 7)
     rows += reruns.table()
     wide = max(len(row.what) for row in rows) + 2

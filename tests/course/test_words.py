@@ -10,6 +10,7 @@ import torch
 import kit
 from course.studies import words
 from kit.lens import Lens
+from kit.models.bridge import runtime
 from tests import tiny
 
 
@@ -85,3 +86,18 @@ def test_names_say_what_steering_promotes_where_the_lens_is_true(lens: Lens) -> 
     vectors = [tiny.vector(lens.model, 2, seed) for seed in range(4)]
     found = words.agreement(last, vectors, k=5)
     assert found["lens"] == pytest.approx(found["logit lens"]) and found["lens"] > found["shuffled"] + 0.5
+
+
+def test_a_planted_secret_is_read_and_others_are_not(
+    lens: Lens, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(words, "SECRETS", {"own": "the", "other": "and"})
+    tuned = tiny.load(tmp_path, "llama", chat=True)
+    step = 2.0 * lens.direction(" the", 2).direction
+    runtime(tuned).block(2).register_forward_hook(
+        lambda _m, _i, out: (out[0] + step, *out[1:]) if isinstance(out, tuple) else out + step
+    )
+    texts = [*tiny.SENTENCES, *(f"{text} {text}" for text in tiny.SENTENCES)]
+    table = words.secrets(lens, tuned, texts, [2])
+    assert table.loc[(2, "own", "lens"), "median rank"] == 0 and table.loc[(2, "own", "lens"), "p, random"] < 0.05
+    assert table.loc[(2, "own", "logit lens"), "median rank"] == 0

@@ -10,6 +10,7 @@ import ipywidgets as w
 import traitlets
 
 from kit.base.html import SOFT, inline, spaced
+from kit.data import lens as shipped
 from kit.lens import markup
 from kit.lens.filter import HIDDEN, is_vulgar
 from kit.lens.lens import Lens
@@ -35,7 +36,7 @@ class Grid(anywidget.AnyWidget):
 
 
 class LensView(View):
-    """``LensView(model, "The capital of France is", lens)``: a grid of words, tokens by layers.
+    """``LensView(model, "The capital of France is")``: a grid of words, tokens by layers.
 
     A cell's words stand beside the grid, by both lenses; clicked or dragged, one goes onto the
     panel as a slider.
@@ -50,7 +51,7 @@ class LensView(View):
         self,
         model: TransformerBridge,
         prompt: Text,
-        lens: Lens,
+        lens: Lens | None = None,
         *,
         panel: SteeringPanel | None = None,
         coefficient: float = 0.15,
@@ -60,7 +61,7 @@ class LensView(View):
         """
         Args:
             prompt: a chat message, or tokens as they are.
-            lens: of this model (:func:`kit.lens.fit`).
+            lens: of this model; None for the one that is shipped (:func:`kit.data.lens`).
             panel: where words go, also into a field of its own (:meth:`SteeringPanel.take_words`).
             coefficient: at which they go there.
             k: how many words a cell has.
@@ -69,6 +70,7 @@ class LensView(View):
         Raises:
             ValueError: as :meth:`kit.lens.Lens.read`, or a lens of another model.
         """
+        lens = shipped(model) if lens is None else lens
         lens.check(model)
         super().__init__()
         self.lens, self.panel, self._at, self._k = lens, panel, coefficient, k
