@@ -191,7 +191,7 @@ WRITE = Exercise.of(
 
 
 def swap(stream: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The stream with its coordinates along a and b exchanged; what is at right angles to both stays.
+    """The stream with its coordinates along a and b exchanged; what is at right angles stays.
 
     The coordinates are the x and y for which x * a + y * b comes closest to the stream. a and b
     are seldom at right angles, so two dot products are not the coordinates.

@@ -72,7 +72,7 @@ def index_page(lessons: Sequence[Lesson], whole: Sequence[Lesson] = ()) -> str:
 
 
 def handout_page(lessons: Sequence[Lesson], address: str = "") -> str:
-    """The handout, which prints on one page of A4 (17 notebooks; fewer leave room).
+    """The handout, which prints on one page of A4 (18 notebooks; fewer leave room).
 
     Args:
         address: where the room's notebooks are; a line to write on when empty.

@@ -1,15 +1,16 @@
 """Measure the shipped lens against what would do it by chance: figures.json, and README's tables.
 
-    python data/lens/figures.py TEXTS
+    python data/lens/figures.py TEXTS      measure what is not in figures.json yet
+    python data/lens/figures.py tables     print the tables
 
-TEXTS as for make.py; what is read is of the held-out ones. About half an hour on two cores.
+TEXTS as for make.py; what is read is of the held-out ones. About an hour on one core.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from kit.steering.vectors import SteeringVector
 HERE = Path(__file__).parent
 ROWS, LATENTS, DICTIONARY = 16, 100, "resid-14-4x"
 LAYERS, HELD_OUT = (14, 18, 22, 26), 64
+DEPTHS = (2, 6, 10, 14, 18, 22, 26, 28)
 SOURCE, TARGET, PROMPT = 10, 20, "Tell me about yourself."
 
 
@@ -90,11 +92,57 @@ PARTS: dict[str, Callable[[Any, str], dict[str, Any]]] = {
 }
 
 
+def tables(found: dict[str, Any]) -> str:
+    """README's tables."""
+    best = found["swaps"]["layer"]
+    by_wording = found["swaps"]["all"]
+    arms = ("difference", "lens", "x1", "x2", "logit lens", "input", "others", "random")
+    told = [f"| {layer} | {wording} | {cells(by_wording[wording][str(layer)], arms)} |" for layer, wording in (
+        *((layer, words.WORDINGS[0]) for layer in sorted({2, 6, 10, 14, 18, 22, 23, best})),
+        *((best, wording) for wording in words.WORDINGS[1:]),
+    )]  # fmt: skip
+    parts = [table(("layer", "wording", *arms), told)]
+    ends = ("KL, lens", "KL, logit lens", "rank, lens", "rank, logit lens")
+    both = found["depth"]
+    told = [f"| {n} | {cells(both['facts'][n], ends)} | {cells(both['text'][n], ends)} |" for n in map(str, DEPTHS)]
+    parts.append(table(("layer", *(f"{kind}: {end}" for kind in ("facts", "text") for end in ends)), told))
+    arms = ("lens", "logit lens", "mean difference", "random", "instruction", "instruction's KL", "lens at that KL")
+    parts.append(table(("typed", *arms), [f"| {word} | {cells(row, arms)} |" for word, row in found["typed"].items()]))
+    arms = ("lens", "logit lens", "shuffled")
+    parts.append(
+        table(("words of", *arms), [f"| {name} | {cells(row, arms)} |" for name, row in found["names"].items()])
+    )
+    told = []
+    for name, kinds in found["secrets"].items():
+        own = {n: kinds["neutral"][f"{n} {name} lens"]["median rank"] for n in LAYERS}
+        at = min(own, key=own.__getitem__)
+        for about in found["secrets"]:
+            row = [kinds["held out"][f"{at} {about} {by}"] for by in ("lens", "logit lens")]
+            medians = " | ".join(cells(each, ("median rank",)) for each in row)
+            ps = cells(row[0], ("p, random", "p, halves"), 3)
+            told.append(f"| {name} | {at} | {about}'s | {medians} | {ps} |")
+    heads = ("organism", "layer", "words", "median rank, lens", "logit lens", "p, random", "p, halves")
+    return "\n\n".join([*parts, table(heads, told)])
+
+
+def table(heads: Sequence[str], rows: list[str]) -> str:
+    """A Markdown table."""
+    return "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *rows])
+
+
+def cells(row: dict[str, float], names: Sequence[str], digits: int = 2) -> str:
+    """Some numbers of a row."""
+    return " | ".join(f"{row[name]:,.0f}" if "rank" in name else f"{row[name]:.{digits}f}" for name in names)
+
+
 def main(source: str) -> None:
     """Measure each part and write it at once, so that a stop loses one part at most."""
-    lens = kit.data.lens(kit.load_model(dtype="float32"))
     file = HERE / "figures.json"
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if source == "tables":
+        print(tables(found))
+        return
+    lens = kit.data.lens(kit.load_model(dtype="float32"))
     for name in track([name for name in PARTS if name not in found], "parts"):
         found[name] = PARTS[name](lens, source)
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

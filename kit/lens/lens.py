@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _FORMAT = "steering-kit-lens/1"
 _CONTROLS = 200  # random directions that say what chance reads
+_AT_ONCE = 8  # streams of a prompt whose logits are made together: the unembedding is read once
 
 
 class Lens:
@@ -76,9 +77,9 @@ class Lens:
             f"Lens(layers {self.layers[0]} to {self.layers[-1]}, {len(self.layers)} of them{', ' * bool(what)}{what})"
         )
 
-    def check(self, model: TransformerBridge) -> None:
-        """Raises ValueError: it is of another model."""
-        if self.model is not model:
+    def check(self, *models: TransformerBridge) -> None:
+        """Raises ValueError: it is of none of these models."""
+        if not any(self.model is model for model in models):
             raise ValueError("lens: it is of another model than the one given")
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
@@ -161,26 +162,27 @@ class Lens:
         row = prompt_tokens(self.model, prompt)
         asked = [self.token(word) for word in trace]
         streams = capture(self.model, row, [(layer, "resid") for layer in {*layers, self.model.cfg.n_layers - 1}])
-        top: list[list[Any]] = [[], []]  # by the Jacobian, by the logit lens: of each layer [pos, k]
-        ranks: list[list[Tensor]] = [[], []]
-        for layer, matrix in zip(layers, matrices, strict=True):
-            stream = streams[layer, "resid"][0]  # [pos, d_model]
-            for which, seen in enumerate((stream.float() @ matrix.to(stream.device).T, stream)):
-                said = stream_logits(self.model, seen).log_softmax(-1)  # [pos, d_vocab]
-                top[which].append(said.topk(k, dim=-1))
-                ranks[which].append(ranks_of(said, asked))
-        final = stream_logits(self.model, streams[self.model.cfg.n_layers - 1, "resid"][0]).softmax(-1).topk(k, dim=-1)
+        end = streams[self.model.cfg.n_layers - 1, "resid"][0].float()  # [pos, d_model]
+        seen = [streams[layer, "resid"][0].float() for layer in layers]
+        carried = [stream @ matrix.to(stream.device).T for stream, matrix in zip(seen, matrices, strict=True)]
+        found = []
+        for part in torch.stack([*carried, *seen, end]).split(_AT_ONCE):
+            said = stream_logits(self.model, part)  # [streams, pos, d_vocab]
+            top = said.topk(k, dim=-1)
+            p = (top.values - said.logsumexp(-1, keepdim=True)).exp()
+            found.append((top.indices.cpu(), p.cpu(), torch.stack([ranks_of(each, asked) for each in said])))
+        ids, p, ranks = (torch.cat(part).split([len(layers), len(layers), 1]) for part in zip(*found, strict=True))
         return Reading(
             pieces=self.words_of(row[0].tolist()),
             layers=layers,
-            ids=torch.stack([found.indices.cpu() for found in top[0]]),
-            p=torch.stack([found.values.exp().cpu() for found in top[0]]),
-            plain_ids=torch.stack([found.indices.cpu() for found in top[1]]),
-            plain_p=torch.stack([found.values.exp().cpu() for found in top[1]]),
-            final_ids=final.indices.cpu(),
-            final_p=final.values.cpu(),
-            ranks={word: torch.stack([r[:, i] for r in ranks[0]]) for i, word in enumerate(trace)},
-            plain_ranks={word: torch.stack([r[:, i] for r in ranks[1]]) for i, word in enumerate(trace)},
+            ids=ids[0],
+            p=p[0],
+            plain_ids=ids[1],
+            plain_p=p[1],
+            final_ids=ids[2][0],
+            final_p=p[2][0],
+            ranks={word: ranks[0][..., i] for i, word in enumerate(trace)},
+            plain_ranks={word: ranks[1][..., i] for i, word in enumerate(trace)},
             spell=self.words_of,
         )
 

@@ -42,6 +42,6 @@ def fitting(model: Any, row: Tensor, pairs: int) -> list[float]:
         for _ in range(model.cfg.d_model // _BATCH):
             with torch.enable_grad():
                 embedded = decoder.get_input_embeddings()(copies).detach().requires_grad_()
-                decoder.model(inputs_embeds=embedded, use_cache=False).last_hidden_state.sum().backward()
+                decoder(inputs_embeds=embedded, use_cache=False, logits_to_keep=1).logits.sum().backward()
 
     return pairs_of(lambda: kit.lens.fit(model, [row], batch=_BATCH), by_definition, pairs)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kit.base.directions import unit
+from kit.lens import Lens
 from kit.models import activations
 from kit.models.activations import capture
 from kit.models.tokens import counted
@@ -324,18 +325,23 @@ def test_ablated_text_follows_both_models(pair: Any, real: cc.Crosscoder) -> Non
     assert float(found.gradient[3]) == pytest.approx(slope, rel=0.03, abs=2e-3)
 
 
-def test_a_browser_shows_both_models_and_steers_one(pair: Any, real: cc.Crosscoder) -> None:
+def test_a_browser_shows_both_models_and_steers_one(pair: Any, real: cc.Crosscoder, tmp_path: Path) -> None:
     tokens = source(pair).tokens[:20]
     latents = cc.PairedLatents(real, pair)
     store = FeatureStore.build(latents, pair[1], tokens)
     panel = SteeringPanel(pair[1], [], "The kettle", max_new_tokens=4, chat=False)
+    first, second = (Lens(model, {real.site.layer: torch.eye(model.cfg.d_model)}) for model in pair)
+    figures = {"norm": real.relative_norm}
+    FeatureBrowser(store, pair[1], lens=second, labels=None).close()  # of either model
+    with pytest.raises(ValueError, match="lens: it is of another model"):
+        FeatureBrowser(store, pair[1], lens=Lens(tiny.load(tmp_path, "llama"), first.matrices), labels=None)
     browser = FeatureBrowser(
-        store, pair[1], panel=panel, figures={"norm": real.relative_norm}, more=lambda i: both_models(store, i, n=2)
+        store, pair[1], panel=panel, figures=figures, lens=first, more=lambda i: both_models(store, i, n=2)
     )
     browser.sort_by("norm")
     browser.show(browser.listed[0])
     html = browser._page.value
-    assert html.count("first model") == html.count("second model") == 2
+    assert html.count("first model") == html.count("second model") == 2 and "reads as" in html
     assert f"relative norm {float(real.relative_norm[browser.latent]):.2f}" in html
     assert html.count("<div") == html.count("</div>") and html.count("<span") == html.count("</span>")
     try:

@@ -73,7 +73,8 @@ class FeatureBrowser(View):
             more: HTML for a latent's page, above the examples (:mod:`kit.sae.sections` makes some).
             coefficient: at which a latent goes to the panel, times its largest activation.
             labels: the file that keeps labels and lists, written at the first; None keeps nothing.
-            lens: says on each page what the latent's row reads as.
+            lens: says on each page what the latent's row reads as; for latents that two models
+                share, of either.
 
         Raises:
             ValueError: latents or a lens of another model, a ``like`` of another width, figures of
@@ -81,7 +82,7 @@ class FeatureBrowser(View):
         """
         store.dictionary.check(model)
         if lens is not None:
-            lens.check(model)
+            lens.check(*store.dictionary.readers(model))
         rows = store.dictionary.rows
         if like is not None and like.shape != rows.shape[1:]:
             raise ValueError(f"like has shape {list(like.shape)}: give [{rows.shape[1]}]")

@@ -88,7 +88,7 @@ class LensView(View):
             layout=w.Layout(width="150px", flex="0 0 auto"),
         )
         self.freeze_button = frame.freezer("this")
-        self.grid = Grid(layout=w.Layout(flex="1 1 480px", min_width="320px"))
+        self.grid = Grid(layout=w.Layout(flex="0 1 auto", min_width="320px"))
         self.words = Grid(layout=w.Layout(flex="0 1 300px", min_width="240px"))
         self._arrange(
             "Lens",
