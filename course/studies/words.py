@@ -210,7 +210,7 @@ def typed(lens: Lens, layer: int, concepts: Mapping[str, str] = CONCEPTS, *, nat
         vectors = {
             "lens": lens.direction(word, layer),
             "logit lens": SteeringVector(token_directions(model, [lens.token(word)])[0].cpu(), layer, word),
-            "mean difference": contrast.fit(model, *_sentences(concepts, word), layer, read="mean"),
+            "mean difference": contrast.fit(model, *_sentences(word), layer, read="mean"),
         }
         vectors["random"] = vectors["lens"].random(at)
         judge = partial(_gain, model, answers, _ids(model, others))
@@ -302,10 +302,10 @@ def _ids(model: TransformerBridge, words: str) -> list[int]:
     return sorted({tokenizer.encode(f" {word}", add_special_tokens=False)[0] for word in words.split()})
 
 
-def _sentences(concepts: Mapping[str, str], word: str) -> tuple[list[str], list[str]]:
-    """Sentences with a word in them, and the same with the other concepts' words."""
+def _sentences(word: str) -> tuple[list[str], list[str]]:
+    """Sentences with a word in them, and the same with those of other `CONCEPTS`."""
     frames = ("I kept thinking about the{}.", "We talked about the{} all day.", "This is a story about the{}.")
-    others = [other for other in concepts if other != word]
+    others = [other for other in CONCEPTS if other != word]
     own = [frame.format(word) for frame in frames]
     return own * len(others), [frame.format(other) for other in others for frame in frames]
 
