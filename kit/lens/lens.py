@@ -77,10 +77,10 @@ class Lens:
             f"Lens(layers {self.layers[0]} to {self.layers[-1]}, {len(self.layers)} of them{', ' * bool(what)}{what})"
         )
 
-    def check(self, *models: TransformerBridge) -> None:
+    def check(self, models: Sequence[TransformerBridge]) -> None:
         """Raises ValueError: it is of none of these models."""
         if not any(self.model is model for model in models):
-            raise ValueError("lens: it is of another model than the one given")
+            raise ValueError("lens: it is of another model than the models given")
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
         """Write one safetensors file, whole or not at all.

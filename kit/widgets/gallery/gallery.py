@@ -97,7 +97,7 @@ class FeatureGallery(LiveView):
         found = features.features(vectors, scores, coefficient)
         features.check(found, model)
         if lens is not None:
-            lens.check(model)
+            lens.check([model])
         c = GalleryControls(prompt, max_new_tokens, measure, page_size)
         super().__init__(model)
         self._seed, self._positions, self._batch = seed, positions, batch

@@ -82,7 +82,7 @@ class FeatureBrowser(View):
         """
         store.dictionary.check(model)
         if lens is not None:
-            lens.check(*store.dictionary.readers(model))
+            lens.check(store.dictionary.readers(model))
         rows = store.dictionary.rows
         if like is not None and like.shape != rows.shape[1:]:
             raise ValueError(f"like has shape {list(like.shape)}: give [{rows.shape[1]}]")

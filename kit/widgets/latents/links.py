@@ -61,7 +61,7 @@ class LinkBrowser(View):
                 )
             store.dictionary.check(model)
         if lens is not None:
-            lens.check(model)
+            lens.check([model])
         first = links.top(1)
         if not len(first):
             raise ValueError("links has none that is not zero: read more text")

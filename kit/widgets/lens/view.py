@@ -71,7 +71,7 @@ class LensView(View):
             ValueError: as :meth:`kit.lens.Lens.read`, or a lens of another model.
         """
         lens = shipped(model) if lens is None else lens
-        lens.check(model)
+        lens.check([model])
         super().__init__()
         self.lens, self.panel, self._at, self._k = lens, panel, coefficient, k
         self.reading: Reading = lens.read(prompt, k=k, trace=trace)
