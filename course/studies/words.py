@@ -45,6 +45,14 @@ WORDINGS = (
     "The capital of{} is the city of",
     "If you travel through{}, you will want to see its capital,",
 )
+# places that tell a country which the prompt does not name
+SILENT = {
+    " Japan": "Mount Fuji", " France": "the Eiffel Tower", " Italy": "the Colosseum", " Egypt": "the Sphinx",
+    " Greece": "the Acropolis", " Russia": "the Kremlin", " China": "the Great Wall", " England": "Big Ben",
+    " Germany": "the Brandenburg Gate", " Spain": "the Alhambra", " Peru": "Machu Picchu", " Turkey": "the Bosphorus",
+    " Austria": "the Danube", " Cuba": "the Tropicana", " Iran": "Persepolis", " Kenya": "the Maasai Mara",
+}  # fmt: skip
+ASKED = "The capital of the country where you find {} is the city of"
 # typed words, and what tells whether a text is about them; the typed word itself does not count
 CONCEPTS = {
     " ocean": " sea water waves beach ship fish island coast",
@@ -160,6 +168,44 @@ def swaps(lens: Lens, wording: str, *, n_pairs: int = 40, seed: int = 0) -> pd.D
         row["cosine"] = float(torch.cosine_similarity(steps["lens"], real).mean())
         rows.append(row)
     return pd.DataFrame(rows).set_index("layer")
+
+
+def silent(lens: Lens, seed: int = 0) -> pd.DataFrame:
+    """The harder test: two countries' coordinates change places where the prompt names neither, but
+    a place (`SILENT`), at its last token or at the prompt's. Rows: layer; columns: pairs, and by
+    place and strength the share that name the other's capital, by ``lens``, ``logit`` lens and a
+    ``random`` step as long as the lens's."""
+    import pandas as pd
+
+    model, tokenizer = lens.model, runtime(lens.model).tokenizer
+    prompts = {name: text_tokens(model, ASKED.format(place)) for name, place in SILENT.items()}
+    answers = {name: tokenizer.encode(CAPITALS[name], add_special_tokens=False)[0] for name in prompts}
+    right = [name for name, row in prompts.items() if int(_last(model, row).argmax()) == answers[name]]
+    if len(right) < 2:
+        raise ValueError(f"lens: its model answers {len(right)} of {len(prompts)} such questions; give a better one's")
+    tail = len(tokenizer.encode(" is the city of", add_special_tokens=False))
+    hits: dict[tuple[int, str], list[bool]] = {}
+    for name in right:
+        row, others = prompts[name], [other for other in right if other != name]
+        streams = capture(model, row, [(layer, "resid") for layer in lens.layers])
+        want = torch.tensor([answers[other] for other in others])
+        for layer in lens.layers:
+            words = token_directions(model, [lens.token(w) for w in (name, *others)]).cpu()  # [1 + others, d_model]
+            for where, at in (("place", row.shape[1] - 1 - tail), ("end", row.shape[1] - 1)):
+                here = streams[layer, "resid"][0, at].float().cpu()
+                steps = {
+                    by: torch.stack([exchange(here, each[[0, i]]) for i in range(1, len(each))])
+                    for by, each in (("lens", words @ lens.matrix(layer)), ("logit", words))
+                }
+                steps["random"] = _as_long(random_units(len(others), len(here), seed), steps["lens"])
+                for by, step in steps.items():
+                    for strength in (1, 2):
+                        said = _last(model, row.expand(len(others), -1), layer, at, strength * step).argmax(-1)
+                        hits.setdefault((layer, f"{where} x{strength}, {by}"), []).extend((said == want).tolist())
+    rows: dict[int, dict[str, float]] = {layer: {} for layer in lens.layers}
+    for (layer, name), found in hits.items():
+        rows[layer] |= {"pairs": len(found), name: sum(found) / len(found)}
+    return pd.DataFrame(rows).T.rename_axis("layer")
 
 
 def depth(lens: Lens, rows: Tensor, skip: int = 16) -> pd.DataFrame:

@@ -83,12 +83,19 @@ def secrets(lens: Any, source: str) -> dict[str, Any]:
     return found
 
 
+def silent(lens: Any, _source: str) -> dict[str, Any]:
+    """Swaps where the prompt names neither country."""
+    few = kit.lens.Lens(lens.model, {layer: lens.matrix(layer) for layer in DEPTHS})
+    return words.silent(few).round(3).to_dict("index")
+
+
 PARTS: dict[str, Callable[[Any, str], dict[str, Any]]] = {
     "swaps": swaps,
     "depth": depth,
     "typed": typed,
     "names": names,
     "secrets": secrets,
+    "silent": silent,
 }
 
 
@@ -102,6 +109,10 @@ def tables(found: dict[str, Any]) -> str:
         *((best, wording) for wording in words.WORDINGS[1:]),
     )]  # fmt: skip
     parts = [table(("layer", "wording", *arms), told)]
+    arms = tuple(
+        f"{where} x{n}, {by}" for where in ("place", "end") for n in (1, 2) for by in ("lens", "logit", "random")
+    )
+    parts.append(table(("layer", *arms), [f"| {n} | {cells(found['silent'][str(n)], arms)} |" for n in DEPTHS]))
     ends = ("KL, lens", "KL, logit lens", "rank, lens", "rank, logit lens")
     both = found["depth"]
     told = [f"| {n} | {cells(both['facts'][n], ends)} | {cells(both['text'][n], ends)} |" for n in map(str, DEPTHS)]

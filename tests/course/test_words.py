@@ -101,3 +101,24 @@ def test_a_planted_secret_is_read_and_others_are_not(
     table = words.secrets(lens, tuned, texts, [2])
     assert table.loc[(2, "own", "lens"), "median rank"] == 0 and table.loc[(2, "own", "lens"), "p, random"] < 0.05
     assert table.loc[(2, "own", "logit lens"), "median rank"] == 0
+
+
+def test_an_exchange_of_what_is_about_to_be_said_is_said(lens: Lens, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Countries that are their own capitals, read after the last block: the exchange turns the logits round."""
+    model, tokenizer = lens.model, runtime(lens.model).tokenizer
+    said: dict[str, str] = {}
+    for place in "rain wind house river kitchen bread night mother letter".split():
+        token = int(words._last(model, kit.text_tokens(model, f"find {place} is the city of")).argmax())
+        said.setdefault(tokenizer.decode([token]), place)
+    said = {word: place for word, place in said.items() if len(tokenizer.encode(word, add_special_tokens=False)) == 1}
+    assert len(said) > 1, "the model says the same after all of them"
+    monkeypatch.setattr(words, "ASKED", "find {} is the city of")
+    monkeypatch.setattr(words, "SILENT", said)
+    monkeypatch.setattr(words, "CAPITALS", {word: word for word in said})
+    table = words.silent(Lens(model, {2: torch.eye(model.cfg.d_model)}))
+    assert table.loc[2, "pairs"] == len(said) * (len(said) - 1)
+    row = table.loc[2]  # this lens is the identity; a third token may win
+    assert row["end x1, lens"] == row["end x1, logit"] > row["end x1, random"] + 0.2
+    monkeypatch.setattr(words, "SILENT", {word: "nothing like it" for word in said})
+    with pytest.raises(ValueError, match="lens: its model answers"):
+        words.silent(lens)
