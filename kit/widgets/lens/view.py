@@ -88,8 +88,8 @@ class LensView(View):
             layout=w.Layout(width="150px", flex="0 0 auto"),
         )
         self.freeze_button = frame.freezer("this")
-        self.grid = Grid(layout=w.Layout(flex="0 1 auto", min_width="320px"))
-        self.words = Grid(layout=w.Layout(flex="0 1 300px", min_width="240px"))
+        self.grid = Grid(layout=w.Layout(flex="0 1 auto", min_width="320px", max_width="calc(100% - 270px)"))
+        self.words = Grid(layout=w.Layout(flex="0 1 250px", min_width="240px"))
         self._arrange(
             "Lens",
             frame.heading("What it is about to say", inline(repr(lens))),
