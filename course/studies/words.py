@@ -105,16 +105,11 @@ class Known:
 
 def known(model: TransformerBridge, wording: str) -> Known:
     """The countries of `CAPITALS` that are one token and whose capital the model answers."""
-    tokenizer = runtime(model).tokenizer
-
-    def ids(text: str) -> list[int]:
-        return list(tokenizer.encode(text, add_special_tokens=False))
-
-    names = [name for name in CAPITALS if len(ids(name)) == 1]
+    names = one_token(model, " ".join(CAPITALS))
     if not names:
         return Known([], torch.zeros(0, 0, dtype=torch.long), 0, torch.zeros(0, dtype=torch.long))
     rows = torch.cat([text_tokens(model, wording.format(name)) for name in names])
-    answers = torch.tensor([ids(CAPITALS[name])[0] for name in names])
+    answers = torch.tensor(_firsts(model, [CAPITALS[name] for name in names]))
     said = _last(model, rows).argmax(-1)
     right = (said == answers).nonzero()[:, 0].tolist()
     differ = (rows != rows[0]).any(0).nonzero()[:, 0]
@@ -179,7 +174,7 @@ def silent(lens: Lens, seed: int = 0) -> pd.DataFrame:
 
     model, tokenizer = lens.model, runtime(lens.model).tokenizer
     prompts = {name: text_tokens(model, ASKED.format(place)) for name, place in SILENT.items()}
-    answers = {name: tokenizer.encode(CAPITALS[name], add_special_tokens=False)[0] for name in prompts}
+    answers = dict(zip(prompts, _firsts(model, [CAPITALS[name] for name in prompts]), strict=True))
     right = [name for name, row in prompts.items() if int(_last(model, row).argmax()) == answers[name]]
     if len(right) < 2:
         raise ValueError(f"lens: its model answers {len(right)} of {len(prompts)} such questions; give a better one's")
@@ -344,8 +339,13 @@ def _as_long(rows: Tensor, as_those: Tensor) -> Tensor:
 
 def _ids(model: TransformerBridge, words: str) -> list[int]:
     """The first tokens of words, with a space before them."""
+    return sorted(set(_firsts(model, [f" {word}" for word in words.split()])))
+
+
+def _firsts(model: TransformerBridge, texts: Sequence[str]) -> list[int]:
+    """The first token of each text."""
     tokenizer = runtime(model).tokenizer
-    return sorted({tokenizer.encode(f" {word}", add_special_tokens=False)[0] for word in words.split()})
+    return [tokenizer.encode(text, add_special_tokens=False)[0] for text in texts]
 
 
 def _sentences(word: str) -> tuple[list[str], list[str]]:

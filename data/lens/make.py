@@ -4,7 +4,7 @@
 
 TEXTS as for data/saes/make.py; of 41 texts the last is held out, which the lens's figures are of.
 WORK is a folder where what is done is kept: a run that was stopped goes on from there. A text takes
-the time of 576 backward passes over its 128 tokens, some minutes on two cores.
+the time of 576 backward passes over its 128 tokens, more than a minute on two cores.
 """
 
 from __future__ import annotations

@@ -237,6 +237,7 @@ def test_a_written_word_reads_as_itself(fitted: Lens) -> None:
 def test_chance_does_not_read(fitted: Lens) -> None:
     rows = torch.randn(64, fitted.model.cfg.d_model, generator=torch.Generator().manual_seed(9))
     found = fitted.name(rows, 1, k=5)
+    assert sum(words.p < 0.01 for words in found) <= 4
     assert sum(words.readable for words in found) <= 9  # of 64, 3 are to be expected
     assert sorted(words.p for words in found)[32] == pytest.approx(0.5, abs=0.2)  # chance's own p is even
     one = fitted.words(7 * rows[0], 1, k=5)  # lengths do not matter
