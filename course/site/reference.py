@@ -23,6 +23,7 @@ BESIDE = (
     "course.exercises.patching",
     "course.exercises.published_dct",
     "course.runner",
+    "course.studies.words",
     "kit.base.divergence",
     "kit.base.shipped",
     "kit.data.statements",
