@@ -97,7 +97,39 @@ def tokens(work: Path, model: Any, source: str = "", talk: str = "") -> torch.Te
 
 def stream(work: Path, model: Any, rows: torch.Tensor, which: str, *sites: Site, chunks: int | None = None) -> Source:
     """The activations of one copy of the model; a chunk that was harvested is read from its file."""
-    return Source(model, rows, sites, batch=BATCH, rows=ROWS, chunks=chunks, cache=work / which)
+    of = Mixed if which == "untrained" else Source
+    return of(model, rows, sites, batch=BATCH, rows=ROWS, chunks=chunks, cache=work / which)
+
+
+class Mixed(Source):
+    """A pass over all chunks at once, every batch drawn from all rows of text: 1.2 kB of memory a token.
+
+    The untrained copy's stream at layer 14 is mostly the mean of the text so far (notebook 11
+    measures it). Served chunk by chunk, a dictionary learns the chunk's 512 rows by heart and
+    loses them to the next: explained variance climbs within each chunk, and falls at its end.
+    """
+
+    def harvest(self, number: int) -> tuple[dict[Site, torch.Tensor], torch.Tensor]:
+        """A pass: activations in the model's dtype, shuffled, and each one's row of tokens."""
+        parts = [self._cached(i)[1] for i in range(self.chunks)]
+        row, found = torch.cat(parts), dict[Site, torch.Tensor]()
+        place = torch.randperm(len(row), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + number))
+        for i, at in enumerate(place.split([len(part) for part in parts])):
+            for site, some in self._cached(i)[0].items():
+                found.setdefault(site, some.new_empty(len(row), some.shape[1]))[at] = some  # [tokens, width]
+        return found, torch.empty_like(row).index_put((place,), row)
+
+    def scales(self) -> dict[Site, tuple[torch.Tensor, float]]:
+        """As for the other runs: of the first chunk."""
+        kept, self._harvested = self._harvested, super().harvest(0)
+        try:
+            return super().scales()
+        finally:
+            self._harvested = kept
+
+    def __next__(self) -> dict[Site, torch.Tensor]:
+        """The next batch, float32."""
+        return {site: some.float() for site, some in super().__next__().items()}
 
 
 def harvest(source: str, talk: str, work: str, chunks: str = "") -> None:

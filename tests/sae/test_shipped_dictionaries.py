@@ -16,12 +16,13 @@ from kit.sae import Site, evaluate, pack
 
 HERE = Path(__file__).parents[2] / "data" / "saes"
 NAMES = ("resid-14-1x", "resid-14-4x", "resid-14-4x-b", "resid-14-16x", "mlp_out-15-4x")
+UNTRAINED = "resid-14-4x-untrained"  # the control, of a copy of the model with weights drawn anew
 FIGURES = json.loads((HERE / "figures.json").read_text(encoding="utf-8"))
 
 
 def test_all_of_them_are_there_and_small() -> None:
     names = kit.data.dictionary_names()
-    assert set(NAMES) == set(names)
+    assert {*NAMES, UNTRAINED} == set(names)
     size = sum(p.stat().st_size for p in HERE.rglob("*") if p.is_file())
     assert size < 60e6, f"{size / 1e6:.1f} MB"
     with pytest.raises(ValueError, match=r"name='resid-14-x4': the shipped dictionaries are mlp_"):
@@ -35,6 +36,19 @@ def test_it_loads_and_fits_its_model(name: str, smol: Any) -> None:
     assert found.site == Site(int(layer), kind)  # type: ignore[arg-type]
     assert len(found) == int(width[:-1]) * smol.cfg.d_model
     assert found.sae.W_dec.dtype == torch.float32 and found.fingerprint is not None
+
+
+def test_the_control_fits_the_untrained_copy_and_no_other(smol: Any) -> None:
+    with pytest.raises(ValueError, match="model"):
+        kit.data.dictionary(UNTRAINED, smol)
+    copy = kit.load_model(dtype="float32", untrained=0)
+    found = kit.data.dictionary(UNTRAINED, copy)
+    rows = pack(copy, kit.data.texts()[:12], 128)[:6]
+    on = evaluate(found, copy, rows)
+    assert on.explained_variance > 0.5 and 20 < on.l0 < 50, "a control that was trained badly proves too much"
+    told = FIGURES[UNTRAINED]
+    assert told["explained_variance"] > 0.6 and told["dead"] < 0.3 and told["l0"] == pytest.approx(32, rel=0.1)
+    assert told["trained_on"] == FIGURES["resid-14-4x"]["trained_on"], "the same budget"
 
 
 @pytest.mark.parametrize("name", NAMES)
