@@ -195,9 +195,9 @@ def _has(records: Sequence[Mapping[str, Any]], key: Mapping[str, Any]) -> bool:
 Job = tuple[str, int, int, Pooling]  # arm, seed, prompts, pooling
 
 
-def _curve_jobs(arms: Sequence[str], seeds: int, poolings: Sequence[Pooling]) -> Iterator[Job]:
+def _curve_jobs(arms: Sequence[str], seeds: int, prompts: Sequence[int], poolings: Sequence[Pooling]) -> Iterator[Job]:
     chosen = [arm for arm in _OF_CURVE if arm in arms]
-    for arm, seed, n, pooling in product(chosen, range(seeds), CURVE, POOLINGS):
+    for arm, seed, n, pooling in product(chosen, range(seeds), prompts, POOLINGS):
         if pooling in poolings if n > 1 else pooling == "mean":
             yield arm, seed, n, pooling
 
@@ -236,13 +236,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--curve", action="store_true", help="recovery against the number of prompts, of cpe and exponential"
     )
     parser.add_argument("--poolings", nargs="+", default=POOLINGS, choices=POOLINGS, help="of the curve; default: all")
+    parser.add_argument(
+        "--prompts", nargs="+", type=int, default=CURVE, choices=CURVE, help="of the curve; default: all"
+    )
     parser.add_argument("--out", type=Path, default=_file())
     args = parser.parse_args(argv)
     for name in args.organism:
         elicitation.setting_of(name)
     for name in args.organism or SETTINGS:
         plain = product(args.arms, range(args.seeds), (1,), ("mean",))
-        jobs = _curve_jobs(args.arms, args.seeds, args.poolings) if args.curve else plain
+        jobs = _curve_jobs(args.arms, args.seeds, args.prompts, args.poolings) if args.curve else plain
         _complete(args.out, name, [("baseline", 0, 1, "mean"), *jobs])
     records = read(args.out)
     print((curve(records) if args.curve else table(records)).to_string(index=False))

@@ -154,3 +154,6 @@ def test_a_curve_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert table.recovered.tolist() == pytest.approx([0.25, 0.5, 0.5, 0.5])
     plain = recovery.table(recovery.read(path))
     assert plain[plain.arm == "cpe"].seeds.tolist() == [1, 1], "searches on several prompts stay out"
+    done.clear()
+    recovery.main([*command[:3], "2", *command[4:], "--prompts", "2", "--poolings", "separate"])
+    assert done == [("cpe", 2, "separate")], "one point of the curve, of the second draw"
