@@ -14,7 +14,6 @@ from kit.base.checks import check_counts
 from kit.base.directions import random_units, unit
 from kit.search.features import DCT
 from kit.search.maps import Map
-from kit.search.statistics import basis
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,8 +103,8 @@ def _directions(fit: DCT, along: Along | Tensor, n: int, seed: int) -> Tensor:
         return fit.V[:n]
     if along == "random":
         return random_units(n, fit.V.shape[1], seed).to(fit.V)
-    axes = basis(fit.V)  # [rank, d]
-    return random_units(n, len(axes), seed).to(fit.V) @ axes
+    # not by a basis of the span: for orthogonal features it is arbitrary, and with it the draw
+    return unit(random_units(n, len(fit.V), seed).to(fit.V) @ fit.V)  # [n, features] @ [features, d]
 
 
 def _errors(guess: Tensor, true: Tensor) -> dict[str, float]:

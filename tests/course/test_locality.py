@@ -48,6 +48,8 @@ def test_a_true_description_holds_everywhere_and_a_tangent_only_nearby(along: An
         inside = locality._directions(exact, along, 9, 0)
         assert inside.norm(dim=-1).tolist() == pytest.approx([1] * 9, rel=1e-4)
         assert overlap(inside, exact.V) == pytest.approx(1)
+        nudged = known("linear", exact.piece, exact.V + 1e-6 * random_units(6, 12, 5), exact.U, exact.alpha)
+        assert (locality._directions(nudged, along, 9, 0) - inside).abs().max() < 1e-4, "the last digits draw others"
         skewed = known("linear", exact.piece, exact.V + exact.V[0], exact.U, exact.alpha)
         inside = locality._directions(skewed, along, 9, 0)
         assert inside.norm(dim=-1).tolist() == pytest.approx([1] * 9, rel=1e-4)
