@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from kit.cli import doctor, waiting
-from kit.cli.lab import blocked, has_browser, server_options
+from kit.cli.lab import blocked, has_browser, server_options, trust
 from kit.models import weights
 
 KIT = Path(__file__).resolve().parents[1]
@@ -197,6 +197,7 @@ def _open_first() -> list[str]:
     places = [Path.cwd(), KIT.parent]
     for place in places:
         if (place / FIRST).is_file():
+            trust((place / FIRST).parent)
             url = f"/lab/tree/{FIRST.as_posix()}"
             return [f"--ServerApp.root_dir={place}", f"--LabApp.default_url={url}"]
     where = " nor in ".join(str(place) for place in dict.fromkeys(places))

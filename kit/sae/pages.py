@@ -122,29 +122,28 @@ def _effect(loss: float, raised: Sequence[tuple[int, float, float]], texts: Word
 def histogram(
     counts: Tensor, edges: Tensor, width: int = 260, height: int = 64, *, x: str = "activation", y: str = "tokens"
 ) -> str:
-    """Counts as bars, heights on a square-root scale, which keeps rare strong firings visible.
+    """Counts as bars, heights on a square-root scale, which keeps rare strong firings visible; blue
+    above zero, vermillion below.
+
+    Boxes and no SVG, of which JupyterLab shows only the words where a notebook is not trusted yet.
 
     Args:
         x, y: what the axes show.
     """
     tall = counts.float().sqrt()
     top = float(tall.max()) or 1.0
-    step = width / len(counts)
+    low, high = float(edges[0]), float(edges[-1])
     bars = "".join(
-        f'<rect x="{i * step:.1f}" y="{height - h:.1f}" width="{step * 0.86:.1f}" height="{h:.1f}" '
-        f'fill="rgb({SAFE})"><title>{float(edges[i]):.3g} to {float(edges[i + 1]):.3g}: {int(counts[i])}</title></rect>'
+        f'<span title="{float(edges[i]):.3g} to {float(edges[i + 1]):.3g}: {int(counts[i])}" style="flex:1;height:'
+        f'{h:.1f}px;margin-right:1px;background:rgb({INK if float(edges[i] + edges[i + 1]) < 0 else SAFE})"></span>'
         for i, h in enumerate((tall / top * (height - 2)).tolist())
     )
-    low, high = float(edges[0]), float(edges[-1])
-    under = [(0.0, "start", f"{low:.3g}"), (width / 2, "middle", x), (float(width), "end", f"{high:.3g}")]
-    words = "".join(f'<text x="{at:.0f}" y="{height + 12}" text-anchor="{a}">{inline(t)}</text>' for at, a, t in under)
-    zero = -low / (high - low) * width if low < 0 < high else 0.0
-    lines = f"M0 {height}H{width}" + (f"M{zero:.1f} 0V{height}" if zero else "")
+    under = "".join(f"<span>{text}</span>" for text in (f"{low:.3g}", inline(x), f"{high:.3g}"))
     return (
-        f'<svg viewBox="-14 0 {width + 14} {height + 16}" width="{width + 14}" height="{height + 16}" '
-        f'font-size="10" fill="currentColor" role="img" aria-label="histogram: {inline(y)} by {inline(x)}">{bars}{words}'
-        f'<text transform="translate(-4 {height}) rotate(-90)">{inline(y)} (√)</text>'
-        f'<path d="{lines}" stroke="currentColor" stroke-opacity=".5"/></svg>'
+        f'<div role="img" aria-label="histogram: {inline(y)} by {inline(x)}" style="width:{width}px;font-size:10px">'
+        f'<div style="opacity:.7">{inline(y)} (√)</div><div style="display:flex;align-items:flex-end;height:{height}px;'
+        f'border-bottom:1px solid rgba(128,128,128,.6)">{bars}</div>'
+        f'<div style="display:flex;justify-content:space-between">{under}</div></div>'
     )
 
 

@@ -24,7 +24,7 @@ import kit
 from kit import cli
 from kit.cli import doctor
 from kit.cli import lab as labcheck
-from kit.cli.lab import server_options
+from kit.cli.lab import server_options, trust
 from kit.cli.pins import pins
 from kit.models import weights
 
@@ -358,6 +358,29 @@ def test_no_browser_without_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--no-browser" in server_options()
     monkeypatch.setenv("DISPLAY", ":0")
     assert "--no-browser" not in server_options()
+
+
+def test_the_course_s_notebooks_are_trusted_and_changed_ones_only_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nbformat
+    from nbformat.sign import NotebookNotary
+
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
+    ours, other, broken = tmp_path / "00_a.ipynb", tmp_path / "mine.ipynb", tmp_path / "01_b.ipynb"
+    for file in (ours, other):
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), file)
+    broken.write_text("{")
+
+    def trusted(file: Path) -> bool:
+        return bool(NotebookNotary().check_signature(nbformat.read(file, nbformat.NO_CONVERT)))
+
+    trust(tmp_path)
+    assert trusted(ours) and not trusted(other)
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("2")]), ours)
+    assert not trusted(ours)
+    trust(tmp_path)
+    assert trusted(ours)
 
 
 def test_errors_are_one_line(

@@ -52,10 +52,16 @@ def test_shades_follow_the_values() -> None:
 
 
 def test_the_histogram_has_a_bar_a_bin() -> None:
-    svg = pages.histogram(torch.tensor([4, 0, 1]), torch.tensor([0.0, 1.0, 2.0, 3.0]))
-    heights = [float(h) for h in re.findall(r'<rect [^>]*?height="([\d.]+)"', svg)]
-    assert heights == [62.0, 0.0, 31.0] and "2 to 3: 1" in svg
-    assert "<rect" in pages.histogram(torch.zeros(2), torch.tensor([0.0, 0.5, 1.0]))
+    html = pages.histogram(torch.tensor([4, 0, 1]), torch.tensor([-2.0, -1.0, 2.0, 3.0]))
+    heights = [float(h) for h in re.findall(r"flex:1;height:([\d.]+)px", html)]
+    assert heights == [62.0, 0.0, 31.0] and "2 to 3: 1" in html
+    assert html.count(f"rgb({INK})") == 1 and html.count(f"rgb({SAFE})") == 2
+    assert pages.histogram(torch.zeros(2), torch.tensor([0.0, 0.5, 1.0])).count("height:0.0px") == 2
+
+
+def test_a_page_shows_its_figures_where_a_notebook_is_not_trusted(model: Any, store: FeatureStore) -> None:
+    """JupyterLab then takes SVG out and leaves its words; a page has none."""
+    assert "<svg" not in pages.page(store, model, busiest(store))
 
 
 def test_ablated_text_beside_its_gradient(model: Any, store: FeatureStore) -> None:
