@@ -75,10 +75,11 @@ def panel(width: float = 7, height: float = 3.5) -> tuple[Figure, Axes]:
 
 
 def draw(axis: Axes, lines: Mapping[str, tuple[Any, Any]], *, width: float = 1.5, size: float = 4) -> None:
-    """Lines ``(x, y)`` by name, told apart by colour and by marker."""
+    """Lines ``(x, y)`` by name, told apart by colour and marker; the second six are dashed."""
     axis.set_prop_cycle(color=COLOURS, marker=list(MARKERS))
-    for name, (x, y) in lines.items():
-        axis.plot(x, y, linewidth=width, markersize=size, label=name)
+    for i, (name, (x, y)) in enumerate(lines.items()):
+        dash = ("-", "--", ":")[i // len(COLOURS) % 3]
+        axis.plot(x, y, linestyle=dash, linewidth=width, markersize=size, label=name)
 
 
 def finish(axis: Axes, xlabel: str, ylabel: str, title: str, *, legend_inside: bool = False) -> None:

@@ -81,6 +81,12 @@ def test_heat_map_refuses(given: Any, values: Any, names: str) -> None:
         plots.heat_map(given, values)
 
 
+def test_no_two_of_many_curves_look_alike() -> None:
+    figure = plots.curves([0, 1], {str(i): [i, i + 1] for i in range(14)})
+    looks = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in figure.axes[0].lines]
+    assert len(looks) == len(set(looks)) == 14
+
+
 def test_curves_draw_lines_bands_and_chance() -> None:
     figure = plots.curves(
         range(3),
