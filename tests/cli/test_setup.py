@@ -367,10 +367,13 @@ def test_the_course_s_notebooks_are_trusted_and_changed_ones_only_again(
     from nbformat.sign import NotebookNotary
 
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
-    ours, other, broken = tmp_path / "00_a.ipynb", tmp_path / "mine.ipynb", tmp_path / "01_b.ipynb"
+    ours, other = tmp_path / "00_a.ipynb", tmp_path / "mine.ipynb"
     for file in (ours, other):
         nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), file)
-    broken.write_text("{")
+    for i, broken in enumerate(
+        ("{", "{}", "[]", '{"nbformat": 4}', '{"nbformat": 4, "nbformat_minor": 5, "cells": 3}')
+    ):
+        (tmp_path / f"0{i + 1}_b.ipynb").write_text(broken)
 
     def trusted(file: Path) -> bool:
         return bool(NotebookNotary().check_signature(nbformat.read(file, nbformat.NO_CONVERT)))
