@@ -27,6 +27,7 @@ BESIDE = (
     "kit.base.divergence",
     "kit.base.shipped",
     "kit.data.statements",
+    "kit.sae.pages",
     "kit.sae.quality",
     "kit.sae.sections",
     "kit.sae.source",

@@ -141,7 +141,7 @@ def open_lab(arguments: list[str]) -> int:
     """Become JupyterLab, at the first notebook unless the arguments name something else."""
     need("jupyterlab")
     named = [a for a in arguments if not a.startswith("-") and Path(a).exists()]
-    target = [] if named else _open_first()
+    target = [] if named else _open_first(_clone())
     _fetch_where_it_can_write()
     return _become("jupyterlab", *target, *server_options(), *arguments)
 
@@ -188,18 +188,22 @@ def need(module: str) -> None:
         raise ModuleNotFoundError(f"{module} is not installed: {sys.executable} -m pip install {module}")
 
 
-def _open_first() -> list[str]:
-    """Options that open the first notebook of this folder, else of the clone that kit lies in.
+def _open_first(clone: Path) -> list[str]:
+    """Trust the clone's notebooks; the options that open the first of them.
 
     By URL rather than by file name: the address that a server without a browser prints then leads
     to the notebook too, and the file list shows the whole clone.
     """
+    trust((clone / FIRST).parent)
+    return [f"--ServerApp.root_dir={clone}", f"--LabApp.default_url=/lab/tree/{FIRST.as_posix()}"]
+
+
+def _clone() -> Path:
+    """This folder if it has the first notebook, else the clone that kit lies in."""
     places = [Path.cwd(), KIT.parent]
     for place in places:
         if (place / FIRST).is_file():
-            trust((place / FIRST).parent)
-            url = f"/lab/tree/{FIRST.as_posix()}"
-            return [f"--ServerApp.root_dir={place}", f"--LabApp.default_url={url}"]
+            return place
     where = " nor in ".join(str(place) for place in dict.fromkeys(places))
     raise FileNotFoundError(
         f"no {FIRST.as_posix()} in {where}; run `kit lab` in a clone of the repository, "
