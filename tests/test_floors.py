@@ -29,8 +29,8 @@ ENTRIES = {
     "SteeringPanel": "kit.widgets.panel.panel",
     "kit.dct": "kit.search.dct",
 }
-MOST_REACHED = {"kit.generate": 23, "SteeringPanel": 51}
-MOST_LINES = {"kit": 25_800, "kit and course": 38_300}
+MOST_REACHED = {"kit.generate": 24, "SteeringPanel": 51}
+MOST_LINES = {"kit": 25_850, "kit and course": 38_400}
 DOORS = {"kit", "kit.widgets"}  # load what they hand on by name, when it is asked for
 
 Edge = tuple[str, str]

@@ -26,7 +26,7 @@ from course.studies import elicitation
 from course.studies.elicitation import ARMS, POOLINGS, SETTINGS, Arm, Pooling, Setting, several
 from kit import data
 from kit.base.files import read_json, whole
-from kit.base.scratch import locked
+from kit.base.scratch import drop_parts, locked
 from kit.data import organisms
 
 if TYPE_CHECKING:
@@ -205,6 +205,7 @@ def _curve_jobs(arms: Sequence[str], seeds: int, prompts: Sequence[int], pooling
 def _complete(path: Path, name: str, jobs: Sequence[Job]) -> None:
     """Measure the jobs that the file lacks; each is in the file before the next one starts."""
     model = None
+    drop_parts(path.parent)
     for arm, seed, n, pooling in sorted(jobs, key=lambda job: job[1]):
         key = {"organism": name, "arm": arm, "seed": seed, **several(n, pooling)}
         if _has(read(path), key):

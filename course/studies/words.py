@@ -21,7 +21,7 @@ from kit.lens.lens import Lens
 from kit.lens.swap import exchange
 from kit.models.activations import capture
 from kit.models.bridge import runtime
-from kit.models.hook_points import at_decoder
+from kit.models.hook_points import Hooks, at_decoder
 from kit.models.logit_lens import stream_logits, token_directions
 from kit.models.tokens import prompt_tokens, text_tokens
 from kit.search import contrast
@@ -323,13 +323,10 @@ def _last(
         return changed
 
     state = runtime(model)
-    with state.lock, torch.no_grad():
-        remove = at_decoder(model, layer, "resid", change) if steps is not None else None
-        try:
-            out = state.decoder(input_ids=tokens.to(model.cfg.device), use_cache=False, logits_to_keep=1)
-        finally:
-            if remove:
-                remove()
+    with state.lock, torch.no_grad(), Hooks() as hooks:
+        if steps is not None:
+            hooks.put(lambda: at_decoder(model, layer, "resid", change))
+        out = state.decoder(input_ids=tokens.to(model.cfg.device), use_cache=False, logits_to_keep=1)
     return out.logits[:, -1].float().cpu()
 
 

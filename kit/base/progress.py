@@ -51,24 +51,29 @@ def to_the_end() -> Iterator[None]:
     Pressed again it comes at once. In threads other than the main one nothing changes: Python
     interrupts none of them.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed: list[int] = []
     before = signal.getsignal(signal.SIGINT)
-
-    def press(number: int, _frame: Any) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
+    if isinstance(before, _Press) or threading.current_thread() is not threading.main_thread():
+        yield  # the block around this one is not cut either
+        return
+    press = _Press()
     signal.signal(signal.SIGINT, press)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if pressed:
+    if press.noted:
         raise KeyboardInterrupt
+
+
+class _Press:
+    """Notes the first press of the stop button; the second interrupts."""
+
+    noted = False
+
+    def __call__(self, _number: int, _frame: Any) -> None:
+        if self.noted:
+            raise KeyboardInterrupt
+        self.noted = True
 
 
 def processes() -> tuple[int, int]:

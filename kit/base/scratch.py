@@ -80,6 +80,9 @@ def drop_parts(folder: str | Path, only: str = "") -> None:
     """Remove what killed processes left in a folder while they wrote: parts of processes of this
     host that are gone, and those of other hosts that nobody touched for an hour.
 
+    Whoever goes on from a file calls it: where all is done nothing is written, and nothing else
+    clears up.
+
     Args:
         only: a file's name that nobody else writes now: its parts go, whoever made them.
     """

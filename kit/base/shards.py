@@ -43,6 +43,7 @@ def work(files: Sequence[Path], make: Callable[[int], None], what: str = "shards
     """
     for folder in {file.parent for file in files}:
         folder.mkdir(parents=True, exist_ok=True)
+        drop_parts(folder)
     rank, world = processes()
     first = rank * len(files) // world  # each begins at another place, so that few locks are tried
     order = [*range(first, len(files)), *range(first)]

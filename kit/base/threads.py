@@ -143,12 +143,12 @@ def fitted(rows: int) -> Iterator[None]:
         most = min(most, usual, cores(), _LOAD.free() - sum(taken))
     if _LOAD.others >= 0.5 and too_late():
         warnings.warn(f"another program keeps a core busy, and {too_late()}", stacklevel=1)  # so once
-    _inside[me] = max(1, most)
-    torch.set_num_threads(_inside[me])
     try:
+        _inside[me] = max(1, most)
+        torch.set_num_threads(_inside[me])
         yield
     finally:
-        if torch.get_num_threads() == _inside.pop(me):  # else the user's, from now on
+        if torch.get_num_threads() == _inside.pop(me, now):  # else the user's, from now on
             torch.set_num_threads(usual)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from kit.base.checks import check_counts, is_number
 from kit.base.files import opened, shapes_at_most, whole
 from kit.base.progress import to_the_end, track
+from kit.base.scratch import drop_parts
 from kit.base.shards import digest
 from kit.lens.jacobian import of_text
 from kit.lens.lens import Lens
@@ -115,7 +116,10 @@ class _Part:
     @classmethod
     def load(cls, folder: str | Path | None, digest: str, n_layers: int, width: int) -> _Part:
         fresh = cls(digest, torch.zeros(2, n_layers, width, width))
-        if folder is None or not (file := Path(folder) / _FILE).is_file():
+        if folder is None:
+            return fresh
+        drop_parts(folder)
+        if not (file := Path(folder) / _FILE).is_file():
             return fresh
         with opened(file, _FORMAT, "part of a lens") as (stored, about):
             shapes_at_most(file, {"sums": 4})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import nullcontext, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from kit.base.threads import fitted
 from kit.models.activations import Enough
 from kit.models.bridge import runtime
-from kit.models.hook_points import output_of, with_output
+from kit.models.hook_points import Hooks, output_of, with_output
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -56,18 +57,17 @@ def _streams(model: TransformerBridge, tokens: Tensor, layers: Sequence[int], la
     state, first = runtime(model), min(layers)
     kept: dict[int, Tensor] = {}
 
-    def keep(layer: int, out: Any) -> Any:
+    def keep(layer: int, _module: Any, _args: Any, out: Any) -> Any:
         stream = output_of(out)
         kept[layer] = stream.detach().requires_grad_() if layer == first else stream
         if layer == last:
             raise Enough
         return with_output(out, kept[layer].clone())  # what a later block adds in place is not the stream's
 
-    with state.lock, fitted(tokens.numel()), ExitStack() as hooks, torch.enable_grad(), suppress(Enough):
-        if model.cfg.device == "cpu":  # its fused attention is slower backwards, where nearly all time goes
-            hooks.enter_context(sdpa_kernel(SDPBackend.MATH))
+    # the CPU's fused attention is slower backwards, where nearly all time goes
+    attention = sdpa_kernel(SDPBackend.MATH) if model.cfg.device == "cpu" else nullcontext()
+    with state.lock, fitted(tokens.numel()), attention, Hooks() as hooks, torch.enable_grad(), suppress(Enough):
         for layer in {*layers, last}:
-            hook = state.block(layer).register_forward_hook(lambda _m, _i, out, layer=layer: keep(layer, out))
-            hooks.enter_context(hook)
+            hooks.put(partial(state.block(layer).register_forward_hook, partial(keep, layer)))
         state.clean(input_ids=tokens.to(model.cfg.device), use_cache=False)
     return [kept[layer] for layer in layers], kept[last]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from kit.base.checks import is_whole
 from kit.base.shipped import neutral_texts
 from kit.base.threads import fitted
 from kit.models.bridge import check_layer, runtime
-from kit.models.hook_points import output_of
+from kit.models.hook_points import Hooks, output_of
 from kit.models.positions import select
 from kit.models.sites import SITES
 from kit.models.tokens import Text, text_rows
@@ -120,21 +121,19 @@ def capture(model: TransformerBridge, tokens: Tensor, places: Iterable[Place]) -
     places = set(places)
     kept: dict[Place, Tensor] = {}
 
-    def keep(place: Place, activation: Tensor) -> None:
+    def keep(place: Place, _module: nn.Module, args: Any, *out: Any) -> None:
+        activation = output_of(out[0] if out else args)
         factor = state.scale(place[1])
         # a copy: Falcon adds attention's output into the MLP's in place
         kept[place] = activation.detach().clone() if factor == 1 else activation.detach() * factor
         if len(kept) == len(places):
             raise Enough
 
-    with state.lock, fitted(tokens.numel()), ExitStack() as hooks, suppress(Enough):
+    with state.lock, fitted(tokens.numel()), Hooks() as hooks, suppress(Enough):
         for place in places:
             module, enters = state.port(*place)
-            if enters:
-                hook = module.register_forward_pre_hook(lambda _m, args, place=place: keep(place, args[0]))
-            else:
-                hook = module.register_forward_hook(lambda _m, _i, out, place=place: keep(place, output_of(out)))
-            hooks.enter_context(hook)
+            put = module.register_forward_pre_hook if enters else module.register_forward_hook
+            hooks.put(partial(put, partial(keep, place)))
         state.clean(input_ids=tokens.to(model.cfg.device), use_cache=False)
     return kept
 

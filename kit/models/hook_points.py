@@ -2,21 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from kit.base.progress import to_the_end
 from kit.models.bridge import runtime
 from kit.models.sites import MATRICES, SITES, Site
 from kit.models.unopened import is_open, opened
 
 if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
     from transformer_lens.model_bridge import TransformerBridge
 
 # activation, and at an output matrix what it was made from -> activation
 Change = Callable[[Tensor, Tensor | None], Tensor]
+
+
+class Hooks:
+    """What a block puts on modules; all of it is off when the block ends, also when somebody
+    presses the stop button while it is put on or taken off.
+
+    Without that a press between a hook and the note of it would leave a model steered for good.
+    """
+
+    _off: Sequence[Callable[[], None]] = ()
+
+    def put(self, on: Callable[[], Callable[[], None] | RemovableHandle]) -> None:
+        """Call ``on``, which puts something on and returns what takes it off."""
+        with to_the_end():
+            off = on()
+            self._off = [*self._off, off if callable(off) else off.remove]
+
+    def off(self) -> None:
+        """Take everything off, the last first."""
+        with to_the_end():
+            while self._off:
+                self._off[-1]()
+                self._off = self._off[:-1]
+
+    def __enter__(self) -> Hooks:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        try:
+            self.off()
+        except KeyboardInterrupt:  # pressed before it was deaf to that
+            self.off()
+            raise
+
+    __del__ = off  # pressed before __exit__ could do anything
 
 
 def output_of(out: Any) -> Tensor:
@@ -70,11 +107,10 @@ def at_bridge(
         nonlocal given
         given = z
 
-    name = MATRICES[site].format(layer)
-    stack = ExitStack()
-    stack.callback(_hook(model, f"{name}.hook_in", read))
-    stack.callback(_hook(model, f"{name}.hook_out", lambda out: change(out, given)))
-    return stack.close
+    name, hooks = MATRICES[site].format(layer), Hooks()
+    hooks.put(lambda: _hook(model, f"{name}.hook_in", read))
+    hooks.put(lambda: _hook(model, f"{name}.hook_out", lambda out: change(out, given)))
+    return hooks.off
 
 
 def _hook(model: TransformerBridge, name: str, change: Callable[[Tensor], Tensor | None]) -> Callable[[], None]:
@@ -122,8 +158,6 @@ def assert_clean(model: TransformerBridge) -> None:
 @contextmanager
 def replaced(model: TransformerBridge, site: Site, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Within the block, what leaves a site is ``change`` of what would have."""
-    remove = at_decoder(model, *site.place, lambda out, _given: change(out))
-    try:
+    with Hooks() as hooks:
+        hooks.put(lambda: at_decoder(model, *site.place, lambda out, _given: change(out)))
         yield
-    finally:
-        remove()

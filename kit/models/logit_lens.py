@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kit.models.bridge import norm_gain, runtime, unwrapped, without_bias
-from kit.models.hook_points import output_of
+from kit.models.hook_points import Hooks, output_of
 from kit.models.paths import architecture, difference, most, sample_tokens
 
 if TYPE_CHECKING:
@@ -207,12 +207,9 @@ def _end(model: TransformerBridge) -> _End:
             end = _End(norm, norm_gain(norm, width), _takes_mean_out(norm, width))
         found: list[Tensor] = []
         last = state.block(model.cfg.n_layers - 1)
-        with state.lock:
-            hook = last.register_forward_hook(lambda _m, _i, out: found.append(output_of(out)))
-            try:
-                logits = decoder(input_ids=sample_tokens(model.cfg.d_vocab).to(model.cfg.device)).logits
-            finally:
-                hook.remove()
+        with state.lock, Hooks() as hooks:
+            hooks.put(lambda: last.register_forward_hook(lambda _m, _i, out: found.append(output_of(out))))
+            logits = decoder(input_ids=sample_tokens(model.cfg.d_vocab).to(model.cfg.device)).logits
         head: Any = decoder.get_output_embeddings()
         bias = getattr(head, "bias", None)
         normed = (found[0] if norm is None else norm(found[0].to(model.cfg.device)))[0]  # [pos, d_model]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kit.models.bridge import runtime
-from kit.models.hook_points import at_bridge, at_decoder
+from kit.models.hook_points import Hooks, at_bridge, at_decoder
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -77,11 +77,9 @@ def apart(model: TransformerBridge) -> float:
         return x + 0.5 * x.norm(dim=-1, keepdim=True) * (d / d.norm()).to(x)
 
     def steered(attach: Any, module: nn.Module) -> Tensor:
-        remove = attach(model, layer, "resid", step)
-        try:
+        with Hooks() as hooks:
+            hooks.put(lambda: attach(model, layer, "resid", step))
             return sample_logits(module, model.cfg.d_vocab)
-        finally:
-            remove()
 
     with state.lock:
         wanted = steered(at_decoder, state.decoder)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from kit.models.activations import Enough, capture
 from kit.models.bridge import check_layer, runtime
-from kit.models.hook_points import output_of, replaced
+from kit.models.hook_points import Hooks, output_of, replaced
 from kit.models.sites import Site
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Between:
             What further sites hold on it, ``[rows, n, width]`` each.
         """
         own = (self.layer, "resid"), self.site.place
-        with self._state.lock, ExitStack() as stack:
+        with self._state.lock, Hooks() as hooks:
             for i, block in enumerate(self._blocks):
 
                 def given(_module: nn.Module, args: Any, kwargs: Any, i: int = i) -> None:
@@ -63,8 +64,8 @@ class Between:
                 def held(_module: nn.Module, _args: Any, out: Any, i: int = i) -> None:
                     self._held[i] = out
 
-                stack.enter_context(block.register_forward_pre_hook(given, with_kwargs=True))
-                stack.enter_context(block.get_submodule(self._attention).register_forward_hook(held))
+                hooks.put(partial(block.register_forward_pre_hook, given, with_kwargs=True))
+                hooks.put(partial(block.get_submodule(self._attention).register_forward_hook, held))
             kept = capture(self.model, tokens, [*own, *(site.place for site in also)])
         self.stream, self.target = (kept[place] for place in own)
         return [kept[site.place] for site in also]
@@ -103,14 +104,18 @@ class Between:
     @contextmanager
     def _frozen(self, at: Tensor) -> Iterator[None]:
         """Within the block, attention gives what it gave at these tokens."""
-        with self._state.lock, ExitStack() as stack:
+        with self._state.lock, Hooks() as hooks:
             for i, block in enumerate(self._blocks):
                 out = self._held[i]
                 mixed = output_of(out).flatten(0, 1)[at][:, None]  # [rows, pos, d] -> [n, 1, d]
                 made = (mixed, *out[1:]) if isinstance(out, tuple) else mixed
-                stack.callback(block.set_submodule, self._attention, block.get_submodule(self._attention))
-                block.set_submodule(self._attention, _Given(made))
+                hooks.put(partial(self._stand_in, block, _Given(made)))
             yield
+
+    def _stand_in(self, block: nn.Module, given: nn.Module) -> Callable[[], None]:
+        own = block.get_submodule(self._attention)
+        block.set_submodule(self._attention, given)
+        return partial(block.set_submodule, self._attention, own)
 
 
 class _Given(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kit.base import shards
 from kit.base.files import header_at_most, junk, whole
+from kit.base.scratch import drop_parts
 from kit.base.threads import fitted
 from kit.models.activations import capture
 from kit.models.bridge import fingerprint
@@ -97,6 +98,8 @@ class Source:
                 raise ValueError(f"chunks={chunks!r}: these texts make 1 to {self.chunks} of {rows} rows")
             self.chunks = chunks
         self.cache = None if cache is None else Path(cache)
+        if self.cache is not None:
+            drop_parts(self.cache)
         dealt = torch.Generator().manual_seed(seed)
         self._deal = torch.randperm(len(tokens), generator=dealt)
         self._digest = hashlib.sha256(tokens.cpu().contiguous().numpy().data).hexdigest()[:16]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,7 @@ from kit.base.divergence import kl
 from kit.base.threads import fitted
 from kit.models.activations import capture, residual_scale
 from kit.models.bridge import check_layer, fingerprint, runtime
-from kit.models.hook_points import output_of
+from kit.models.hook_points import Hooks, output_of
 from kit.models.positions import Positions, check_positions, select
 from kit.models.tokens import Text, text_rows
 from kit.search.maps import Map
@@ -141,9 +141,9 @@ class LayerSlice(Map):
             self._given.append((args[1:], beside))
 
         widest = int(self.lengths.argmax())
-        with self.lock, ExitStack() as hooks:
+        with self.lock, Hooks() as hooks:
             for block in self._blocks:
-                hooks.enter_context(block.register_forward_pre_hook(keep, with_kwargs=True))
+                hooks.put(partial(block.register_forward_pre_hook, keep, with_kwargs=True))
             # one row alone: what it hands to the blocks then fits a batch of any size
             self._state.clean(input_ids=self.tokens[widest : widest + 1], use_cache=False, logits_to_keep=1)
 
@@ -272,7 +272,8 @@ def steered_logits(
         steered = stream + thetas[:, None].to(stream) * mask  # [k, n, d]: from here on a row for each theta
         return (steered, *out[1:]) if isinstance(out, tuple) else steered
 
-    with state.lock, fitted(tokens.numel()), state.block(layer).register_forward_hook(fork):
+    with state.lock, fitted(tokens.numel()), Hooks() as hooks:
+        hooks.put(lambda: state.block(layer).register_forward_hook(fork))
         return state.clean(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits.float()
 
 

@@ -8,7 +8,7 @@ band the matrix that mixes the heads becomes ``W_O + R b a^T``, so that the atte
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from kit.base.divergence import kl
 from kit.base.kernels import plain_kernels
 from kit.base.threads import fitted
 from kit.models.bridge import check_layer, runtime
+from kit.models.hook_points import Hooks
 from kit.models.positions import Positions
 from kit.search.layer_slice import LayerSlice, Prompts
 from kit.search.maps import passes
@@ -89,9 +90,9 @@ class RankOneMap:
         reads, writes = self.split(phi)
         lengths = radius * torch.ones_like(phi[:, 0, 0])  # [k]
         writes = lengths[:, None, None] * writes  # [k, layers, d_model]
-        with self._state.lock, ExitStack() as hooks:
+        with self._state.lock, Hooks() as hooks:
             for mixer, a, b in zip(self._mixers, reads.unbind(1), writes.unbind(1), strict=True):
-                hooks.enter_context(mixer.register_forward_hook(_rank_one(a, b)))
+                hooks.put(partial(mixer.register_forward_hook, _rank_one(a, b)))
             yield
 
     def change(self, phi: Tensor, radius: float | Tensor) -> Tensor:

@@ -11,7 +11,7 @@ the answer does not say that the fact was there (Hase et al. 2023, arXiv:2301.04
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from kit.base.progress import track
 from kit.base.threads import fitted
 from kit.models.activations import Place, capture
 from kit.models.bridge import check_layer, fingerprint, runtime
-from kit.models.hook_points import at_decoder
+from kit.models.hook_points import Hooks, at_decoder
 from kit.models.logit_lens import direct_attribution
 from kit.models.tokens import counted, packed, text_tokens
 from kit.search.radius import dose
@@ -102,8 +102,8 @@ def _written(model: TransformerBridge, layer: int, tokens: Tensor, at: int) -> f
         found.append(x)
         return x
 
-    with ExitStack() as off:
-        off.callback(at_decoder(model, layer, "mlp_out", keep, matrix=True))
+    with Hooks() as hooks:
+        hooks.put(lambda: at_decoder(model, layer, "mlp_out", keep, matrix=True))
         capture(model, tokens[:, : at + 1], [(layer, "resid")])
     return float(found[0][0, at].float().norm())
 
@@ -238,8 +238,8 @@ def _value(
                 return x
             return torch.cat([x[:, :at], x[:, at : at + 1] + delta.to(x), x[:, at + 1 :]], 1)
 
-        with ExitStack() as off:
-            off.callback(at_decoder(model, layer, "mlp_out", change, matrix=True))
+        with Hooks() as hooks:
+            hooks.put(lambda: at_decoder(model, layer, "mlp_out", change, matrix=True))
             logits = state.clean(input_ids=tokens, use_cache=False, logits_to_keep=1).logits
         return logits[0, -1].float().log_softmax(-1)
 

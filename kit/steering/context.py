@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kit.models.bridge import runtime
+from kit.models.hook_points import Hooks
 from kit.models.paths import check_paths
 from kit.models.positions import Positions
 from kit.steering.intervention import Intervention, Op, Session
@@ -76,11 +77,8 @@ def steer(
     state = runtime(model)
     check_paths(model)
     tracker = _Tracker(session, prompt_length)
-    with (
-        state.lock,
-        session.attached("bridge"),
-        model.original_model.register_forward_pre_hook(tracker, with_kwargs=True),
-    ):
+    with state.lock, session.attached("bridge"), Hooks() as hooks:
+        hooks.put(lambda: model.original_model.register_forward_pre_hook(tracker, with_kwargs=True))
         outer = state.steered
         state.steered = ", ".join(v.name for v in coefficients) or outer
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from kit.base.threads import fitted
 from kit.models.bridge import runtime
-from kit.models.hook_points import hooks_left, output_of, with_output
+from kit.models.hook_points import Hooks, hooks_left, output_of, with_output
 from kit.models.llama import Cache, Llama
 from kit.models.paths import check_paths, difference, most, sample_tokens
 from kit.models.positions import select
@@ -175,9 +174,8 @@ class Decoder:
         tokens = self.tokens[:, start:]
         if shared == 0 or n == 1:
             return self._run(tokens.expand(n, -1), keep, rows)
-        with ExitStack() as stack:
-            block = self.state.block(shared - 1)
-            stack.callback(block.register_forward_hook(_widen(n)).remove)
+        with Hooks() as hooks:
+            hooks.put(lambda: self.state.block(shared - 1).register_forward_hook(_widen(n)))
             logits = self._run(tokens, keep, rows)
         self._fill(_pairs(self.cache), n)
         return logits.expand(n, -1, -1)
@@ -218,12 +216,9 @@ def _try(model: TransformerBridge) -> How:
         return cache.get_seq_length() == 5 and same(torch.cat(parts), whole[0, 3:])
 
     def forks() -> bool:
-        middle = state.block(model.cfg.n_layers // 2)
-        hook = middle.register_forward_hook(_widen(2))
-        try:
+        with Hooks() as hooks:
+            hooks.put(lambda: state.block(model.cfg.n_layers // 2).register_forward_hook(_widen(2)))
             rows = _pass(module, tokens, None, 0)
-        finally:
-            hook.remove()
         return same(rows[0], whole[0]) and same(rows[1], whole[0])
 
     whole = _pass(module, tokens, None, 0)  # [1, 5, d_vocab]

@@ -12,7 +12,7 @@ Coefficients are a *table*: for each row None (unsteered), or for each intervent
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from kit.models.bridge import check_layer, fingerprint, runtime
-from kit.models.hook_points import at_bridge, at_decoder
+from kit.models.hook_points import Hooks, at_bridge, at_decoder
 from kit.models.positions import Positions, check_positions, select
 from kit.steering.results import Entry, Receipt
 
@@ -235,9 +235,9 @@ class Session:
         for edit in self._edits:
             part = edit.part
             places.setdefault((part.layer, part.site, part.read is not None), []).append(edit)
-        with ExitStack() as stack:
+        with Hooks() as hooks:
             for (layer, site, matrix), edits in places.items():
-                stack.callback(attach(self.model, layer, site, partial(self.steer, edits), matrix=matrix))
+                hooks.put(partial(attach, self.model, layer, site, partial(self.steer, edits), matrix=matrix))
             yield
 
 

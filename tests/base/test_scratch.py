@@ -28,6 +28,7 @@ from kit.models import lora
 from kit.steering.rank_one import Factor
 from kit.widgets.gallery import sets
 from kit.widgets.gallery.features import Feature
+from kit.widgets.latents.labels import Labels
 from kit.widgets.panel import files as panel_files
 from kit.widgets.panel.rating import Item, Ratings
 
@@ -163,6 +164,37 @@ def test_what_a_killed_save_left_goes_with_the_next_one_there(tmp_path: Path) ->
     with whole(tmp_path / "another") as part:
         part.write_text("x")
     assert [p.name for p in tmp_path.iterdir()] == ["another"]
+
+
+def _rating(file: Path) -> None:
+    Ratings([Item("a", "b", True)], file)
+
+
+def _labels(file: Path) -> None:
+    class Dictionary:
+        digest, name, __len__ = "d", "n", lambda _self: 1
+
+    Labels(Dictionary(), file)  # type: ignore[arg-type]
+
+
+def _shards(file: Path) -> None:
+    file.write_text("done")
+    shards.work([file], lambda _n: None)
+
+
+def _records(file: Path) -> None:
+    file.write_text(json.dumps([{"organism": "a", "arm": "cpe", "seed": 0}]))
+    recovery._complete(file, "a", [("cpe", 0, 1, "mean")])
+
+
+@POSIX
+@pytest.mark.parametrize("go_on", [_rating, _labels, _shards, _records], ids=lambda job: job.__name__)
+def test_who_has_nothing_left_to_write_clears_up_too(tmp_path: Path, go_on: Callable[[Path], None]) -> None:
+    """Killed after the last file had its name, and before its folder was gone."""
+    subprocess.run([sys.executable, "-c", VICTIM, str(tmp_path / "another")], check=False)
+    assert parts(tmp_path)
+    go_on(tmp_path / "file")
+    assert not parts(tmp_path)
 
 
 def test_the_part_of_one_who_writes_stays(tmp_path: Path) -> None:

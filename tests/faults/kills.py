@@ -42,6 +42,7 @@ _EVENTS = (
 KINDS = ("file operation", "byte", "disk full", "time")
 STOP = "stop button"
 MOST_FILES = 8  # of a job, each of which is cut in its middle
+LAST = 3  # operations on files with which every job ends, each of which it does not live to do
 
 
 def run(jobs: list[Job], folder: Path, rounds: int, seed: int = 0) -> list[Row]:
@@ -77,6 +78,8 @@ def _job(job: Job, home: Path, rounds: int, seed: int) -> Row:
         )
     if rounds >= len(KINDS):  # a small file beside a large one is hit too, in its middle
         harms += [("byte", (name, size // 2)) for name, size in list(sizes.items())[:MOST_FILES] if name in seen]
+        # when all is done but for the clearing up: the next run has nothing to write, and clears up too
+        harms += [("file operation", n) for n in range(max(0, count - LAST), count)]
     for n, (kind, at) in enumerate(harms):
         told, where = f"{kind} {at}", home / f"round-{n}"
         where.mkdir()
@@ -266,10 +269,8 @@ def interrupted(fits: dict[str, Callable[[], Any]], sound: Callable[[Any], str],
 
 
 def _stopped(fit: Callable[[], Any], at: float, sound: Callable[[Any], str]) -> None:
-    def press(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGALRM, press)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     signal.setitimer(signal.ITIMER_REAL, at)
     found = None
     with suppress(KeyboardInterrupt):

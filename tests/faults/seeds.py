@@ -226,6 +226,13 @@ SEEDS = (
         _SAVED + "what_a_killed_save_left_goes_with_the_next_one_there",
     ),
     Seed(
+        "parts stay where all is done",
+        "kit/base/shards.py",
+        "        drop_parts(folder)\n",
+        "",
+        _SAVED + "who_has_nothing_left_to_write_clears_up_too",
+    ),
+    Seed(
         "parts go while they are written",
         _SCRATCH,
         'if gone or part.name.startswith(f".{only}.{made[1]}-"):',
@@ -275,6 +282,13 @@ SEEDS = (
         'slot = "b" if told.is_file() and _state(told)["slot"] == "a" else "a"',
         'slot = "a"',
         "tests/sae/test_training_and_dictionary.py::test_half_a_checkpoint_is_none",
+    ),
+    Seed(
+        "a stop leaves a hook on the model",
+        "kit/models/hook_points.py",
+        "with to_the_end():\n            off = on()",
+        "if True:\n            off = on()",
+        "tests/models/test_hook_points.py::test_a_stop_at_any_line_leaves_no_hook",
     ),
     Seed(
         "a stop cuts a step",

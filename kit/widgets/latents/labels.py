@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.base.files import read_json, whole
-from kit.base.scratch import locked
+from kit.base.scratch import drop_parts, locked
 from kit.sae.latents import Latents
 
 _FORMAT = "steering-kit-labels/1"
@@ -78,6 +78,7 @@ class Labels:
 
     def _read(self, path: Path) -> dict[str, Any]:
         """All of the file, its part of this dictionary taken over."""
+        drop_parts(path.parent)
         if not path.exists():
             return {}
         try:

@@ -20,7 +20,7 @@ import ipywidgets as w
 
 from kit.base.files import read_text, whole
 from kit.base.html import PLAIN, number
-from kit.base.scratch import locked
+from kit.base.scratch import drop_parts, locked
 from kit.models.positions import Positions
 from kit.steering import generation
 from kit.steering.generation import Generation
@@ -123,6 +123,7 @@ class Ratings:
 
     def _resume(self, path: Path) -> None:
         """Add what the file holds to the answers, of which those given here stay."""
+        drop_parts(path.parent)
         if not path.exists():
             return
         try:
