@@ -38,6 +38,7 @@ Fact = Literal[
     "prompt",
     "scales",
     "text start",
+    "unsteered answers",
 ]
 
 

@@ -33,7 +33,7 @@ LOOP, ODD, _LONG = 0.5, log(8), 12
 _FULL = 3.0  # nats: the end of the meter, and the darkest token
 # a grid, so that meters of equal width break their lines alike
 _FACTS = (
-    "display:grid;grid-template-columns:repeat(auto-fit,minmax(112px,1fr));gap:0 8px;font-size:12px;"
+    "display:grid;grid-template-columns:repeat(auto-fit,minmax(112px,auto));gap:0 8px;font-size:12px;"
     "line-height:1.4;white-space:nowrap;font-variant-numeric:tabular-nums"
 )
 

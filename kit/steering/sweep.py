@@ -14,7 +14,7 @@ from torch import Tensor
 from kit.base import shards as files
 from kit.base.divergence import kl
 from kit.base.progress import track
-from kit.models.bridge import check_layer, fingerprint
+from kit.models.bridge import check_layer, fingerprint, runtime
 from kit.models.positions import Positions
 from kit.models.tokens import prompt_tokens
 from kit.steering.generation import Coefficients, generate, logits
@@ -260,12 +260,7 @@ def calibrate(
     """
     if not 0 < target_kl < float("inf"):
         raise ValueError(f"target_kl={target_kl!r}: give a positive number of nats a token")
-    texts = []
-    for prompt in prompts:
-        start = prompt_tokens(model, prompt)
-        answer = generate(model, start, max_new_tokens=max_new_tokens).rows[0].tokens
-        more = torch.tensor([answer], dtype=start.dtype, device=start.device)
-        texts.append((torch.cat([start, more], dim=1), start.shape[1]))
+    texts = [_answered(model, prompt_tokens(model, prompt), max_new_tokens) for prompt in prompts]
     curve: dict[float, float] = {}
 
     def measure(coefficients: Sequence[float]) -> None:
@@ -289,25 +284,39 @@ def calibrate(
 
     first = [max_coefficient / 2**i for i in range(5, -1, -1)]
     measure([sign * c for sign in (-1, 1) for c in first])
-    ends = {}
-    for sign in (-1, 1):
-        for _ in range(8):
+    ends: dict[int, float] = {}
+    for left in range(8, -1, -1):
+        further = []  # both sides are measured together
+        for sign in {-1, 1} - set(ends):
             points = sorted((abs(c), nats) for c, nats in curve.items() if c * sign > 0)
             good = [c for c, nats in points if abs(nats - target_kl) <= tolerance * target_kl]
+            over = next((i for i, (_, nats) in enumerate(points) if nats > target_kl), None)
             if good:
                 ends[sign] = sign * good[0]
-                break
-            over = next((i for i, (_, nats) in enumerate(points) if nats > target_kl), None)
-            if over is None:
+            elif over is None:
                 raise ValueError(
                     f"target_kl={target_kl}: at coefficient {sign * max_coefficient} the KL is "
                     f"only {points[-1][1]:.3g}; lower the target or raise max_coefficient"
                 )
-            (a, kl_a), (b, kl_b) = points[over - 1] if over else (0.0, 0.0), points[over]
-            measure([sign * _between(a, b, kl_a, kl_b, target_kl)])
-        else:
-            ends[sign] = sign * min(points, key=lambda p: abs(p[1] - target_kl))[0]
+            elif left:
+                (a, kl_a), (b, kl_b) = points[over - 1] if over else (0.0, 0.0), points[over]
+                further.append(sign * _between(a, b, kl_a, kl_b, target_kl))
+            else:
+                ends[sign] = sign * min(points, key=lambda p: abs(p[1] - target_kl))[0]
+        if further:
+            measure(further)
     return Calibration(ends[-1], ends[1], target_kl, sorted(curve.items()))
+
+
+def _answered(model: TransformerBridge, start: Tensor, max_new_tokens: int) -> tuple[Tensor, int]:
+    """A prompt with the unsteered model's greedy answer ``[1, n + answer]``, and how long the
+    prompt is. Made once: whoever compares vectors calibrates each of them on the same prompts."""
+    kept = runtime(model).kept("unsteered answers", dict)
+    key = max_new_tokens, *start[0].tolist()
+    if key not in kept:
+        kept[key] = generate(model, start, max_new_tokens=max_new_tokens).rows[0].tokens
+    more = torch.tensor([kept[key]], dtype=start.dtype, device=start.device)
+    return torch.cat([start, more], dim=1), start.shape[1]
 
 
 def _between(a: float, b: float, kl_a: float, kl_b: float, target: float) -> float:

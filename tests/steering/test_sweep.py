@@ -143,6 +143,24 @@ def test_calibrate_finds_the_kl_it_was_asked_for(llama: Any) -> None:
     assert [c for c, _ in found.curve] == sorted(c for c, _ in found.curve)
 
 
+def test_a_second_vector_is_calibrated_on_the_answers_of_the_first(llama: Any, monkeypatch: Any) -> None:
+    """Unless the model has changed since."""
+    asked: list[Any] = []
+    real = evaluation.generate
+    monkeypatch.setattr(evaluation, "generate", lambda *a, **k: asked.append(a) or real(*a, **k))
+
+    def run(seed: int) -> Any:
+        return calibrate(llama, tiny.vector(llama, 1, seed=seed), 0.02, prompts=["a boat"], max_new_tokens=6)
+
+    first, _ = run(0), run(1)
+    assert len(asked) == 1 and run(0).curve == first.curve
+    gain = llama.original_model.model.norm.weight
+    with torch.no_grad():
+        gain.mul_(1.0)
+    run(0)
+    assert len(asked) == 2
+
+
 @pytest.mark.parametrize("target", [0, -1, math.nan, math.inf])
 def test_calibrate_refuses_a_target_that_is_none(llama: Any, target: float) -> None:
     with pytest.raises(ValueError, match="target_kl="):
