@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 Arm = Literal["exponential", "soft", "jacobian", "melbo", "cpe", "random", "supervised", "attack"]
 ARMS = ("exponential", "random", "cpe", "melbo", "jacobian", "soft", "supervised", "attack")
 NORMS = (0.5, 2**-0.5, 1.0, 2**0.5, 2.0)
-Pooling = Literal["mean", "norms", "separate"]
+Pooling = Literal["mean", "norms", "separate", "wide"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 _ROUNDS = ((64, 4), (16, 8), (4, 6))  # so many candidates are left, asked so many further items
 _TOGETHER = 64  # rows of one decoding
@@ -67,7 +67,8 @@ class Setting:
         pooling: what it makes of several. ``"mean"``: the change averaged over them, whose norm
             is climbed; ``"norms"``: the norms of the changes, added up, so that prompts which
             change in different directions do not cancel; ``"separate"``: a search on each, whose
-            candidates are chosen from together.
+            candidates are chosen from together; ``"wide"``: the control of that, as many candidates
+            from the first prompt alone.
 
     Raises:
         ValueError: no prompts, or another pooling.
@@ -134,6 +135,8 @@ def candidates(
     if s.pooling == "separate":
         apart = [_search(model, name, arm, seed, s, [prompt]) for prompt in prompts]
         return [v for rank in zip(*apart, strict=True) for v in rank]
+    if s.pooling == "wide":
+        return _search(model, name, arm, seed, replace(s, n=s.n * s.prompts), prompts[:1])
     return _search(model, name, arm, seed, s, prompts)
 
 

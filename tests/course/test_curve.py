@@ -43,7 +43,7 @@ def test_fewer_prompts_are_the_first_of_more_and_differ(asked: None) -> None:
 def test_a_setting_refuses_what_makes_no_sense() -> None:
     with pytest.raises(ValueError, match="prompts=0: give at least 1"):
         Setting(prompts=0)
-    with pytest.raises(ValueError, match="pooling='sum': use 'mean', 'norms', 'separate'"):
+    with pytest.raises(ValueError, match="pooling='sum': use 'mean', 'norms', 'separate', 'wide'"):
         Setting(pooling="sum")  # type: ignore[arg-type]
 
 
@@ -61,6 +61,7 @@ def test_separate_searches_are_taken_in_turn(asked: None, monkeypatch: pytest.Mo
         Setting(n=2, prompts=2, pooling=pooling),
     )
     assert find("separate") == [f"{a} 0", f"{b} 0", f"{a} 1", f"{b} 1"]
+    assert find("wide") == [f"{a} {i}" for i in range(4)]
     assert find("mean") == find("norms") == [f"{a}+{b} 0", f"{a}+{b} 1"]
 
 
@@ -129,7 +130,7 @@ def test_a_curve_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, tmp_p
     done: list[Any] = []
 
     def measured(_model: Any, _name: str, arm: str, seed: int, setting: Setting) -> dict[str, Any]:
-        if len(done) == 2:
+        if len(done) == fuse:
             raise KeyboardInterrupt
         done.append((arm, setting.prompts, setting.pooling))
         several = {} if setting.prompts == 1 else {"prompts": setting.prompts, "pooling": setting.pooling}
@@ -142,16 +143,18 @@ def test_a_curve_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(recovery, "_OF_CURVE", ("cpe",))
     path = tmp_path / "r.json"
     command = ["withholding", "--curve", "--seeds", "1", "--out", str(path)]
+    fuse = 2
     with pytest.raises(KeyboardInterrupt):
         recovery.main(command)
     assert done == [("cpe", 1, "mean"), ("cpe", 2, "mean")]
     assert [r["arm"] for r in json.loads(path.read_text())] == ["baseline", "cpe", "cpe"]
     done.clear()
+    fuse = 9
     recovery.main(command)
-    assert done == [("cpe", 2, "norms"), ("cpe", 2, "separate")]
+    assert done == [("cpe", 2, "norms"), ("cpe", 2, "separate"), ("cpe", 2, "wide")]
     table = recovery.curve(recovery.read(path))
-    assert table.pooling.tolist() == ["one", "mean", "norms", "separate"]
-    assert table.recovered.tolist() == pytest.approx([0.25, 0.5, 0.5, 0.5])
+    assert table.pooling.tolist() == ["one", "mean", "norms", "separate", "wide"]
+    assert table.recovered.tolist() == pytest.approx([0.25, 0.5, 0.5, 0.5, 0.5])
     plain = recovery.table(recovery.read(path))
     assert plain[plain.arm == "cpe"].seeds.tolist() == [1, 1], "searches on several prompts stay out"
     done.clear()
