@@ -52,8 +52,9 @@ def to_the_end() -> Iterator[None]:
     interrupts none of them.
     """
     before = signal.getsignal(signal.SIGINT)
-    if isinstance(before, _Press) or threading.current_thread() is not threading.main_thread():
-        yield  # the block around this one is not cut either
+    ours = before is not None and threading.current_thread() is threading.main_thread()  # None: not Python's
+    if isinstance(before, _Press) or not ours:
+        yield  # the block around this one is not cut either, or no stop comes through Python
         return
     press = _Press()
     signal.signal(signal.SIGINT, press)

@@ -38,10 +38,11 @@ class Hooks:
 
     def off(self) -> None:
         """Take everything off, the last first."""
-        with to_the_end():
-            while self._off:
-                self._off[-1]()
-                self._off = self._off[:-1]
+        if self._off:
+            with to_the_end():
+                while self._off:
+                    self._off[-1]()
+                    self._off = self._off[:-1]
 
     def __enter__(self) -> Hooks:
         return self

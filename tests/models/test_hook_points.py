@@ -109,7 +109,7 @@ def test_a_stop_waits_until_a_hook_is_noted(when: str) -> None:
     assert not layer._forward_hooks and out in ([when], [when, when])
 
 
-def test_a_stop_waits_for_the_outermost_block_that_is_not_to_be_cut() -> None:
+def test_a_stop_waits_for_the_outermost_block_that_is_not_to_be_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     done = []
     with pytest.raises(KeyboardInterrupt), to_the_end():
         with to_the_end():
@@ -117,6 +117,11 @@ def test_a_stop_waits_for_the_outermost_block_that_is_not_to_be_cut() -> None:
         done.append("inner")
         done.append("outer")
     assert done == ["inner", "outer"]
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(signal, "getsignal", lambda _number: None)  # a program that Python is a part of
+    with to_the_end():
+        assert signal.signal(signal.SIGINT, before) is before
+    monkeypatch.undo()
     with pytest.raises(KeyboardInterrupt), to_the_end():
         press()
         press()  # the second comes at once
