@@ -22,6 +22,7 @@ _STALE = 3600  # seconds after which a part of a file is what a killed process l
 _HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 _PART = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-\d+\.part", re.DOTALL)  # host and process
 _NUMBERS = itertools.count()
+_TORCH_WRITES = ("inline_container", "PytorchStream", "iostream")  # what its RuntimeErrors of a full disk name
 
 
 @contextmanager
@@ -57,7 +58,7 @@ def _told(target: Path, part: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(target)) from error
     except (SafetensorError, RuntimeError) as error:
         said = str(error)
-        if isinstance(error, RuntimeError) and "inline_container" not in said and "PytorchStream" not in said:
+        if isinstance(error, RuntimeError) and not any(word in said for word in _TORCH_WRITES):
             raise
         if number := re.search(r"os error (\d+)", said):
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(target)) from error

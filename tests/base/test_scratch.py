@@ -126,6 +126,24 @@ def test_a_full_disk_is_an_oserror_that_names_the_file(tmp_path: Path, small_dis
     assert [p for p in everything(tmp_path) if name != "ratings"] == [] and parts(tmp_path) == []
 
 
+@POSIX
+def test_a_disk_that_is_full_anywhere_in_a_file_of_torch_is_an_oserror(tmp_path: Path) -> None:
+    """Near the end of the file torch has other words for it."""
+    torch.save(torch.ones(9999), tmp_path / "whole")
+    size = (tmp_path / "whole").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        for most in (200, size // 2, *range(size - 1500, size, 100)):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+            with pytest.raises(OSError, match="it'"), whole(tmp_path / "it") as part:
+                torch.save(torch.ones(9999), part)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert parts(tmp_path) == []
+
+
 def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as told:
         VECTOR.save(tmp_path / "missing" / "v.safetensors")
