@@ -15,6 +15,7 @@ from kit.base import shards as files
 from kit.base.divergence import kl
 from kit.base.progress import track
 from kit.models.bridge import check_layer, fingerprint, runtime
+from kit.models.hook_points import hooks_left
 from kit.models.positions import Positions
 from kit.models.tokens import prompt_tokens
 from kit.steering.generation import Coefficients, generate, logits
@@ -311,7 +312,8 @@ def calibrate(
 def _answered(model: TransformerBridge, start: Tensor, max_new_tokens: int) -> tuple[Tensor, int]:
     """A prompt with the unsteered model's greedy answer ``[1, n + answer]``, and how long the
     prompt is. Made once: whoever compares vectors calibrates each of them on the same prompts."""
-    kept = runtime(model).kept("unsteered answers", dict)
+    # a hook of the user's, or an enclosing kit.steer, acts on an answer: that one is not kept
+    kept = {} if hooks_left(model) else runtime(model).kept("unsteered answers", dict)
     key = max_new_tokens, *start[0].tolist()
     if key not in kept:
         kept[key] = generate(model, start, max_new_tokens=max_new_tokens).rows[0].tokens

@@ -152,7 +152,11 @@ def test_a_second_vector_is_calibrated_on_the_answers_of_the_first(llama: Any, m
     def run(seed: int) -> Any:
         return calibrate(llama, tiny.vector(llama, 1, seed=seed), 0.02, prompts=["a boat"], max_new_tokens=6)
 
+    with kit.steer(llama, {tiny.vector(llama, 0): 4.0}):
+        steered = run(0)  # on answers of that model, which are nobody else's
+    asked.clear()
     first, _ = run(0), run(1)
+    assert steered.curve != first.curve
     assert len(asked) == 1 and run(0).curve == first.curve
     gain = llama.original_model.model.norm.weight
     with torch.no_grad():

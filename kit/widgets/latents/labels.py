@@ -35,6 +35,7 @@ class Labels:
         self.of: dict[int, str] = {}
         self.lists: dict[str, list[int]] = {}
         if self.path is not None:
+            drop_parts(self.path.parent)
             self._read(self.path)
 
     def label(self, latent: int, text: str) -> None:
@@ -78,7 +79,6 @@ class Labels:
 
     def _read(self, path: Path) -> dict[str, Any]:
         """All of the file, its part of this dictionary taken over."""
-        drop_parts(path.parent)
         if not path.exists():
             return {}
         try:

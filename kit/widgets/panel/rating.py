@@ -73,6 +73,7 @@ class Ratings:
         self.path = None if path is None else Path(path)
         self.answers: dict[str, Answer] = {}
         if self.path is not None:
+            drop_parts(self.path.parent)
             self._resume(self.path)
 
     @property
@@ -123,7 +124,6 @@ class Ratings:
 
     def _resume(self, path: Path) -> None:
         """Add what the file holds to the answers, of which those given here stay."""
-        drop_parts(path.parent)
         if not path.exists():
             return
         try:
