@@ -4,7 +4,8 @@ OpenMP's threads wait for one another after every product, and spin meanwhile. W
 lost its core to another program all wait for it, again and again, and a step of one row takes
 several times what it takes on one thread. So one row gets one thread, larger work the cores that
 others leave. A count that the user has set wins: ``OMP_NUM_THREADS``, ``MKL_NUM_THREADS``, or
-``torch.set_num_threads`` with anything but torch's own default.
+``torch.set_num_threads`` with anything but torch's own default. The BLAS of numpy, which multiplies
+single rows (:mod:`kit.models.fast_linear`), gets one thread: its own would spin beside torch's.
 """
 
 from __future__ import annotations
@@ -113,7 +114,40 @@ class Load:
             return self._count
 
 
-_LOAD = Load()
+class Blas:
+    """The BLAS of numpy and scipy, whose count of threads is one for the whole process."""
+
+    def __init__(self) -> None:
+        self._lock, self._blocks = threading.Lock(), 0
+        self._usual: list[tuple[Any, int]] = []
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """On one thread, until the last of all Python threads' blocks has ended."""
+        with self._lock:
+            if not self._blocks:
+                self._usual = [(library, library.num_threads) for library in _libraries()]
+                for library, _ in self._usual:
+                    library.set_num_threads(1)
+            self._blocks += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._blocks -= 1
+                if not self._blocks:
+                    for library, count in self._usual:
+                        library.set_num_threads(count)
+
+
+@cache
+def _libraries() -> list[Any]:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas").lib_controllers
+
+
+_LOAD, _BLAS = Load(), Blas()
 _inside: dict[int, int] = {}  # by Python thread: the count that its outermost `fitted` has set
 _usual = 0  # torch's own count, as last seen
 
@@ -130,12 +164,21 @@ def fitted(rows: int) -> Iterator[None]:
         rows: of activations that a layer gets, over all texts and positions: 1 for a step of
             decoding one row, which gets one thread (or what the probe found best).
     """
+    if threading.get_ident() in _inside:
+        yield
+        return
+    with _BLAS.alone(), _fitted(rows):
+        yield
+
+
+@contextmanager
+def _fitted(rows: int) -> Iterator[None]:
     global _usual
     import torch
 
     me, now, taken = threading.get_ident(), torch.get_num_threads(), list(_inside.values())
-    if me in _inside or users() or not (now in _own() or (_usual and now in taken)):
-        yield  # another block's, or the user's; a new Python thread may have inherited a block's
+    if users() or not (now in _own() or (_usual and now in taken)):
+        yield  # the user's count; a new Python thread may have inherited a block's
         return
     usual = _usual = now if now in _own() else _usual
     most = kept().get("one row", 1) if rows == 1 else usual
@@ -172,8 +215,9 @@ def kept() -> Mapping[str, Any]:
         from kit.base.files import cache_dir, read_json
 
         found = read_json(cache_dir() / KEPT, 2**16)
-        numbers = all(isinstance(found[name], int) for name in ("one row", "default"))
-        return found if numbers and found["cores"] == cores() and found["waiting"] in WAITING else {}
+        whole = all(isinstance(found[name], int) for name in ("one row", "default"))
+        whole = whole and isinstance(found["products"], dict) and found["waiting"] in WAITING
+        return found if whole and found["cores"] == cores() else {}
     except (OSError, ValueError, LookupError, TypeError, ImportError):  # no file, another's, no platformdirs
         return {}
 

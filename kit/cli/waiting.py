@@ -1,4 +1,5 @@
-"""How long a waiting thread should spin on this machine, measured once and kept."""
+"""What is fastest on this machine, measured once and kept: how long a waiting thread spins, and
+which library multiplies so many rows."""
 
 from __future__ import annotations
 
@@ -14,44 +15,73 @@ from kit.base import threads
 from kit.base.files import cache_dir, whole
 
 # The products of eight blocks as wide as the embedded model's, of 113 MB, which no cache holds.
-# Without the kit, which would set what is to be compared.
-_CHILD = """
+_WEIGHTS = """
 import json, subprocess, sys, time
 from statistics import median
 import torch
 
-usual = torch.get_num_threads()
 shapes = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)]
 weights = [torch.full(shape, 0.01) for shape in 8 * shapes]
 
-def step(rows, count, weights=weights):
-    torch.set_num_threads(count)
+def step(multiply, rows, weights=weights):
     given = {width: torch.ones(rows, width, dtype=weights[0].dtype) for width in (576, 1536)}
     start = time.perf_counter()
     for weight in weights:
-        torch.nn.functional.linear(given[weight.shape[1]], weight)
+        multiply(given[weight.shape[1]], weight, None)
     return 1000 * (time.perf_counter() - start)
+"""
+
+# Nine rows on all threads, quiet and beside one busy core; without the kit, which would set what is
+# to be compared.
+_SPINNING = (
+    _WEIGHTS
+    + """
+one = torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
+multiply = (lambda x, w, b: one(x, w, b, "none", [], "")) if one else torch.nn.functional.linear
 
 @torch.inference_mode()
-def half():  # bfloat16 over float32, one row
-    narrow = [weight.bfloat16() for weight in weights]
-    return median(step(1, 1, narrow) / step(1, 1) for _ in range(5))
+def time_of(rounds=15):
+    return median(step(multiply, 9) for _ in range(rounds))
 
-@torch.inference_mode()
-def times(rounds=15):
-    found = [[step(rows, count) for rows in (1, 9) for count in (1, usual)] for _ in range(rounds)]
-    return [median(some) for some in zip(*found)]
-
-times(1)
-quiet = times()
+time_of(1)
+quiet = time_of()
 with subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) as other:
     try:
         time.sleep(0.2)
-        found = {"usual": usual, "quiet": quiet, "busy": times()}
+        found = {"usual": torch.get_num_threads(), "quiet": quiet, "busy": time_of()}
     finally:
         other.kill()
-print(json.dumps({**found, "bfloat16": half()}))
+print(json.dumps(found))
 """
+)
+
+# By each library in turn, for the rows that are compared, on one thread and on all; and one row in
+# bfloat16.
+_PRODUCTS = (
+    _WEIGHTS
+    + """
+from kit.base import threads
+from kit.models.fast_linear import ROWS, WAYS, ways
+
+narrow = [weight.bfloat16() for weight in weights]
+
+@torch.inference_mode()
+def times(rounds=9):
+    runs = [(way, rows) for rows in ROWS for way in ways()]
+    found = [[step(WAYS[w], n) for w, n in runs] + [step(WAYS["torch"], 1, narrow)] for _ in range(rounds)]
+    *each, half = [median(some) for some in zip(*found)]
+    return {str(rows): {w: t for (w, n), t in zip(runs, each) if n == rows} for rows in ROWS}, half
+
+usual = torch.get_num_threads()
+with threads.fitted(9):  # which holds the BLAS of numpy to one thread
+    torch.set_num_threads(usual)
+    times(1)
+    together, _ = times()
+    torch.set_num_threads(1)
+    alone, half = times()
+print(json.dumps({"alone": alone, "together": together, "bfloat16": half}))
+"""
+)
 
 
 def once() -> Mapping[str, Any]:
@@ -68,9 +98,10 @@ def once() -> Mapping[str, Any]:
         if psutil.cpu_percent(0.3) > 20:
             return {}
         if not told:
-            sys.stderr.write("measuring how this machine's threads should wait (once, some seconds)\n")
-        told[name] = _measured(settings)
+            sys.stderr.write("measuring what is fastest on this machine (once, some seconds)\n")
+        told[name] = _run(_SPINNING, settings)
     found = chosen(told)
+    found |= fastest(_run(_PRODUCTS, threads.WAITING[found["waiting"]]), found["default"])
     with suppress(OSError), whole(cache_dir() / threads.KEPT) as part:  # a shared cache is for reading
         part.write_text(json.dumps(found, indent=1), encoding="utf-8")
     threads.kept.cache_clear()
@@ -79,24 +110,39 @@ def once() -> Mapping[str, Any]:
 
 
 def chosen(told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What to keep: of the ways that are within a tenth of the fastest on a quiet machine the one
-    that suffers least on a busy one, whether one row gains a fifth by more than one thread, and
-    what it takes in bfloat16, of what it takes in float32.
+    """What to keep of the ways to wait: of those that are within a tenth of the fastest on a quiet
+    machine the one that suffers least on a busy one.
 
     Args:
-        told: by the names of `threads.WAITING` torch's ``usual`` count, and milliseconds ``quiet``
-            and ``busy`` (one core) of one row on one thread and on all, and of nine rows; and
-            ``bfloat16``, of one row on one thread over float32's.
+        told: by the names of `threads.WAITING` torch's ``usual`` count, and milliseconds of nine
+            rows on all threads, ``quiet`` and ``busy`` (one core).
     """
-    least = min(some["quiet"][3] for some in told.values())
-    good = [name for name, some in told.items() if some["quiet"][3] <= 1.1 * least]
-    best = min(good, key=lambda name: told[name]["busy"][3])
-    usual, (alone, together, *_) = told[best]["usual"], told[best]["quiet"]
-    found = {"cores": threads.cores(), "waiting": best, "default": usual, "milliseconds": told}
-    return {**found, "one row": usual if together < 0.8 * alone else 1, "bfloat16": told[best]["bfloat16"]}
+    least = min(some["quiet"] for some in told.values())
+    good = [name for name, some in told.items() if some["quiet"] <= 1.1 * least]
+    best = min(good, key=lambda name: told[name]["busy"])
+    return {"cores": threads.cores(), "waiting": best, "default": told[best]["usual"], "spinning": told}
 
 
-def _measured(settings: Mapping[str, str]) -> dict[str, Any]:
-    env = {**{name: value for name, value in os.environ.items() if name not in threads.WAITS}, **settings}
-    command = [sys.executable, "-c", _CHILD]
+def fastest(told: Mapping[str, Any], usual: int) -> dict[str, Any]:
+    """What to keep of the libraries: the fastest for each number of rows, whether one row gains a
+    fifth by more than one thread, and what it takes in bfloat16, of what it takes in float32.
+
+    Args:
+        told: milliseconds by rows and library, ``alone`` (one thread) and ``together`` (all); and
+            of one row in ``bfloat16``, alone.
+        usual: torch's own count of threads.
+    """
+    names = {side: " ".join(min(some, key=some.get) for some in told[side].values()) for side in ("alone", "together")}
+    alone, together = (min(told[side]["1"].values()) for side in ("alone", "together"))
+    return {
+        "products": names,
+        "one row": usual if together < 0.8 * alone else 1,
+        "bfloat16": told["bfloat16"] / alone,
+        "multiplying": told,
+    }
+
+
+def _run(code: str, settings: Mapping[str, str]) -> dict[str, Any]:
+    env = {name: value for name, value in os.environ.items() if name not in threads.WAITS} | dict(settings)
+    command = [sys.executable, "-c", code]
     return json.loads(subprocess.run(command, env=env, stdout=subprocess.PIPE, timeout=120, check=True).stdout)

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kit.models.fast_linear import product
+from kit.models import mapped
+from kit.models.fast_linear import Joined, product
 
 _ROOM = 64  # positions by which a cache grows
 
@@ -169,13 +170,13 @@ class Attention(nn.Module):
         self.k_proj = Projection(shape.d_model, narrow)
         self.v_proj = Projection(shape.d_model, narrow)
         self.o_proj = Projection(wide, shape.d_model)
-        self.grouped = wide != narrow
+        self.joined, self.grouped = Joined(), wide != narrow
 
     def forward(self, x: Tensor, turn: Turn, cache: Any = None) -> Tensor:
         """``[rows, pos, d_model]``, of the normed stream as wide."""
-        made = [product(x, part.weight) for part in (self.q_proj, self.k_proj, self.v_proj)]
-        q, k, v = (t.view(*x.shape[:2], -1, self.d_head).transpose(1, 2) for t in made)  # [rows, heads, pos, d_head]
-        q, k = _turned(q, turn), _turned(k, turn)
+        made = self.joined(x, (self.q_proj.weight, self.k_proj.weight), (self.v_proj.weight,))
+        qk, v = (t.view(*x.shape[:2], -1, self.d_head).transpose(1, 2) for t in made)  # [rows, heads, pos, d_head]
+        q, k = _turned(qk, turn).split([qk.shape[1] - v.shape[1], v.shape[1]], 1)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
         z = nn.functional.scaled_dot_product_attention(
@@ -197,10 +198,11 @@ class MLP(nn.Module):
         self.gate_proj = Projection(shape.d_model, shape.d_mlp)
         self.up_proj = Projection(shape.d_model, shape.d_mlp)
         self.down_proj = Projection(shape.d_mlp, shape.d_model)
+        self.joined = Joined()
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., d_model]``, of the normed stream as wide."""
-        gate, up = product(x, self.gate_proj.weight), product(x, self.up_proj.weight)
+        gate, up = self.joined(x, (self.gate_proj.weight,), (self.up_proj.weight,))
         return self.down_proj(nn.functional.silu(gate) * up)
 
 
@@ -335,13 +337,11 @@ def stored(folder: Path, device: torch.device | None = None) -> Llama:
     Raises:
         OSError: the folder holds no such file, or not this model's weights.
     """
-    from safetensors.torch import load_file
-
     shape = shape_of(json.loads((folder / "config.json").read_text()))
     assert shape is not None, folder
     model = Llama(shape)
     wanted = dict(model.named_parameters())
-    found = load_file(folder / "model.safetensors", device=str(device or "cpu"))
+    found = mapped.read(folder / "model.safetensors", device)
     if {n: t.shape for n, t in found.items()} != {n: p.shape for n, p in wanted.items()}:
         raise OSError(f"{folder} holds other weights than this model's: run `kit fetch` again")
     for name, weight in found.items():

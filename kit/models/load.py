@@ -291,6 +291,6 @@ def choose_dtype(device: torch.device | str) -> tuple[torch.dtype, str]:
     if has_bf16:
         share = threads.kept().get("bfloat16", 0.0)
         if share > 1:
-            return torch.float32, f"a token in bfloat16 takes {share:.2g} times as long here"
+            return torch.float32, f"a token in bfloat16 takes {share:.2f} times as long here"
         return torch.bfloat16, "this CPU has bfloat16 instructions (AVX512-BF16 or AMX)"
     return torch.float32, "this CPU has no bfloat16 instructions"

@@ -168,6 +168,8 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
 
+    from kit.models import mapped
+
     logging.disable_progress_bar()
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     dense = GgufConfig(dequantize=True)
@@ -175,20 +177,22 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(**source)
     model.config._name_or_path = EMBEDDED
     model.to(torch.bfloat16).save_pretrained(folder)
+    mapped.write(dict(model.named_parameters()), folder / "model.safetensors")  # in the order of their use
     tokenizer.save_pretrained(folder)
     logging.enable_progress_bar()
 
 
 def _recast(source: Path, folder: Path, dtype: str) -> None:
     import torch
-    from safetensors.torch import load_file, save_file
+
+    from kit.models import mapped
 
     for file in source.iterdir():
         if file.suffix in {".json", ".jinja"} and file.name != "kit.json":
             shutil.copy(file, folder)
     kind = getattr(torch, dtype)
-    tensors = {name: t.to(kind) for name, t in load_file(source / "model.safetensors").items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    tensors = {name: t.to(kind) for name, t in mapped.read(source / "model.safetensors").items()}
+    mapped.write(tensors, folder / "model.safetensors")
     config = json.loads((source / "config.json").read_text()) | {"dtype": dtype}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
 

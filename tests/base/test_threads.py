@@ -352,9 +352,78 @@ def test_import_kit_sets_it_for_itself_and_its_children() -> None:
     assert said == f"{[settings.get(name) for name in threads.WAITS]} False\n"
 
 
+# --- numpy's BLAS ---
+
+
+class Library:
+    """One of its libraries, as threadpoolctl shows it."""
+
+    def __init__(self) -> None:
+        self.num_threads = 4
+
+    def set_num_threads(self, count: int) -> None:
+        self.num_threads = count
+
+
+@pytest.fixture
+def blas(monkeypatch: pytest.MonkeyPatch) -> Library:
+    library = Library()
+    monkeypatch.setattr(threads, "_libraries", lambda: [library])
+    return library
+
+
+@pytest.mark.parametrize("said", [None, "OMP_NUM_THREADS", 1])
+def test_numpy_has_one_thread_inside(
+    ours: Machine, blas: Library, monkeypatch: pytest.MonkeyPatch, said: str | int | None
+) -> None:
+    if isinstance(said, str):
+        monkeypatch.setenv(said, "2")
+    elif said:
+        torch.set_num_threads(said)
+    for rows in (1, 9):
+        with pytest.raises(KeyError), fitted(rows):
+            with fitted(1):
+                assert blas.num_threads == 1
+            assert blas.num_threads == 1
+            raise KeyError
+        assert blas.num_threads == 4
+
+
+def test_it_gets_its_threads_back_when_the_last_block_has_ended(ours: Machine, blas: Library) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with fitted(9):
+            inside.set()
+            assert go_on.wait(10)
+
+    with fitted(9):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert inside.wait(10)
+    assert blas.num_threads == 1
+    go_on.set()
+    thread.join()
+    assert blas.num_threads == 4
+
+
+def test_the_real_libraries_are_found() -> None:
+    code = (
+        "import numpy, scipy.linalg, threadpoolctl; from kit.base.threads import fitted, _libraries\n"
+        "count = lambda: [each['num_threads'] for each in threadpoolctl.threadpool_info() if each['user_api'] == 'blas']\n"
+        "threadpoolctl.threadpool_limits(2, user_api='blas')\n"
+        "with fitted(1): print(count())\n"
+        "print(count())"
+    )
+    env = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    told = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    inside, after = map(json.loads, told.split("\n")[:2])
+    assert set(inside) == {1} and set(after) == {2} and len(after) >= 1
+
+
 # --- what is kept ---
 
-GOOD: dict[str, Any] = {"cores": 2, "waiting": "longer", "default": 2, "one row": 1}
+GOOD: dict[str, Any] = {"cores": 2, "waiting": "longer", "default": 2, "one row": 1, "products": {}}
 
 
 @pytest.mark.parametrize(
@@ -368,6 +437,8 @@ GOOD: dict[str, Any] = {"cores": 2, "waiting": "longer", "default": 2, "one row"
         json.dumps(GOOD | {"waiting": "LD_PRELOAD"}),
         json.dumps(GOOD | {"waiting": ["short"]}),
         json.dumps(GOOD | {"one row": "2"}),
+        json.dumps(GOOD | {"products": "numpy"}),
+        json.dumps({name: value for name, value in GOOD.items() if name != "products"}),  # of an older kit
     ],
 )
 def test_what_is_kept_is_believed_where_it_makes_sense(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import kit
+from kit.base import threads
 from kit.models import weights
 
 _TOKENS = 32
@@ -71,11 +72,12 @@ def pairs_of(a: Callable[[], Any], b: Callable[[], Any], pairs: int) -> list[flo
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch on one thread, as if the user had said so."""
+    """Torch on one thread, as if the user had said so, and numpy's BLAS."""
     usual = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threads.fitted(1):
+            yield
     finally:
         torch.set_num_threads(usual)
 

@@ -13,24 +13,37 @@ import torch
 
 from kit.base import threads
 from kit.cli import doctor, waiting
-from kit.cli.waiting import chosen, once  # themselves: in tests nothing else may probe
+from kit.cli.waiting import chosen, fastest, once  # themselves: in tests nothing else may probe
+from kit.models.fast_linear import ROWS, ways
 
 
-def told(nine: float, busy: float, one: float = 10.0, two: float = 10.0) -> dict[str, Any]:
-    return {"usual": 4, "quiet": [one, two, 30.0, nine], "busy": [one, two, 30.0, busy], "bfloat16": 1.5}
+def told(nine: float, busy: float) -> dict[str, Any]:
+    return {"usual": 4, "quiet": nine, "busy": busy}
+
+
+def times(torch: float, numpy: float, together: float, half: float = 5.0) -> dict[str, Any]:
+    """One row by two libraries on one thread, by both in the same time on all; nine by the first."""
+    alone = {"1": {"torch": torch, "numpy": numpy}, "9": {"torch": 9.0, "numpy": 30.0}}
+    both = {"1": {"torch": together, "numpy": together}, "9": {"torch": 5.0, "numpy": 30.0}}
+    return {"alone": alone, "together": both, "bfloat16": half}
 
 
 def test_the_least_harm_of_those_that_cost_nothing() -> None:
     found = {"torch's own": told(20, 300), "short": told(21.5, 60), "longer": told(20, 90), "none": told(30, 40)}
     kept = chosen(found)
-    assert kept["waiting"] == "short" and kept["default"] == 4 and kept["one row"] == 1
+    assert kept["waiting"] == "short" and kept["default"] == 4 and kept["spinning"] == found
     assert chosen(found | {"short": told(22.5, 60)})["waiting"] == "longer"
-    assert kept["milliseconds"] == found and kept["bfloat16"] == 1.5
 
 
 def test_one_row_on_all_threads_where_that_is_a_fifth_faster() -> None:
-    assert chosen({"short": told(20, 60, two=7.9)})["one row"] == 4
-    assert chosen({"short": told(20, 60, two=8.1)})["one row"] == 1
+    assert fastest(times(10, 8, together=6.3), 4)["one row"] == 4
+    assert fastest(times(10, 8, together=6.5), 4)["one row"] == 1
+
+
+def test_the_fastest_library_for_each_number_of_rows() -> None:
+    found = fastest(times(10, 8, together=9, half=6), 2)
+    assert found["products"] == {"alone": "numpy torch", "together": "torch torch"}
+    assert found["bfloat16"] == 6 / 8 and found["multiplying"]["bfloat16"] == 6
 
 
 @pytest.fixture
@@ -42,7 +55,8 @@ def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(threads, "_bound", lambda: 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(psutil, "cpu_percent", lambda seconds: 3.0)
-    monkeypatch.setattr(waiting, "_measured", lambda settings: told(20, 60 - len(settings)))
+    quick = lambda code, settings: told(20, 60 - len(settings)) if code == waiting._SPINNING else times(10, 8, 9)
+    monkeypatch.setattr(waiting, "_run", quick)
     threads.kept.cache_clear()
     return tmp_path
 
@@ -59,7 +73,7 @@ def test_it_runs_once_and_what_it_found_holds(place: Path, monkeypatch: pytest.M
     found = once()
     assert found["waiting"] == "short" and json.loads((place / threads.KEPT).read_text()) == found
     assert threads.kept() == found
-    monkeypatch.setattr(waiting, "_measured", lambda settings: pytest.fail("again"))
+    monkeypatch.setattr(waiting, "_run", lambda code, settings: pytest.fail("again"))
     assert once() == found
     monkeypatch.setattr(doctor.waiting, "once", once)
     assert "waiting short, as measured here" in doctor._threads(quick=False).detail
@@ -67,7 +81,10 @@ def test_it_runs_once_and_what_it_found_holds(place: Path, monkeypatch: pytest.M
 
 def test_what_it_found_is_in_the_environment_of_what_starts_next(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads.prepare()
-    monkeypatch.setattr(waiting, "_measured", lambda settings: told(20, 10 if "OMP_WAIT_POLICY" in settings else 60))
+    passive = lambda settings: told(20, 10 if "OMP_WAIT_POLICY" in settings else 60)
+    monkeypatch.setattr(
+        waiting, "_run", lambda code, settings: passive(settings) if code == waiting._SPINNING else times(10, 8, 9)
+    )
     once()
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE" and "GOMP_SPINCOUNT" not in os.environ
 
@@ -98,10 +115,15 @@ def test_a_torch_that_came_first_is_a_warning(place: Path, monkeypatch: pytest.M
     assert row.ok is None and row.detail.endswith(threads.too_late())
 
 
-def test_the_probe_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        waiting, "_CHILD", waiting._CHILD.replace("rounds=15", "rounds=1").replace("8 * shapes", "shapes")
-    )
-    found = waiting._measured(threads.WAITING["short"])
-    assert set(found) == {"usual", "quiet", "busy", "bfloat16"} and found["bfloat16"] > 0 and found["usual"] >= 1
-    assert all(len(found[how]) == 4 and min(found[how]) > 0 for how in ("quiet", "busy"))
+def test_the_probe_itself() -> None:
+    short = {"rounds=15": "rounds=1", "rounds=9": "rounds=1", "8 * shapes": "shapes"}
+    spinning, products = waiting._SPINNING, waiting._PRODUCTS
+    for long, brief in short.items():
+        spinning, products = spinning.replace(long, brief), products.replace(long, brief)
+    found = waiting._run(spinning, threads.WAITING["short"])
+    assert set(found) == {"usual", "quiet", "busy"} and min(found.values()) > 0
+    found = waiting._run(products, threads.WAITING["short"])
+    for side in ("alone", "together"):
+        assert list(found[side]) == [str(rows) for rows in ROWS]
+        assert all(list(some) == ways() and min(some.values()) > 0 for some in found[side].values())
+    assert fastest(found, 2)["bfloat16"] > 0
