@@ -207,7 +207,8 @@ def header_at_most(path: str | Path, most: int = MOST_HEADER) -> None:
 
 
 def header(path: str | Path) -> dict[str, tuple[list[int], str]]:
-    """Shape and dtype of every tensor in a safetensors file; no tensor is read.
+    """Shape and dtype of every tensor in a safetensors file, in the order in which they lie there;
+    no tensor is read.
 
     Raises:
         OSError: it cannot be opened; ValueError: no such file, or a damaged one.
@@ -216,7 +217,7 @@ def header(path: str | Path) -> dict[str, tuple[list[int], str]]:
 
     header_at_most(path)
     with junk(str(path)), safe_open(str(path), framework="pt") as file:
-        parts = {name: file.get_slice(name) for name in file.keys()}
+        parts = {name: file.get_slice(name) for name in file.offset_keys()}
         return {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
 
 

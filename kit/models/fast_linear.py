@@ -8,9 +8,11 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from math import gcd
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from kit.base import threads
 
@@ -23,7 +25,7 @@ _BLOCK = 64  # rows of a matrix that a core's cache holds until each row of x ha
 
 class Joined:
     """Products of the same activations with several matrices: as one, where these lie one after the
-    other in memory (:mod:`kit.models.mapped`) and nothing is differentiated."""
+    other in memory (:mod:`kit.models.mapped`) and none of them is trained."""
 
     def __init__(self) -> None:
         self._whole: Tensor | None = None  # [out of all, in], kept so that their memory is
@@ -32,11 +34,11 @@ class Joined:
     def __reduce__(self) -> tuple[type[Joined], tuple[()]]:
         return Joined, ()  # a copy of the matrices lies elsewhere
 
-    def __call__(self, x: Tensor, *groups: Sequence[Tensor]) -> Sequence[Tensor]:
+    def __call__(self, x: Tensor, groups: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
         """``x @ weight.T``, side by side for the weights of a group: x ``[..., in]``, weights
         ``[out, in]``, each result ``[..., out of its group]``."""
         weights = [weight for group in groups for weight in group]
-        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        if any(weight.requires_grad or _wrapped(weight) for weight in weights):
             whole = None
         else:
             if self._at != (at := tuple([weight.data_ptr() for weight in weights])):
@@ -71,9 +73,7 @@ def _one_after_the_other(weights: Sequence[Tensor]) -> Tensor | None:
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``: x ``[..., in]``, weight ``[out, in]``; differentiable."""
     if (
-        torch.is_grad_enabled()
-        or torch._C._are_functorch_transforms_active()  # the others have no derivative
-        or weight.numel() < _SMALL
+        weight.numel() < _SMALL
         or weight.dtype != torch.float32
         or x.dtype != torch.float32
         or weight.device.type != "cpu"
@@ -81,7 +81,53 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or not weight.is_contiguous()  # oneDNN then takes a hundred times as long
     ):
         return nn.functional.linear(x, weight, bias)
-    return WAYS[way(x.numel() // weight.shape[1], torch.get_num_threads())](x, weight, bias)
+    count = torch.get_num_threads()
+    # torch.func's transforms and forward mode, neither of which shows as requires_grad; within them
+    # a tensor does not tell its rows
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    name = way(ROWS[-1] if transformed else x.numel() // weight.shape[1], count)
+    trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+    if transformed or (torch.is_grad_enabled() and (x.requires_grad or trained)):
+        if name != "oneDNN" or bias is not None or trained or _wrapped(weight):
+            return nn.functional.linear(x, weight, bias)
+        return _Frozen.apply(x, weight)
+    return WAYS[name](x, weight, bias)
+
+
+def _wrapped(weight: Tensor) -> bool:
+    """Whether a transform differentiates by it, or runs over several of it."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(weight) or (
+        forward_ad._current_level >= 0 and forward_ad.unpack_dual(weight).tangent is not None
+    )
+
+
+class _Frozen(torch.autograd.Function):
+    """``x @ weight.T`` by oneDNN, and likewise its derivatives by x, of any order and direction."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor) -> Tensor:
+        return _onednn(x, weight, None)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])  # whose change in between is then an error
+        ctx.save_for_forward(inputs[1])
+        ctx.set_materialize_grads(False)  # no matrix of zeros for the one that stays as it is
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        return _Frozen.apply(grad, weight.t()), None
+
+    @staticmethod
+    def jvp(ctx: Any, change: Tensor, _: None) -> Tensor:
+        (weight,) = ctx.saved_tensors
+        return _Frozen.apply(change, weight)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int | None, int | None], x: Tensor, weight: Tensor) -> tuple[Tensor, int]:
+        assert dims[0] is not None and dims[1] is None
+        return _Frozen.apply(x.movedim(dims[0], 0), weight), 0
 
 
 def way(rows: int, count: int) -> str:

@@ -174,7 +174,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, turn: Turn, cache: Any = None) -> Tensor:
         """``[rows, pos, d_model]``, of the normed stream as wide."""
-        made = self.joined(x, (self.q_proj.weight, self.k_proj.weight), (self.v_proj.weight,))
+        made = self.joined(x, [(self.q_proj.weight, self.k_proj.weight), (self.v_proj.weight,)])
         qk, v = (t.view(*x.shape[:2], -1, self.d_head).transpose(1, 2) for t in made)  # [rows, heads, pos, d_head]
         q, k = _turned(qk, turn).split([qk.shape[1] - v.shape[1], v.shape[1]], 1)
         if cache is not None:
@@ -202,7 +202,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., d_model]``, of the normed stream as wide."""
-        gate, up = self.joined(x, (self.gate_proj.weight,), (self.up_proj.weight,))
+        gate, up = self.joined(x, [(self.gate_proj.weight,), (self.up_proj.weight,)])
         return self.down_proj(nn.functional.silu(gate) * up)
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kit.base.files import header
+
 _KINDS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _FIRST = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")  # of a module, in this order
 _LINE = 64  # bytes
@@ -29,17 +31,17 @@ def write(tensors: Mapping[str, Tensor], file: Path) -> None:
         OSError: the disk is full or the file cannot be written.
     """
     names = {kind: name for name, kind in _KINDS.items()}
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    about: dict[str, object] = {"__metadata__": {"format": "pt"}}
     order, at = sorted(tensors, key=_place), 0
     for name in order:
         tensor = tensors[name]
-        header[name] = {
+        about[name] = {
             "dtype": names[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [at, at + tensor.nbytes],
         }
         at += tensor.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(about, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _LINE)
     with file.open("wb") as part:
         part.write(struct.pack("<Q", len(text)) + text)
@@ -60,17 +62,12 @@ def read(file: Path, device: torch.device | None = None) -> dict[str, Tensor]:
         OSError: there is no such file, or it is damaged.
     """
     import numpy as np
-    from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, framework="pt") as told:
-            found = [(name, told.get_slice(name)) for name in told.offset_keys()]  # without gaps
-            shapes = {name: (part.get_shape(), _KINDS[part.get_dtype()]) for name, part in found}
-    except (SafetensorError, KeyError) as error:
+        found = {name: (shape, _KINDS[kind]) for name, (shape, kind) in header(file).items()}
+    except (ValueError, KeyError) as error:
         raise OSError(f"{file} is damaged ({error}): run `kit fetch` again") from error
-    sizes = [prod(shape) * kind.itemsize for shape, kind in shapes.values()]
+    sizes = [prod(shape) * kind.itemsize for shape, kind in found.values()]
     whole = torch.from_numpy(np.memmap(file, np.uint8, "c", file.stat().st_size - sum(sizes))).to(device or "cpu")
     parts = whole.split(sizes)
-    return {
-        name: part.view(kind).view(shape) for (name, (shape, kind)), part in zip(shapes.items(), parts, strict=True)
-    }
+    return {name: part.view(kind).view(shape) for (name, (shape, kind)), part in zip(found.items(), parts, strict=True)}

@@ -41,9 +41,9 @@ def parts(model: Any, rows: int = 1, steps: int = 25) -> dict[str, list[float]]:
     def multiply() -> None:  # as the decoder does
         for block in decoder.model.layers:
             attention, mlp = block.self_attn, block.mlp
-            attention.joined(given, (attention.q_proj.weight, attention.k_proj.weight), (attention.v_proj.weight,))
+            attention.joined(given, [(attention.q_proj.weight, attention.k_proj.weight), (attention.v_proj.weight,)])
             attention.o_proj(wide)
-            mlp.joined(given, (mlp.gate_proj.weight,), (mlp.up_proj.weight,))
+            mlp.joined(given, [(mlp.gate_proj.weight,), (mlp.up_proj.weight,)])
             mlp.down_proj(inner)
 
     def attend() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from kit.base import threads
 from kit.models import fast_linear
@@ -102,17 +103,92 @@ def test_what_only_torch_can_multiply_is_left_to_it(asked: list[str]) -> None:
     assert len(asked) == 1
 
 
-def test_it_is_differentiable_in_every_way_of_torch(asked: list[str]) -> None:
+@pytest.fixture
+def onednn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """All products are oneDNN's; the shapes of what it multiplied, backwards too."""
+    kept(monkeypatch, 4 * "oneDNN ", 4 * "oneDNN ")
+    shapes: list[tuple[int, ...]] = []
+    real = fast_linear._onednn
+    monkeypatch.setattr(fast_linear, "_onednn", lambda x, w, b: (shapes.append(tuple(w.shape)), real(x, w, b))[1])
+    return shapes
+
+
+def test_it_is_differentiable(onednn: list[tuple[int, ...]]) -> None:
+    weight, x = torch.randn(512, 256), torch.randn(3, 256, requires_grad=True)
+    plain = lambda t: nn.functional.linear(t, weight)
+    first, second = product(x, weight), plain(x)
+    along = torch.randn(3, 512)
+    (mine,) = torch.autograd.grad(first, x, along, retain_graph=True)
+    (right,) = torch.autograd.grad(second, x, along, retain_graph=True)
+    assert torch.allclose(first, second, atol=1e-3) and torch.allclose(mine, right, atol=1e-3)
+    assert onednn == [(512, 256), (256, 512)]
+    many = torch.randn(5, 3, 512)
+    mine, right = (torch.autograd.grad(y, x, many, is_grads_batched=True)[0] for y in (first, second))
+    assert torch.allclose(mine, right, atol=1e-3)
+
+
+def test_its_derivative_is_differentiable(onednn: list[tuple[int, ...]]) -> None:
+    weight, x = torch.randn(512, 256) / 16, torch.randn(3, 256, requires_grad=True)
+
+    def twice(multiply: Any) -> Tensor:
+        (slope,) = torch.autograd.grad(multiply(x, weight).sin().sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), x)[0]
+
+    assert torch.allclose(twice(product), twice(nn.functional.linear), atol=1e-3) and onednn
+
+
+def test_a_matrix_that_is_trained_is_left_to_torch(onednn: list[tuple[int, ...]]) -> None:
+    weight, bias = nn.Parameter(torch.randn(512, 256)), nn.Parameter(torch.zeros(512))
+    x = torch.randn(3, 256)
+    product(x, weight, bias).sum().backward()
+    assert weight.grad is not None and torch.allclose(weight.grad, x.sum(0).expand(512, -1), atol=1e-3)
+    product(x, weight.detach(), bias).sum().backward()
+    assert bias.grad is not None and torch.equal(bias.grad, torch.full((512,), 6.0))
+    assert onednn == []
+
+
+def test_a_matrix_that_changes_before_the_derivative_is_an_error(onednn: list[tuple[int, ...]]) -> None:
+    weight, x = torch.randn(512, 256), torch.randn(3, 256, requires_grad=True)
+    y = product(x, weight)
+    weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_transforms_and_forward_mode_are_seen(onednn: list[tuple[int, ...]], asked: list[str], grad: bool) -> None:
     weight, x = torch.randn(512, 512), torch.randn(3, 512)
-    given = x.clone().requires_grad_()
-    product(given, weight).square().sum().backward()
-    assert given.grad is not None and torch.allclose(given.grad, 2 * x @ weight.T @ weight, rtol=1e-3, atol=1e-2)
-    with torch.no_grad():  # which does not stop a transform
+    with torch.set_grad_enabled(grad):  # which stops neither
         out, change = torch.func.jvp(lambda t: product(t, weight), (x,), (x,))
-        assert torch.allclose(out, change, atol=1e-3)
-        rows = torch.func.vmap(lambda t: product(t, weight))(x)
-        assert torch.allclose(rows, x @ weight.T, atol=1e-3)
-    assert asked == []
+        rows = torch.func.vmap(lambda t: product(t, weight), 1, 1)(x.T.contiguous())
+        slopes = torch.func.vmap(torch.func.grad(lambda t: product(t, weight).square().sum()))(x)
+        bent = torch.func.jvp(torch.func.grad(lambda t: product(t, weight).sin().sum()), (x,), (x,))[1]
+        with forward_ad.dual_level():
+            dual = forward_ad.unpack_dual(product(forward_ad.make_dual(x, 2 * x), weight))
+    expected = x @ weight.T
+    for made, right in (
+        (out, expected),
+        (change, expected),
+        (rows.T, expected),
+        (slopes, 2 * expected @ weight),
+        (bent, -(expected.sin() * expected) @ weight),
+    ):
+        assert torch.allclose(made, right, atol=0.05, rtol=1e-3)
+    if grad:
+        assert dual.tangent is not None and torch.allclose(dual.tangent, 2 * out, atol=1e-3)
+    assert asked == [] and set(onednn) == {(512, 512)}
+
+
+def test_transforms_over_the_matrix_are_torchs(onednn: list[tuple[int, ...]]) -> None:
+    weight, x = torch.randn(512, 512), torch.randn(3, 512)
+    many = torch.func.vmap(lambda w: product(x, w))(torch.stack([weight, 2 * weight]))
+    assert torch.allclose(many[1], 2 * x @ weight.T, atol=1e-3)
+    change = torch.func.jvp(lambda w: product(x, w), (weight,), (weight,))[1]
+    assert torch.allclose(change, x @ weight.T, atol=1e-3)
+    with forward_ad.dual_level():
+        dual = forward_ad.unpack_dual(product(x, forward_ad.make_dual(weight, weight)))
+    assert dual.tangent is not None and torch.allclose(dual.tangent, change, atol=1e-3)
+    assert onednn == []
 
 
 # --- several matrices as one ---
@@ -142,9 +218,9 @@ def test_what_lies_together_is_multiplied_at_once(products: list[int]) -> None:
     q, k, v = parts()
     x, joined = torch.randn(2, 3, 512), Joined()
     for _ in range(2):
-        assert right(joined(x, (q, k), (v,)), x, [[q, k], [v]])
+        assert right(joined(x, [(q, k), (v,)]), x, [[q, k], [v]])
     q.mul_(2)  # in place: the same memory
-    assert right(joined(x, (q, k), (v,)), x, [[q, k], [v]])
+    assert right(joined(x, [(q, k), (v,)]), x, [[q, k], [v]])
     assert products == [1024, 1024, 1024]
 
 
@@ -155,7 +231,7 @@ def test_what_does_not_is_multiplied_apart(products: list[int]) -> None:
     alone = nn.Parameter(torch.randn(256, 512), requires_grad=False)
     others = [[v, k], [q, v], [q, alone], [q[:256], k], [k, alone]]
     for pair in others:
-        assert right(joined(x, *([weight] for weight in pair)), x, [[weight] for weight in pair])
+        assert right(joined(x, [[weight] for weight in pair]), x, [[weight] for weight in pair])
     assert products == [len(weight) for pair in others for weight in pair]
 
 
@@ -163,9 +239,9 @@ def test_what_does_not_is_multiplied_apart(products: list[int]) -> None:
 def test_another_matrix_in_its_place_is_seen(products: list[int]) -> None:
     q, k, v = parts()
     x, joined = torch.randn(2, 512), Joined()
-    joined(x, (q, k), (v,))
+    joined(x, [(q, k), (v,)])
     k.data = torch.randn(256, 512)
-    assert right(joined(x, (q, k), (v,)), x, [[q, k], [v]])
+    assert right(joined(x, [(q, k), (v,)]), x, [[q, k], [v]])
     assert products == [1024, 512, 256, 256]
 
 
@@ -178,7 +254,7 @@ def test_a_copy_has_matrices_of_its_own() -> None:
             self.joined = Joined()
 
         def forward(self, x: Tensor) -> Any:
-            return self.joined(x, (self.q,), (self.k,))
+            return self.joined(x, [(self.q,), (self.k,)])
 
     block, x = Block(), torch.randn(2, 512)
     block(x)
@@ -188,13 +264,32 @@ def test_a_copy_has_matrices_of_its_own() -> None:
     assert right(twin(x), x, [[twin.q], [twin.k]]) and right(block(x), x, [[block.q], [block.k]])
 
 
-def test_with_derivatives_each_matrix_is_its_own(products: list[int]) -> None:
+def test_where_nothing_is_trained_derivatives_are_of_the_whole(products: list[int]) -> None:
     q, k, v = parts()
     x, joined = torch.randn(2, 512, requires_grad=True), Joined()
-    first, second = joined(x, (q, k), (v,))
-    (first.sum() + second.sum()).backward()
-    assert x.grad is not None and torch.allclose(x.grad[0], torch.cat([q, k, v]).sum(0), atol=1e-3)
-    with torch.no_grad():
-        made = torch.func.vmap(lambda t: torch.cat(list(joined(t, (q, k), (v,)))))(x.detach())
-        assert torch.allclose(made, x @ torch.cat([q, k, v]).T, atol=1e-3)
-    assert 1024 not in products
+    for trained, seen in ((False, [1024]), (True, [512, 256, 256])):
+        products.clear()
+        k.requires_grad_(trained)
+        first, second = joined(x, [(q, k), (v,)])
+        x.grad = None
+        (first.sum() + second.sum()).backward()
+        assert x.grad is not None and torch.allclose(x.grad[0], torch.cat([q, k, v]).sum(0), atol=1e-3)
+        assert products == seen
+    assert k.grad is not None
+
+
+def test_a_transform_over_one_of_them_takes_each(products: list[int]) -> None:
+    q, k, v = (part.detach() for part in parts())
+    x, joined = torch.randn(2, 512), Joined()
+    made = torch.func.vmap(lambda t: torch.cat(list(joined(t, [(q, k), (v,)]))))(x)
+    assert torch.allclose(made, x @ torch.cat([q, k, v]).T, atol=1e-3) and products == [1024]
+    products.clear()
+    many = torch.stack([k, 2 * k])
+    made = torch.func.vmap(lambda each: joined(x, [(q, each), (v,)])[0])(many)
+    assert torch.allclose(made[1, :, 512:], 2 * x @ k.T, atol=1e-3)
+    slope = torch.func.grad(lambda each: joined(x, [(q, each), (v,)])[0].sum())(k)
+    assert torch.allclose(slope, x.sum(0).expand(256, -1), atol=1e-3)
+    with forward_ad.dual_level():
+        dual = forward_ad.unpack_dual(joined(x, [(q, forward_ad.make_dual(k, k)), (v,)])[0])
+    assert dual.tangent is not None and torch.allclose(dual.tangent[:, 512:], x @ k.T, atol=1e-3)
+    assert products == 3 * [512, 256, 256]
