@@ -17,6 +17,7 @@ from kit.lens.reading import Reading, Words, ranks_of
 from kit.lens.swap import Swap, exchange
 from kit.models.activations import capture
 from kit.models.bridge import check_layer, fingerprint, runtime
+from kit.models.fast_linear import product
 from kit.models.logit_lens import direction_logits, long_tokens, stream_logits, token_directions
 from kit.models.tokens import Text, prompt_tokens
 from kit.steering.vectors import SteeringVector
@@ -164,7 +165,7 @@ class Lens:
         streams = capture(self.model, row, [(layer, "resid") for layer in {*layers, self.model.cfg.n_layers - 1}])
         end = streams[self.model.cfg.n_layers - 1, "resid"][0].float()  # [pos, d_model]
         seen = [streams[layer, "resid"][0].float() for layer in layers]
-        carried = [stream @ matrix.to(stream.device).T for stream, matrix in zip(seen, matrices, strict=True)]
+        carried = [product(stream, matrix.to(stream.device)) for stream, matrix in zip(seen, matrices, strict=True)]
         found = []
         for part in torch.stack([*carried, *seen, end]).split(_AT_ONCE):
             said = stream_logits(self.model, part)  # [streams, pos, d_vocab]
@@ -222,7 +223,7 @@ class Lens:
         found = []
         chance = self._peaks_of_chance(layer, k)
         for part in rows.split(64):
-            lensed, plain = self._scores(part @ self.matrix(layer).T), self._scores(part)
+            lensed, plain = self._scores(product(part, self.matrix(layer))), self._scores(part)
             for scores, logit in zip(lensed, plain, strict=True):
                 top, other = scores.topk(k), logit.topk(k)
                 peak = float(top.values.mean())

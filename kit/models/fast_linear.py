@@ -38,7 +38,7 @@ class Joined:
         """``x @ weight.T``, side by side for the weights of a group: x ``[..., in]``, weights
         ``[out, in]``, each result ``[..., out of its group]``."""
         weights = [weight for group in groups for weight in group]
-        if any(weight.requires_grad or _wrapped(weight) for weight in weights):
+        if any(type(weight) not in _PLAIN or weight.requires_grad or _wrapped(weight) for weight in weights):
             whole = None
         else:
             if self._at != (at := tuple([weight.data_ptr() for weight in weights])):
@@ -57,8 +57,7 @@ def _one_after_the_other(weights: Sequence[Tensor]) -> Tensor | None:
     home = first.untyped_storage().data_ptr()
     for weight in weights:
         of_one = (
-            type(weight) in _PLAIN
-            and weight.is_contiguous()
+            weight.is_contiguous()
             and (weight.dtype, weight.device, weight.shape[1:]) == (first.dtype, first.device, first.shape[1:])
             and (weight.data_ptr(), weight.untyped_storage().data_ptr()) == (end, home)
             and end != 0

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kit.models.bridge import norm_gain, runtime, unwrapped, without_bias
+from kit.models.fast_linear import product
 from kit.models.hook_points import Hooks, output_of
 from kit.models.paths import architecture, difference, most, sample_tokens
 
@@ -69,7 +70,7 @@ def direction_logits(model: TransformerBridge, rows: Tensor) -> Tensor:
         ValueError: an architecture whose logits are not made so.
     """
     words, end = _unembedding(model), _end(model)
-    return end.normed(rows.to(words)) @ words.T * end.factor
+    return product(end.normed(rows.to(words)), words) * end.factor
 
 
 @torch.no_grad()
@@ -97,7 +98,7 @@ def stream_logits(model: TransformerBridge, stream: Tensor) -> Tensor:
     weight, end = head.weight, _end(model)
     stream = stream.to(weight)
     normed = stream if end.norm is None else end.norm(stream)
-    logits = nn.functional.linear(normed.to(weight), weight, getattr(head, "bias", None)).float() * end.factor
+    logits = product(normed.to(weight), weight, getattr(head, "bias", None)).float() * end.factor
     return logits if end.cap is None else end.cap * (logits / end.cap).tanh()
 
 

@@ -38,6 +38,7 @@ def main() -> int:
     rows = [start.figure(pairs=3 if args.quick else 7), token.figure(one)]
     rows += ratios.table(model, pairs=3 if args.quick else 7)
     rows.append(ratios.halves(model, pairs=3 if args.quick else 7))
+    rows += ratios.libraries(model, busy.iteration(model), pairs=3 if args.quick else 7)
     rows += unlabelled.table(
         model, seeds=1 if args.quick else 3, reference=args.reference, python=args.reference_python or sys.executable
     )

@@ -42,7 +42,6 @@ def jobs(model: Any) -> dict[tuple[str, float], tuple[Callable[[], Any], int]]:
     moved = iter(range(10**6))
     rows = dictionaries.tokens(model, 48)
     dictionary = dictionaries.untrained(model, rows[:16])
-    piece = LayerSlice(model, kit.text_tokens(model, unlabelled._PROMPT), unlabelled._SOURCE, unlabelled._TARGET)
     source = sae.Source(model, rows, [dictionary.site], batch=1024, rows=32)
     training = sae.Training(source, widths=(4,), steps=10**6)
 
@@ -62,16 +61,19 @@ def jobs(model: Any) -> dict[tuple[str, float], tuple[Callable[[], Any], int]]:
         ("decode step, one row", one): (steps([0.2]), _STEPS),
         ("decode step, ladder of 9", all_cores): (steps([-0.4 + 0.1 * i for i in range(9)]), _STEPS),
         ("slider release to first token", all_cores): (slider, 1),
-        ("exponential DCT, an iteration", all_cores): (
-            lambda: dct.fit_map(piece, n_features=_FEATURES, radius=_RADIUS, iterations=1),
-            1,
-        ),
+        ("exponential DCT, an iteration", all_cores): (iteration(model), 1),
         ("SAE training, a step with its harvest", all_cores): (chunk, _BATCHES),
         ("feature store, 16 rows of text", all_cores): (
             lambda: sae.FeatureStore.build(dictionary, model, rows[:16]),
             1,
         ),
     }
+
+
+def iteration(model: Any) -> Callable[[], Any]:
+    """One of the exponential DCT."""
+    piece = LayerSlice(model, kit.text_tokens(model, unlabelled._PROMPT), unlabelled._SOURCE, unlabelled._TARGET)
+    return lambda: dct.fit_map(piece, n_features=_FEATURES, radius=_RADIUS, iterations=1)
 
 
 def in_turn(job: Callable[[], Any], pairs: int) -> tuple[list[float], list[float]]:

@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 import kit
 from kit.base import threads
 from kit.models import load, weights
+from kit.models.fast_linear import ROWS
 
 _TOKENS = 32
 _PROMPT = "Tell me about your favourite day of the week and say why you like it so much."
@@ -194,6 +196,30 @@ def steps(a: Callable[[], Any], b: Callable[[], Any], pairs: int) -> list[float]
         times = {make: run(make) for make in ((a, b) if i % 2 == 0 else (b, a))}
         found.append(times[a] / times[b])
     return found
+
+
+def libraries(model: Any, iteration: Callable[[], Any], pairs: int) -> list[Figure]:
+    """What the choice of a library gives: time with torch's own for every product over time."""
+    vector, tokens = kit.data.vector("happy-sad"), kit.chat_tokens(model, _PROMPT)
+    own = {side: " ".join(["torch"] * len(ROWS)) for side in ("alone", "together")}
+    plain = {**threads.kept(), "products": own}
+
+    def with_own(job: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            with patch.object(threads, "kept", lambda: plain):
+                return job()
+
+        return run
+
+    def row(count: int) -> Callable[[], Any]:
+        return lambda: kit.generate(model, tokens, vector, [0.2] * count, max_new_tokens=_TOKENS)
+
+    jobs = {"one row": row(1), "a ladder of 9": row(9), "an iteration of the exponential DCT": iteration}
+    with no_end(model):
+        return [
+            Figure(f"{what}: time with torch's library over time", "", "", pairs_of(with_own(job), job, pairs))
+            for what, job in jobs.items()
+        ]
 
 
 def halves(model: Any, pairs: int) -> Figure:

@@ -86,7 +86,10 @@ def test_a_torch_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Other(nn.Parameter):
-    """As quantised weights and those shared between machines are."""
+    """As quantised weights and those shared between machines are, which lie nowhere."""
+
+    def data_ptr(self) -> int:
+        raise RuntimeError("no storage")
 
 
 @torch.no_grad()
@@ -229,7 +232,7 @@ def test_what_does_not_is_multiplied_apart(products: list[int]) -> None:
     q, k, v = parts()
     x, joined = torch.randn(2, 3, 512), Joined()
     alone = nn.Parameter(torch.randn(256, 512), requires_grad=False)
-    others = [[v, k], [q, v], [q, alone], [q[:256], k], [k, alone]]
+    others = [[v, k], [q, v], [q, alone], [q[:256], k], [k, alone], [q, Other(k, requires_grad=False)]]
     for pair in others:
         assert right(joined(x, [[weight] for weight in pair]), x, [[weight] for weight in pair])
     assert products == [len(weight) for pair in others for weight in pair]
