@@ -124,17 +124,19 @@ class Blas:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """On one thread, until the last of all Python threads' blocks has ended."""
-        with self._lock:
-            if not self._blocks:
-                self._usual = [(library, library.num_threads) for library in _libraries()]
-                for library, _ in self._usual:
-                    library.set_num_threads(1)
-            self._blocks += 1
-        try:
+        counted = 0
+        try:  # at once: a stop between the count and this would hold it for good
+            with self._lock:
+                if not self._blocks:
+                    self._usual = [(library, library.num_threads) for library in _libraries()]
+                    for library, _ in self._usual:
+                        library.set_num_threads(1)
+                self._blocks += 1
+                counted = 1
             yield
         finally:
             with self._lock:
-                self._blocks -= 1
+                self._blocks -= counted
                 if not self._blocks:
                     for library, count in self._usual:
                         library.set_num_threads(count)

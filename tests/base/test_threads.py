@@ -407,6 +407,26 @@ def test_it_gets_its_threads_back_when_the_last_block_has_ended(ours: Machine, b
     assert blas.num_threads == 4
 
 
+def test_a_stop_as_they_are_taken_gives_them_back(
+    ours: Machine, blas: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = blas.set_num_threads
+
+    def pressed(count: int) -> None:
+        taken(count)
+        if count == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(blas, "set_num_threads", pressed)
+    with pytest.raises(KeyboardInterrupt), fitted(9):
+        pass
+    assert blas.num_threads == 4
+    monkeypatch.setattr(blas, "set_num_threads", taken)
+    with fitted(9):
+        assert blas.num_threads == 1
+    assert blas.num_threads == 4
+
+
 def test_the_real_libraries_are_found() -> None:
     code = (
         "import numpy, scipy.linalg, threadpoolctl; from kit.base.threads import fitted, _libraries\n"
