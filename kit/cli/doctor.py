@@ -248,8 +248,6 @@ def _threads(quick: bool) -> Check:
     count, torch = threads.cores(), sys.modules.get("torch")  # whose own row tried
     if not torch or count == 1:
         return Check("threads", True, f"of {count} cores")
-    from kit.models.fast_linear import way
-
     if users := threads.users():
         fix = f"export OMP_NUM_THREADS={count}" if torch.get_num_threads() > count else ""
         return Check("threads", None if fix else True, f"of {count} cores, as you say: {users}", fix)
@@ -257,6 +255,8 @@ def _threads(quick: bool) -> Check:
     how = f"waiting {found['waiting']}, as measured here" if found else "how they should wait is not measured yet"
     detail = f"of {count} cores those that are free, for one row {found.get('one row', 1)}; {how}"
     if found:
+        from kit.models.fast_linear import way
+
         detail += f"; one row by {way(1, 1)}, nine by {way(9, count)}"
     return Check("threads", None if late else True, f"{detail}{late and '; '}{late}")
 

@@ -37,7 +37,7 @@ def _compare() -> None:
     turned = [weight.t().contiguous().t() for weight in stored]
     moved = sum(weight.numel() for weight in stored)
     widths = [weight.shape[1] for weight in stored]
-    heads = [*(f"{name}" for name in ways()), "turned torch", "turned oneDNN", "rearranged"]
+    heads = [*ways(), "turned torch", "turned oneDNN", "rearranged"]
     print(f"{'rows':>4}" + "".join(f"{name:>15}" for name in heads) + "  ms")
     for rows in _ROWS:
         given = {width: torch.randn(rows, width) for width in set(widths)}

@@ -27,8 +27,9 @@ _PROMPT = "Tell me about your favourite day of the week and say why you like it 
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table, with what it must reach, if anything; ``values`` are the pairs' ratios or the single runs (none: not run);
-    ``quiet`` and ``busy`` say what a job took alone and with one core busy."""
+    """One line of the table, with what it must reach, if anything; ``values`` are the pairs' ratios
+    or the single runs (none: not run); ``quiet`` and ``busy`` say what a job took alone and with
+    one core busy."""
 
     what: str
     must: str
@@ -61,13 +62,22 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def pairs_of(a: Callable[[], Any], b: Callable[[], Any], pairs: int) -> list[float]:
+def after_first(make: Callable[[], Any]) -> float:
+    """Seconds of a stream after its first token, which its prompt is in."""
+    stream = make()
+    next(stream)
+    return seconds(lambda: list(stream))
+
+
+def pairs_of(
+    a: Callable[[], Any], b: Callable[[], Any], pairs: int, time: Callable[[Callable[[], Any]], float] = seconds
+) -> list[float]:
     """time(a) / time(b), pair by pair, after a warm-up of both; the order alternates."""
-    a(), b()
+    time(a), time(b)
     found = []
     for i in range(pairs):
         first, second = (a, b) if i % 2 == 0 else (b, a)
-        times = seconds(first), seconds(second)
+        times = time(first), time(second)
         found.append(times[0] / times[1] if i % 2 == 0 else times[1] / times[0])
     return found
 
@@ -85,9 +95,11 @@ def one_thread() -> Iterator[None]:
 
 
 @one_thread()
-def alone(a: Callable[[], Any], b: Callable[[], Any], pairs: int) -> list[float]:
+def alone(
+    a: Callable[[], Any], b: Callable[[], Any], pairs: int, time: Callable[[Callable[[], Any]], float] = seconds
+) -> list[float]:
     """:func:`pairs_of` on one thread."""
-    return pairs_of(a, b, pairs)
+    return pairs_of(a, b, pairs, time)
 
 
 def table(model: Any, pairs: int) -> list[Figure]:
@@ -133,12 +145,17 @@ def table(model: Any, pairs: int) -> list[Figure]:
                 ">= 1.4",
                 pairs_of(bridge, one, pairs),
             ),
-            Figure("ladder of 9: a step over one row's", "<= 1.3", "<= 1.2", steps(nine_steps, one_step, pairs)),
+            Figure(
+                "ladder of 9: a step over one row's",
+                "<= 1.3",
+                "<= 1.2",
+                pairs_of(nine_steps, one_step, pairs, after_first),
+            ),
             Figure(
                 "ladder of 9: a step over one row's, one thread",
                 "<= 2.2",
                 "<= 1.7",
-                one_thread()(steps)(nine_steps, one_step, pairs),
+                alone(nine_steps, one_step, pairs, after_first),
             ),
             Figure("ladder of 9 with its prompt of 48 tokens: time over one row's", "", "", pairs_of(nine, one, pairs)),
             Figure("the same, one thread", "", "", alone(nine, one, pairs)),
@@ -181,23 +198,6 @@ def _plain_transformers(model: Any) -> Any:
     return plain
 
 
-def steps(a: Callable[[], Any], b: Callable[[], Any], pairs: int) -> list[float]:
-    """Time of two streams after their first token, which their prompts are in: a over b, pair by
-    pair."""
-
-    def run(make: Callable[[], Any]) -> float:
-        stream = make()
-        next(stream)
-        return seconds(lambda: list(stream))
-
-    run(a), run(b)
-    found = []
-    for i in range(pairs):
-        times = {make: run(make) for make in ((a, b) if i % 2 == 0 else (b, a))}
-        found.append(times[a] / times[b])
-    return found
-
-
 def libraries(model: Any, iteration: Callable[[], Any], pairs: int) -> list[Figure]:
     """What the choice of a library gives: time with torch's own for every product over time."""
     vector, tokens = kit.data.vector("happy-sad"), kit.chat_tokens(model, _PROMPT)
@@ -224,21 +224,17 @@ def libraries(model: Any, iteration: Callable[[], Any], pairs: int) -> list[Figu
 
 def halves(model: Any, pairs: int) -> Figure:
     """The row of bfloat16, not run where ``auto`` chooses float32."""
-    chosen = load.choose_dtype("cpu")[0]
-    ratios: list[float] = []
-    if chosen == torch.bfloat16:
-        narrow, vector, tokens = (
-            kit.load_model(dtype="bfloat16"),
-            kit.data.vector("happy-sad"),
-            kit.chat_tokens(model, _PROMPT),
-        )
+    found: list[float] = []
+    if load.choose_dtype("cpu")[0] == torch.bfloat16:
+        narrow, vector = kit.load_model(dtype="bfloat16"), kit.data.vector("happy-sad")
+        tokens = kit.chat_tokens(model, _PROMPT)
 
         def one_of(model: Any) -> Callable[[], Any]:
             return lambda: kit.stream(model, tokens, vector, [0.2], max_new_tokens=_TOKENS)
 
         with no_end(model), no_end(narrow):
-            ratios = steps(one_of(narrow), one_of(model), pairs)
-    return Figure("bfloat16 where `auto` chooses it: a token over float32's", "<= 1", "<= 0.8", ratios)
+            found = pairs_of(one_of(narrow), one_of(model), pairs, after_first)
+    return Figure("bfloat16 where `auto` chooses it: a token over float32's", "<= 1", "<= 0.8", found)
 
 
 def first_tokens(model: Any, vector: Any, runs: int) -> list[float]:
